@@ -1,0 +1,1 @@
+"""Command lines: `kvstore` runs members, `kvctl` talks to them."""

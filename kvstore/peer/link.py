@@ -1,0 +1,468 @@
+"""Connections between members: framing, handshake, reconnect; knows bytes, not Raft messages.
+
+Every member dials every other member, once per channel, and sends on the connections it dialled;
+what it accepts it only reads. Heartbeats and answers have a channel of their own, so that they
+never queue behind a large append. A frame is a 4-byte big-endian length and the payload. The first
+frame of a connection is the hello: magic, protocol version, then msgpack
+`[cluster_id, sender, target, channel]`; it is answered by one frame, empty or the refusal's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgpack
+
+from kvstore.ports import Random
+
+log = logging.getLogger("kvstore.peer")
+
+MAGIC = b"KVP"
+PROTOCOL_VERSION = 1
+FRAME_SIZE_MAX = 64 << 20
+"""Larger than any entry batch; a length above it is not ours and ends the connection."""
+
+UNSENT_MAX = 64 << 20
+"""Bytes waiting for one peer before further messages to it are dropped, which Raft tolerates."""
+
+BACKOFF_MIN_S = 0.02
+BACKOFF_MAX_S = 1.0
+HELLO_TIMEOUT_S = 5.0
+
+
+class Channel(enum.IntEnum):
+    """What a connection carries."""
+
+    CONTROL = 0
+    """Heartbeats, votes, answers, read rounds: small and urgent."""
+
+    BULK = 1
+    """Entries and forwarded proposals."""
+
+    SNAPSHOT = 2
+    """One snapshot, then the connection ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a peer listens."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The identity a dialling member shows."""
+
+    cluster_id: int
+    sender: int
+    target: int
+    channel: Channel
+
+
+class HelloError(Exception):
+    """The other side is not a member we may talk to; the text says why and what to do."""
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """Return the payload of the first frame."""
+    body: bytes = msgpack.packb([hello.cluster_id, hello.sender, hello.target, int(hello.channel)])
+    return MAGIC + bytes([PROTOCOL_VERSION]) + body
+
+
+def decode_hello(payload: bytes) -> Hello:
+    """Return what the payload of a first frame says.
+
+    Raises:
+        HelloError: Not our protocol, a newer version of it, or malformed.
+    """
+    if payload[:3] != MAGIC or len(payload) < 4:
+        raise HelloError("this is the peer port of a kvstore member; clients use the client port")
+    if payload[3] != PROTOCOL_VERSION:
+        raise HelloError(
+            f"peer protocol version {payload[3]} is not supported here "
+            f"(this member speaks {PROTOCOL_VERSION}); upgrade the older member"
+        )
+    try:
+        cluster, sender, target, channel = msgpack.unpackb(payload[4:])
+        hello = Hello(int(cluster), int(sender), int(target), Channel(channel))
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise HelloError(f"malformed hello: {error}") from error
+    return hello
+
+
+def frame(payload: bytes) -> bytes:
+    """Return the payload behind its length."""
+    return len(payload).to_bytes(4) + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into payloads."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take received bytes, return the payloads that are complete now.
+
+        Raises:
+            HelloError: A length above `FRAME_SIZE_MAX`.
+        """
+        if self._buffer:
+            data = self._buffer + data
+        payloads = []
+        position = 0
+        end = len(data)
+        while end - position >= 4:
+            size = int.from_bytes(data[position : position + 4])
+            if size > FRAME_SIZE_MAX:
+                raise HelloError(f"a frame of {size} bytes is not ours")
+            if end - position - 4 < size:
+                break
+            position += 4
+            payloads.append(data[position : position + size])
+            position += size
+        self._buffer = data[position:]
+        return payloads
+
+
+class Receiver(Protocol):
+    """What a member does with what its peers send. Methods run on the loop and must not raise."""
+
+    def receive(self, sender: int, payloads: list[bytes]) -> None:
+        """Take the messages of one read from a control or bulk connection."""
+
+    def snapshot_opened(self, sender: int) -> SnapshotSink:
+        """Begin to receive a snapshot."""
+
+
+class SnapshotSink(Protocol):
+    """Takes one incoming snapshot."""
+
+    def frame(self, payload: bytes) -> None:
+        """Take the next frame; an exception ends the connection and is reported to the sender."""
+
+    def closed(self) -> None:
+        """The connection has ended, complete or not."""
+
+
+class Inbound(asyncio.Protocol):
+    """A connection that a peer dialled."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._reader = FrameReader()
+        self._hello: Hello | None = None
+        self._sink: SnapshotSink | None = None
+        self._transport: asyncio.Transport | None = None
+        self._timeout: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the hello, but not for ever."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._links.inbound.add(self)
+        self._timeout = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Check the hello, then hand the frames on."""
+        try:
+            payloads = self._reader.feed(data)
+            if self._hello is None and payloads:
+                self._accept(decode_hello(payloads.pop(0)))
+        except HelloError as error:
+            self._refuse(str(error))
+            return
+        hello = self._hello
+        if hello is None or not payloads:
+            return
+        self._links.received_bytes += len(data)
+        if self._sink is None:
+            self._links.receiver.receive(hello.sender, payloads)
+            return
+        try:
+            for payload in payloads:
+                self._sink.frame(payload)
+        except Exception as error:  # noqa: BLE001 (told to the sender; the snapshot is void, nothing else)
+            log.warning("snapshot from member %x refused: %s", hello.sender, error)
+            self._refuse(str(error) or type(error).__name__)
+
+    def _accept(self, hello: Hello) -> None:
+        problem = self._links.check(hello)
+        if problem:
+            raise HelloError(problem)
+        assert self._transport is not None
+        assert self._timeout is not None
+        self._timeout.cancel()
+        self._hello = hello
+        if hello.channel is Channel.SNAPSHOT:
+            self._sink = self._links.receiver.snapshot_opened(hello.sender)
+        self._transport.write(frame(b""))
+
+    def _refuse(self, text: str) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(text.encode()))
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection; the peer dials again."""
+        if self._timeout is not None:
+            self._timeout.cancel()
+        self._links.inbound.discard(self)
+        if self._sink is not None:
+            self._sink.closed()
+            self._sink = None
+
+    def close(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Outbound(asyncio.Protocol):
+    """A connection that we dialled; `opened` is the future of the answered hello."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.transport: asyncio.Transport | None = None
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self._reader = FrameReader()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Take the answer to the hello, or the text of a refusal."""
+        for payload in self._reader.feed(data):
+            if payload:
+                self._fail(HelloError(payload.decode(errors="replace")))
+                if self.transport is not None:
+                    self.transport.close()
+            elif not self.opened.done():
+                self.opened.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Tell the snapshot sender to wait."""
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        """Tell the snapshot sender to go on."""
+        self.writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wake whoever waits for this connection."""
+        self._fail(exc or ConnectionResetError("the peer closed the connection"))
+        if not self.lost.done():
+            self.lost.set_result(None)
+        self.writable.set()
+
+    def _fail(self, error: Exception) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(error)
+
+
+class Link:
+    """One outgoing channel to one peer: dials, dials again, drops what it cannot send."""
+
+    def __init__(self, links: Links, peer: int, endpoint: Endpoint, channel: Channel) -> None:
+        self.peer = peer
+        self.endpoint = endpoint
+        self.channel = channel
+        self.up = False
+        self.dropped = 0
+        self._links = links
+        self._transport: asyncio.Transport | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def send(self, payload: bytes) -> bool:
+        """Queue one message; False if it was dropped because the peer is down or too slow."""
+        transport = self._transport
+        if transport is None or transport.get_write_buffer_size() > UNSENT_MAX:
+            self.dropped += 1
+            return False
+        transport.write(len(payload).to_bytes(4) + payload)
+        self._links.sent_bytes += len(payload) + 4
+        return True
+
+    async def _run(self) -> None:
+        backoff_s = BACKOFF_MIN_S
+        complaint = ""
+        while True:
+            protocol: Outbound | None = None
+            try:
+                protocol = await self._links.dial(self.peer, self.endpoint, self.channel)
+                backoff_s = BACKOFF_MIN_S
+                complaint = ""
+                self._transport = protocol.transport
+                self.up = True
+                await protocol.lost
+            except (OSError, HelloError, TimeoutError) as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    log.warning(
+                        "cannot reach member %x at %s:%d (%s): %s; trying again",
+                        self.peer, self.endpoint.host, self.endpoint.port,
+                        self.channel.name.lower(), error,
+                    )  # fmt: skip
+            finally:
+                was_up, self.up, self._transport = self.up, False, None
+                if protocol is not None and protocol.transport is not None:
+                    protocol.transport.abort()
+            if was_up:
+                self._links.lost(self.peer, self.channel)
+            # Jitter keeps members that restart together from dialling in step.
+            spread = self._links.random.randrange(500, 1000) / 1000
+            await asyncio.sleep(backoff_s * spread)
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    async def close(self) -> None:
+        """Stop dialling and end the connection."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+
+class Links:
+    """All connections of one member to its peers."""
+
+    def __init__(
+        self,
+        cluster_id: int,
+        own_id: int,
+        receiver: Receiver,
+        random: Random,
+        *,
+        on_lost: Callable[[int, Channel], None],
+        server_tls: ssl.SSLContext | None = None,
+        client_tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Prepare; nothing connects before `listen` and `set_peers`.
+
+        Args:
+            cluster_id: Peers of another cluster are refused.
+            own_id: This member.
+            receiver: Takes what arrives.
+            random: For the jitter of reconnects.
+            on_lost: Called with peer and channel when an open connection ended.
+            server_tls: For accepted connections; None is plain TCP.
+            client_tls: For dialled connections.
+        """
+        self.receiver = receiver
+        self.random = random
+        self.inbound: set[Inbound] = set()
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self.lost = on_lost
+        self.removed: set[int] = set()
+        """Members that were removed; they are refused for ever."""
+
+        self._cluster_id = cluster_id
+        self._own_id = own_id
+        self._server_tls = server_tls
+        self._client_tls = client_tls
+        self._links: dict[tuple[int, Channel], Link] = {}
+        self._servers: list[asyncio.Server] = []
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def check(self, hello: Hello) -> str:
+        """Return why a dialling member is refused, or an empty text."""
+        if hello.cluster_id != self._cluster_id:
+            return (
+                f"cluster ID mismatch: this member belongs to cluster {self._cluster_id:x}, the "
+                f"caller to {hello.cluster_id:x}; compare --initial-cluster and "
+                "--initial-cluster-token, or remove the stale data directory"
+            )
+        if hello.target != self._own_id:
+            return f"this is member {self._own_id:x}, not {hello.target:x}; check the peer URLs"
+        if hello.sender in self.removed:
+            return f"member {hello.sender:x} was removed from the cluster and cannot come back"
+        return ""
+
+    async def listen(self, host: str, port: int) -> int:
+        """Accept peers; return the port (useful with port 0). Raises OSError."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Inbound(self), host, port, ssl=self._server_tls, reuse_address=True
+        )
+        self._servers.append(server)
+        address: tuple[str, int] = server.sockets[0].getsockname()[:2]
+        return address[1]
+
+    def set_peers(self, peers: dict[int, Endpoint]) -> None:
+        """Dial exactly these members from now on."""
+        for key, link in list(self._links.items()):
+            if peers.get(key[0]) != link.endpoint:
+                del self._links[key]
+                task = asyncio.get_running_loop().create_task(link.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        for peer, endpoint in peers.items():
+            for channel in (Channel.CONTROL, Channel.BULK):
+                if (peer, channel) not in self._links:
+                    self._links[peer, channel] = Link(self, peer, endpoint, channel)
+
+    def send(self, peer: int, channel: Channel, payload: bytes) -> bool:
+        """Send one message; False if it was certainly not sent."""
+        link = self._links.get((peer, channel))
+        return link is not None and link.send(payload)
+
+    def is_up(self, peer: int) -> bool:
+        """Tell whether both channels to a peer are open."""
+        return all(
+            (link := self._links.get((peer, channel))) is not None and link.up
+            for channel in (Channel.CONTROL, Channel.BULK)
+        )
+
+    def endpoint(self, peer: int) -> Endpoint | None:
+        """Return where a peer listens, if it is one of ours."""
+        link = self._links.get((peer, Channel.CONTROL))
+        return link.endpoint if link else None
+
+    async def dial(self, peer: int, endpoint: Endpoint, channel: Channel) -> Outbound:
+        """Open a connection and exchange hellos.
+
+        Raises:
+            OSError: Nobody listens there, or TLS failed.
+            HelloError: The member there refuses us.
+            TimeoutError: No answer within `HELLO_TIMEOUT_S`.
+        """
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            loop = asyncio.get_running_loop()
+            transport, protocol = await loop.create_connection(
+                Outbound, endpoint.host, endpoint.port, ssl=self._client_tls
+            )
+            hello = Hello(self._cluster_id, self._own_id, peer, channel)
+            transport.write(frame(encode_hello(hello)))
+            try:
+                await protocol.opened
+            except BaseException:
+                transport.abort()
+                raise
+        return protocol
+
+    async def close(self) -> None:
+        """End every connection and stop accepting."""
+        for server in self._servers:
+            server.close()
+        for link in self._links.values():
+            await link.close()
+        self._links.clear()
+        for inbound in list(self.inbound):
+            inbound.close()
+        for task in list(self._closing):
+            await task

@@ -1,0 +1,1 @@
+"""One member: joins consensus, log, store, leases and RPC to clocks, sockets and threads."""
