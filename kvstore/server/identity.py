@@ -69,9 +69,7 @@ def parse_initial_cluster(text: str, token: str) -> list[Member]:
     every_url = [url for group in urls.values() for url in group]
     for url in every_url:
         if every_url.count(url) > 1:
-            raise InitialClusterError(
-                f"--initial-cluster: {url} stands twice; they must differ"
-            )
+            raise InitialClusterError(f"--initial-cluster: {url} stands twice; they must differ")
     members = [
         Member(member_id(tuple(group), token), "", tuple(sorted(group))) for group in urls.values()
     ]

@@ -1,0 +1,95 @@
+"""Runs one member in this process: loop, signals, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import difflib
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from kvstore.server.config import ConfigError, ServerConfig
+from kvstore.server.identity import InitialClusterError
+from kvstore.server.logs import set_up
+from kvstore.server.member import Member
+from kvstore.server.startup import StartError
+
+log = logging.getLogger("kvstore.serve")
+
+
+def load_config_file(path: str) -> dict[str, Any]:
+    """Return the settings of a YAML file whose keys are flag names.
+
+    Raises:
+        click.ClickException: Not YAML, an unknown key (with the nearest valid one), a wrong type.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise click.ClickException(f"--config-file {path}: {error}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise click.ClickException(f"--config-file {path}: expected flag names and their values")
+    types = {
+        field.name: type(field.default) for field in dataclasses.fields(ServerConfig) if field.init
+    }
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1)
+            advice = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise click.ClickException(f"--config-file {path}: unknown key {key!r}{advice}")
+        if type(value) is not types[name]:
+            raise click.ClickException(
+                f"--config-file {path}: {key} must be of type {types[name].__name__}, not {value!r}"
+            )
+        settings[name] = value
+    return settings
+
+
+def run_member(config: ServerConfig) -> int:
+    """Run until SIGINT or SIGTERM; return the exit code."""
+    try:
+        config.check()
+    except (ConfigError, InitialClusterError) as error:
+        print(f"kvstore: {error}", file=sys.stderr)
+        return 2
+    set_up(config.log_level)
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            return runner.run(_serve(config))
+        except StartError as error:
+            print(f"kvstore: {error}", file=sys.stderr)
+            return 1
+
+
+async def _serve(config: ServerConfig) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    member = Member(config)
+    try:
+        await member.start()
+        log.info(
+            "serving clients",
+            extra={"fields": {"urls": config.listen_client_urls, "member": f"{member.id:x}"}},
+        )
+        await stop.wait()
+    finally:
+        await member.stop()
+    return 0

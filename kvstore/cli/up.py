@@ -1,0 +1,215 @@
+"""A local cluster of member processes: starts them, shows their state, stops them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+POLL_S = 0.05
+VIEW_S = 1.0
+
+
+class PortsError(ValueError):
+    """The ports of the members do not fit below 65536."""
+
+
+@dataclass(slots=True)
+class LocalMember:
+    """One member process and its addresses."""
+
+    name: str
+    client_port: int
+    peer_port: int
+    data_dir: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def client_url(self) -> str:
+        """Where clients reach it."""
+        return f"http://127.0.0.1:{self.client_port}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where its peers reach it."""
+        return f"http://127.0.0.1:{self.peer_port}"
+
+
+class LocalCluster:
+    """Members as child processes on this machine, named m1, m2, ..."""
+
+    def __init__(self, nodes: int, folder: Path, client_port: int, log_level: str) -> None:
+        """Plan the members; nothing starts before `run`.
+
+        Ports are those of etcd's usual local cluster: 2379, 22379, 32379 for clients, one above
+        each for peers.
+
+        Raises:
+            PortsError: A port would be above 65535.
+        """
+        self._log_level = log_level
+        self._folder = folder
+        self.members: list[LocalMember] = []
+        for number in range(nodes):
+            port = client_port + (10_000 * (number + 1) if number else 0)
+            if port + 1 > 65_535:
+                highest = 65_534 - 10_000 * nodes if nodes > 1 else 65_534
+                raise PortsError(
+                    f"--client-port {client_port}: member {number + 1} would need port {port}; "
+                    f"with {nodes} nodes choose at most {highest}"
+                )
+            name = f"m{number + 1}"
+            self.members.append(LocalMember(name, port, port + 1, folder / name))
+        self._stopping = threading.Event()
+
+    def run(self, *, live: bool) -> int:
+        """Run until Ctrl-C or SIGTERM; return the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stopping.set())
+        try:
+            for member in self.members:
+                self._start(member)
+            if not self._wait_ready():
+                return 0 if self._stopping.is_set() else 1
+            print(f"{len(self.members)} members, data in {self._folder}")
+            for member in self.members:
+                print(f"  {member.name}  clients {member.client_url}  peers {member.peer_url}")
+            urls = ",".join(member.client_url for member in self.members)
+            print(f"try: etcdctl --endpoints={urls} put greeting hello")
+            print("ready", flush=True)
+            return self._watch(live=live)
+        finally:
+            self._stop()
+
+    def _start(self, member: LocalMember) -> None:
+        member.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        cluster = ",".join(f"{other.name}={other.peer_url}" for other in self.members)
+        command = [
+            sys.executable, "-m", "kvstore.cli.kvstore", "serve",
+            "--name", member.name,
+            "--data-dir", str(member.data_dir),
+            "--listen-client-urls", member.client_url,
+            "--advertise-client-urls", member.client_url,
+            "--listen-peer-urls", member.peer_url,
+            "--initial-advertise-peer-urls", member.peer_url,
+            "--initial-cluster", cluster,
+            "--initial-cluster-token", "kvstore-up",
+            "--log-level", self._log_level,
+        ]  # fmt: skip
+        # A session of its own, so that Ctrl-C reaches only us and we stop the members in order.
+        member.process = subprocess.Popen(  # noqa: S603 (our own module)
+            command, start_new_session=True, stdin=subprocess.DEVNULL
+        )
+
+    def _wait_ready(self) -> bool:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        waiting = list(self.members)
+        while waiting and not self._stopping.is_set():
+            for member in list(waiting):
+                assert member.process is not None
+                if (code := member.process.poll()) is not None:
+                    print(f"member {member.name} ended with code {code}", file=sys.stderr)
+                    return False
+                if fetch(f"{member.client_url}/readyz")[0] == 200:
+                    waiting.remove(member)
+            if time.monotonic() > deadline:
+                names = ", ".join(member.name for member in waiting)
+                print(f"not ready after {READY_TIMEOUT_S:.0f} s: {names}", file=sys.stderr)
+                return False
+            self._stopping.wait(POLL_S)
+        return not self._stopping.is_set()
+
+    def _watch(self, *, live: bool) -> int:
+        if live:
+            from rich.live import Live
+
+            with Live(self._view(), auto_refresh=False, transient=True) as view:
+                while not self._stopping.wait(VIEW_S):
+                    view.update(self._view(), refresh=True)
+            return 0
+        known_dead: set[str] = set()
+        while not self._stopping.wait(VIEW_S):
+            for member in self.members:
+                assert member.process is not None
+                code = member.process.poll()
+                if code is not None and member.name not in known_dead:
+                    known_dead.add(member.name)
+                    print(f"member {member.name} ended with code {code}", flush=True)
+            if len(known_dead) == len(self.members):
+                return 1
+        return 0
+
+    def _view(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title="kvstore: local cluster, Ctrl-C stops it")
+        for column in ("member", "clients", "state", "term", "revision", "put/s", "db", "pid"):
+            table.add_column(column, justify="left" if column in {"member", "clients"} else "right")
+        for member in self.members:
+            table.add_row(*self._row(member))
+        return table
+
+    def _row(self, member: LocalMember) -> list[str]:
+        assert member.process is not None
+        if (code := member.process.poll()) is not None:
+            return [member.name, member.client_url, f"[red]ended ({code})", "", "", "", "", ""]
+        status, body = fetch(f"{member.client_url}/debug/vars")
+        if status != 200:
+            return [member.name, member.client_url, "[yellow]no answer", "", "", "", "", ""]
+        values: dict[str, Any] = json.loads(body)
+        role = values["role"]
+        state = (
+            f"[green]{role}" if role == "leader" else role if values["leader"] else "[red]no leader"
+        )
+        return [
+            member.name,
+            member.client_url,
+            state,
+            str(values["term"]),
+            str(values["revision"]),
+            f"{values['puts_per_s']:.0f}",
+            f"{values['db_size'] / (1 << 20):.1f} MiB",
+            str(member.process.pid),
+        ]
+
+    def _stop(self) -> None:
+        running = [
+            member.process
+            for member in self.members
+            if member.process is not None and member.process.poll() is None
+        ]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+            if process.poll() is None:
+                print(f"pid {process.pid} does not stop; killing it", file=sys.stderr)
+                process.kill()
+                process.wait()
+
+
+def fetch(url: str) -> tuple[int, bytes]:
+    """Return status and body of a GET on this machine; status 0 when nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as reply:  # noqa: S310 (http on loopback)
+            return reply.status, reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except OSError:
+        return 0, b""

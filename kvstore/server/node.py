@@ -1,0 +1,316 @@
+"""The node: drives the consensus core from ticks, peers, the disk thread and clients' operations.
+
+It joins the parts and decides order; it holds no protocol, encoding or storage format of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kvstore.apply.applier import Applied, Applier
+from kvstore.apply.errors import FatalError
+from kvstore.peer.codec import CodecError, decode, encode
+from kvstore.peer.link import Channel
+from kvstore.ports import Clock
+from kvstore.raft import NotLeader, Overloaded, Raft
+from kvstore.raft.messages import (
+    CHANGE,
+    AppendRequest,
+    AppendWork,
+    Entry,
+    Forward,
+    InstallSnapshot,
+    Message,
+    Ready,
+    Role,
+)
+from kvstore.server.proposals import Done, Proposals
+from kvstore.server.reads import Reads
+
+log = logging.getLogger("kvstore.node")
+
+DISK_DEPTH = 2
+"""Append works at the disk before new operations wait to become a larger batch."""
+
+APPLY_SLICE_NS = 8_000_000
+"""Time one loop turn may spend on applying before others get theirs."""
+
+
+class Wires(Protocol):
+    """Sends to peers; `kvstore.peer.link.Links` fits."""
+
+    def send(self, peer: int, channel: Channel, payload: bytes) -> bool:
+        """Send one message; False if it was certainly not sent."""
+
+
+class Disk(Protocol):
+    """Saves append work; `kvstore.server.disk.DiskThread` fits."""
+
+    inflight: int
+
+    def submit(self, work: AppendWork) -> None:
+        """Save one work after all earlier ones."""
+
+
+class Loop(Protocol):
+    """What of the event loop is needed here."""
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> object:
+        """Run the callback in the next turn."""
+
+
+@dataclass(slots=True)
+class NodeHooks:
+    """What the node tells the parts around it. All run on the loop."""
+
+    applied: Callable[[Applied], None]
+    """An entry was applied; its results are about to be answered."""
+
+    changed: Callable[[Entry], None]
+    """A membership change was committed; returns after the configuration was taken."""
+
+    role: Callable[[Role, int, int], None]
+    """Role, leader or term changed: the new role, leader (0: none) and term."""
+
+    snapshot: Callable[[InstallSnapshot], None]
+    """The core wants this peer to get a snapshot."""
+
+    fatal: Callable[[BaseException], None]
+    """The state may be wrong: does not return."""
+
+
+class Node:
+    """One member's core and what drives it.
+
+    Whatever arrives in one loop turn (operations, reads, peers' messages) is taken together in
+    the next: one batch, one append per peer, one write of the log.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        applier: Applier,
+        proposals: Proposals,
+        disk: Disk,
+        wires: Wires,
+        clock: Clock,
+        loop: Loop,
+        hooks: NodeHooks,
+        request_timeout_ns: int,
+    ) -> None:
+        """Join the parts; nothing happens before the first input."""
+        self.raft = raft
+        self.applier = applier
+        self.proposals = proposals
+        self.clock = clock
+        self.hooks = hooks
+        self.term = 0
+        self.leader = 0
+        self.role = Role.FOLLOWER
+        self.applied_index = raft.status().applied
+        self.applied_term = 0
+        self.applied_ops = 0
+        self.leader_changes = 0
+        self.reads = Reads(self._start_read, request_timeout_ns, clock)
+        self._disk = disk
+        self._wires = wires
+        self._loop = loop
+        self._timeout_ns = request_timeout_ns
+        self._scheduled = False
+        self._applying: deque[Entry] = deque()
+        self._stopped = False
+
+    # what clients want
+
+    def propose(
+        self, kind: int, payload: bytes, done: Done, user: str = "", auth_revision: int = 0
+    ) -> None:
+        """Bring one operation into the log.
+
+        `done` runs once, on the loop, with the operation's result or the exception that says how
+        it ended: an error of the wire table, `NoLeaderError` (certainly not applied) or
+        `TimedOutError` (outcome unknown).
+
+        Raises:
+            TooManyRequestsError: Nothing was queued.
+        """
+        op = (kind, payload, user, auth_revision) if user else (kind, payload)
+        self.proposals.add(op, len(payload), done, self.clock.monotonic_ns())
+        if not self._scheduled:
+            self._wake()
+
+    def linearizable(self, done: Callable[[Exception | None], None]) -> None:
+        """Run `done(None)` when the store holds every write acknowledged before this call."""
+        self.reads.add(done)
+        if not self._scheduled:
+            self._wake()
+
+    # what the world brings
+
+    def tick(self) -> None:
+        """Advance the core's time by one tick. Missed ticks are not replayed."""
+        self.raft.tick()
+        now_ns = self.clock.monotonic_ns()
+        self.proposals.expire(now_ns)
+        self.reads.expire(now_ns)
+        self._turn()
+
+    def receive(self, sender: int, payloads: list[bytes]) -> None:
+        """Take messages that a peer sent."""
+        for payload in payloads:
+            try:
+                message = decode(payload)
+            except CodecError as error:
+                log.warning("member %x sent what cannot be read: %s", sender, error)
+                continue
+            if message.sender != sender:
+                log.error("member %x sent a message in the name of %x", sender, message.sender)
+                continue
+            self.raft.step(message)
+        if not self._scheduled:
+            self._wake()
+
+    def step(self, message: Message) -> None:
+        """Take a message that the node's own parts made."""
+        self.raft.step(message)
+        self._wake()
+
+    def saved(self, works: list[AppendWork]) -> None:
+        """The disk thread has made these works durable: their promises may leave now."""
+        for work in works:
+            for message in work.messages:
+                self._send(message)
+            self.raft.appended(work)
+        self._turn()
+
+    def unreachable(self, peer: int) -> None:
+        """The connection to a peer broke: what was in flight may be lost."""
+        self.raft.unreachable(peer)
+        self._wake()
+
+    def stop(self) -> None:
+        """End every operation that waits; take no more."""
+        self._stopped = True
+        self.proposals.stop()
+        self.reads.stop()
+
+    # one turn
+
+    def _wake(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self._stopped:
+            return
+        self._propose()
+        self.reads.start()
+        self._advance()
+        if self._applying:
+            self._apply()
+
+    def _propose(self) -> None:
+        proposals = self.proposals
+        while proposals.waiting() and self.leader and self._disk.inflight < DISK_DEPTH:
+            if self.role is Role.LEADER:
+                if not self._propose_here():
+                    return
+            else:
+                batch = proposals.next_batch(self.term)
+                assert batch is not None
+                # Sent once and never again: a second copy could be applied a second time.
+                self.raft.forward(batch[1], batch[0])
+            self._advance()
+
+    def _propose_here(self) -> bool:
+        batch = self.proposals.next_batch(self.term)
+        assert batch is not None
+        first, data = batch
+        try:
+            self.raft.propose(data)
+        except (NotLeader, Overloaded):
+            # Not appended; it waits for the next turn, a new leader, or its deadline.
+            self.proposals.refused(first)
+            return False
+        return True
+
+    def _start_read(self, read_id: int) -> None:
+        self.raft.read(read_id)
+
+    def _advance(self) -> None:
+        """Carry out what the core wants until it wants nothing more."""
+        take = self.raft.take
+        while (ready := take()) is not None:
+            if ready.term != self.term or ready.leader != self.leader or ready.role != self.role:
+                self._role_changed(ready)
+            for message in ready.messages:
+                self._send(message)
+            if ready.append is not None:
+                self._disk.submit(ready.append)
+            if ready.apply:
+                self._applying.extend(ready.apply)
+            for forward_id in ready.refused:
+                self.proposals.refused(forward_id)
+            for read in ready.reads:
+                self.reads.ready(read.read_id, read.index, self.applied_index)
+
+    def _role_changed(self, ready: Ready) -> None:
+        if ready.leader and ready.leader != self.leader:
+            self.leader_changes += 1
+        self.term, self.leader, self.role = ready.term, ready.leader, ready.role
+        self.hooks.role(self.role, self.leader, self.term)
+
+    def _send(self, message: Message) -> None:
+        if isinstance(message, InstallSnapshot):
+            self.hooks.snapshot(message)
+            return
+        bulk = isinstance(message, Forward) or (
+            isinstance(message, AppendRequest) and bool(message.entries)
+        )
+        sent = self._wires.send(
+            message.target, Channel.BULK if bulk else Channel.CONTROL, encode(message)
+        )
+        if not sent and isinstance(message, Forward):
+            self.proposals.refused(message.forward_id)
+
+    def _apply(self) -> None:
+        """Apply committed entries for a slice of time, then answer and let others run."""
+        queue = self._applying
+        end_ns = self.clock.monotonic_ns() + APPLY_SLICE_NS
+        while queue:
+            entry = queue.popleft()
+            if entry.kind == CHANGE:
+                self.hooks.changed(entry)
+            else:
+                self._apply_normal(entry)
+            if self.clock.monotonic_ns() >= end_ns:
+                break
+        self.raft.applied(self.applied_index)
+        self.reads.applied(self.applied_index)
+        if queue:
+            self._wake()
+        self._advance()
+
+    def _apply_normal(self, entry: Entry) -> None:
+        try:
+            applied = self.applier.apply(entry)
+        except FatalError as error:
+            self.hooks.fatal(error)
+            raise
+        self.applied_index = entry.index
+        if entry.term != self.applied_term:
+            self.applied_term = entry.term
+            self.proposals.term_applied(entry.term)
+        self.applied_ops += len(applied.results)
+        self.hooks.applied(applied)
+        if applied.origin == self.proposals.origin:
+            waiters = self.proposals.applied(
+                applied.incarnation, applied.first_sequence, applied.results
+            )
+            for done, result in zip(waiters, applied.results, strict=False):
+                done(result)

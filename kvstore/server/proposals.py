@@ -1,0 +1,187 @@
+"""Our clients' operations on their way through the log: batching, matching, outcomes.
+
+Every operation ends exactly once, in one of three ways: applied (with its result), certainly not
+applied, or outcome unknown. Nothing here knows Raft's messages or the store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvstore.apply.ops import ENTRY_BYTES_MAX, ENTRY_OPS_MAX, Op, encode_batch, op_size_bytes
+from kvstore.server.errors import NoLeaderError, StoppedError, TimedOutError, TooManyRequestsError
+
+Done = Callable[[Any], None]
+"""Takes the result, or the exception that says how the operation ended."""
+
+PENDING_MAX = 20_000
+"""Operations accepted and not yet answered; beyond it the edge refuses."""
+
+PENDING_SIZE_MAX = 256 << 20
+"""The same bound in bytes of request."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Operations that left together and will be applied together."""
+
+    first_sequence: int
+    term: int
+    """The term in which the batch was proposed or forwarded; it can be appended in no other."""
+
+    ops: list[Op]
+    waiters: list[Done]
+    size_bytes: int
+    deadline_ns: int
+
+
+class Proposals:
+    """Queues operations, cuts batches, and finds each operation's waiter again when it is applied.
+
+    A batch belongs to the term it was sent in. Terms only grow along the log, so once an entry of
+    a later term is applied, a batch that has not been seen never will be: it is certainly not
+    applied, and goes out again under new sequences.
+    """
+
+    def __init__(self, origin: int, incarnation: int, timeout_ns: int) -> None:
+        """Start empty.
+
+        Args:
+            origin: This member's id.
+            incarnation: A number that no other start of this member has used.
+            timeout_ns: How long an operation may wait for its result.
+        """
+        self.origin = origin
+        self.incarnation = incarnation
+        self.size_bytes = 0
+        self.count = 0
+        self.failed = 0
+        self._timeout_ns = timeout_ns
+        self._sequence = 1
+        self._ops: list[Op] = []
+        self._waiters: list[Done] = []
+        self._ops_bytes = 0
+        self._ops_deadline_ns = 0
+        self._requeued: deque[Batch] = deque()
+        self._sent: dict[int, Batch] = {}
+
+    def add(self, op: Op, size_bytes: int, done: Done, now_ns: int) -> None:
+        """Queue one operation.
+
+        Raises:
+            TooManyRequestsError: A bound is reached; the operation was not queued.
+        """
+        if self.count >= PENDING_MAX or self.size_bytes + size_bytes > PENDING_SIZE_MAX:
+            raise TooManyRequestsError
+        if not self._ops:
+            self._ops_deadline_ns = now_ns + self._timeout_ns
+        self._ops.append(op)
+        self._waiters.append(done)
+        self._ops_bytes += size_bytes
+        self.size_bytes += size_bytes
+        self.count += 1
+
+    def waiting(self) -> bool:
+        """Tell whether `next_batch` would return one."""
+        return bool(self._ops or self._requeued)
+
+    def next_batch(self, term: int) -> tuple[int, bytes] | None:
+        """Cut the next batch and count it as sent in `term`.
+
+        Returns:
+            Its first sequence, which names the batch, and the entry data; None when nothing waits.
+        """
+        if self._requeued:
+            batch = self._requeued.popleft()
+        elif self._ops:
+            batch = self._cut()
+        else:
+            return None
+        batch.first_sequence = first = self._sequence
+        batch.term = term
+        self._sequence += len(batch.ops)
+        self._sent[first] = batch
+        return first, encode_batch(self.origin, self.incarnation, first, batch.ops)
+
+    def _cut(self) -> Batch:
+        ops, waiters, size = self._ops, self._waiters, self._ops_bytes
+        if len(ops) <= ENTRY_OPS_MAX and size <= ENTRY_BYTES_MAX:
+            self._ops, self._waiters, self._ops_bytes = [], [], 0
+            return Batch(0, 0, ops, waiters, size, self._ops_deadline_ns)
+        size = 0
+        count = 0
+        for op in ops[:ENTRY_OPS_MAX]:
+            op_size = op_size_bytes(op)
+            if count and size + op_size > ENTRY_BYTES_MAX:
+                break
+            size += op_size
+            count += 1
+        self._ops, self._waiters = ops[count:], waiters[count:]
+        self._ops_bytes -= size
+        return Batch(0, 0, ops[:count], waiters[:count], size, self._ops_deadline_ns)
+
+    def applied(self, incarnation: int, first_sequence: int, results: Sequence[Any]) -> list[Done]:
+        """Return the waiters of a batch that came out of the log, in the order of its results."""
+        if incarnation != self.incarnation:
+            return []
+        batch = self._sent.pop(first_sequence, None)
+        if batch is None:
+            return []
+        assert len(batch.waiters) == len(results)
+        self._forget(batch)
+        return batch.waiters
+
+    def refused(self, first_sequence: int) -> None:
+        """Queue a batch again that the leader certainly did not append."""
+        batch = self._sent.pop(first_sequence, None)
+        if batch is not None:
+            self._requeued.append(batch)
+
+    def term_applied(self, term: int) -> None:
+        """Queue every batch of an earlier term again: an entry of `term` was applied before it."""
+        for first in [first for first, batch in self._sent.items() if batch.term < term]:
+            self._requeued.append(self._sent.pop(first))
+
+    def skipped(self) -> None:
+        """A snapshot replaced part of the log: nobody can say what became of the batches sent."""
+        for batch in self._drop_sent(list(self._sent)):
+            self._fail(batch, TimedOutError("snapshot"))
+
+    def expire(self, now_ns: int) -> None:
+        """End what has waited too long: unsent is not applied, sent is unknown."""
+        if self._ops and self._ops_deadline_ns <= now_ns:
+            self._requeued.append(self._cut())
+        for _ in range(len(self._requeued)):
+            batch = self._requeued.popleft()
+            if batch.deadline_ns <= now_ns:
+                self._fail(batch, NoLeaderError())
+            else:
+                self._requeued.append(batch)
+        late = [first for first, batch in self._sent.items() if batch.deadline_ns <= now_ns]
+        for batch in self._drop_sent(late):
+            self._fail(batch, TimedOutError())
+
+    def stop(self) -> None:
+        """End everything: the member shuts down."""
+        while self._ops:
+            self._fail(self._cut(), StoppedError())
+        while self._requeued:
+            self._fail(self._requeued.popleft(), StoppedError())
+        for batch in self._drop_sent(list(self._sent)):
+            self._fail(batch, TimedOutError("stopped"))
+
+    def _drop_sent(self, firsts: list[int]) -> list[Batch]:
+        return [self._sent.pop(first) for first in firsts]
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        self._forget(batch)
+        self.failed += len(batch.waiters)
+        for done in batch.waiters:
+            done(error)
+
+    def _forget(self, batch: Batch) -> None:
+        self.size_bytes -= batch.size_bytes
+        self.count -= len(batch.waiters)

@@ -1,0 +1,65 @@
+"""What can go wrong before a member serves, said so that the operator knows what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+
+class StartError(Exception):
+    """The member cannot start; the text says why and what to do."""
+
+
+def explain_bind(host: str, port: int, flag: str, error: OSError) -> StartError:
+    """Return the reason why a port could not be bound, with the holder where it can be seen."""
+    address = f"{host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        holder = port_holder(port)
+        by = f" by {holder}" if holder else ""
+        return StartError(f"{flag}: {address} is taken{by}; stop it or choose another port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return StartError(
+            f"{flag}: this machine has no address {host}; use one of its own, or 0.0.0.0"
+        )
+    if error.errno == errno.EACCES:
+        return StartError(f"{flag}: no permission for port {port}; use one above 1023")
+    return StartError(f"{flag}: cannot listen on {address}: {error}")
+
+
+def port_holder(port: int) -> str:
+    """Return "pid N (command)" of the process that listens on a TCP port, or an empty text."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            parts = line.split()
+            if parts[3] == "0A" and int(parts[1].rsplit(":", 1)[1], 16) == port:
+                inodes.add(f"socket:[{parts[9]}]")
+    if not inodes:
+        return ""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            for descriptor in (process / "fd").iterdir():
+                if os.readlink(descriptor) in inodes:
+                    command = (process / "comm").read_text().strip()
+                    return f"pid {process.name} ({command})"
+        except OSError:
+            continue  # the process ended, or is another user's
+    return ""
+
+
+def explain_folder(path: str, error: OSError) -> StartError:
+    """Return the reason why the data directory cannot be used."""
+    if error.errno == errno.ENOSPC:
+        return StartError(f"--data-dir {path}: the disk is full; free space and start again")
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return StartError(f"--data-dir {path}: no permission to write there ({error.strerror})")
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        return StartError(f"--data-dir {path}: a file is in the way ({error.strerror})")
+    return StartError(f"--data-dir {path}: {error}")
