@@ -64,6 +64,13 @@ class File(Protocol):
         """Release the handle; says nothing about durability."""
 
 
+class Lock(Protocol):
+    """An exclusive lock that `Disk.lock` gave; it also ends with the process."""
+
+    def release(self) -> None:
+        """Give the lock back."""
+
+
 class Disk(Protocol):
     """The file calls that durability is made of; paths are plain strings.
 
@@ -80,7 +87,7 @@ class Disk(Protocol):
         """Delete a file. Durable only after `sync_folder`."""
 
     def make_folder(self, path: str) -> None:
-        """Create a folder and its parents if absent."""
+        """Create a folder and its parents if absent; durable on return."""
 
     def list(self, path: str) -> list[str]:
         """Return the names in a folder, sorted."""
@@ -90,6 +97,9 @@ class Disk(Protocol):
 
     def sync_folder(self, path: str) -> None:
         """Make the creations, renames and removals in the folder survive a power cut."""
+
+    def lock(self, path: str) -> Lock:
+        """Lock a file, creating it if absent; `kvstore.wal.LockedError` when another holds it."""
 
 
 class View(Protocol):
