@@ -1,0 +1,68 @@
+"""Addresses of members and the TLS files to reach them; opens no connection."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import grpc
+
+
+class Tls(NamedTuple):
+    """Files (PEM) for encrypted connections.
+
+    Attributes:
+        ca_file: Certificates that sign the servers'. None takes the roots that gRPC brings.
+        cert_file: This client's certificate, for servers that ask for one. Needs `key_file`.
+        key_file: The private key of `cert_file`.
+        server_name: Name to expect in the servers' certificates instead of the endpoint's host.
+    """
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    server_name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files. Raises OSError when one cannot be read."""
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.ca_file),
+            private_key=_read(self.key_file),
+            certificate_chain=_read(self.cert_file),
+        )
+
+
+def _read(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    with open(os.fspath(path), "rb") as file:
+        return file.read()
+
+
+class Endpoint(NamedTuple):
+    """One member's client address."""
+
+    target: str
+    """`host:port` as gRPC takes it."""
+    secure: bool
+
+    @classmethod
+    def parse(cls, text: str, *, secure_default: bool = False) -> Endpoint:
+        """Read `host:port`, `http://host:port` or `https://host:port`.
+
+        Without a scheme the endpoint is secure when the client was given TLS files
+        (`secure_default`). Raises ValueError for anything else.
+        """
+        secure = secure_default
+        rest = text.strip()
+        scheme, separator, after = rest.partition("://")
+        if separator:
+            if scheme not in {"http", "https"}:
+                raise ValueError(f"endpoint {text!r}: the scheme must be http or https")
+            secure = scheme == "https"
+            rest = after
+        rest = rest.rstrip("/")
+        host, colon, port = rest.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdigit()) or int(port) > 65535:
+            raise ValueError(f"endpoint {text!r}: write it as host:port, such as 127.0.0.1:2379")
+        return cls(rest, secure)

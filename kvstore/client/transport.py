@@ -1,0 +1,351 @@
+"""Channels to the endpoints, and the rules for when a call moves on to another; knows no KV terms.
+
+The rules, in one place:
+
+* A call goes to the preferred endpoint; a failure there makes the next one preferred.
+* It is repeated, within its deadline, when it certainly was not applied: no connection was there
+  to send it on, the member refused it for want of a leader, or it asked for a fresh token.
+* A call that changes nothing is also repeated after any other loss of its answer.
+* Every other failure is raised at once; of a write without an answer the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from kvstore.client.endpoint import Endpoint, Tls
+from kvstore.client.errors import (
+    RETRY_WITH_NEW_TOKEN,
+    AvailabilityError,
+    ClosedError,
+    KvError,
+    NoLeaderError,
+    PreconditionError,
+    ReadFailedError,
+    UnreachableError,
+    error_from_rpc,
+)
+from kvstore.client.methods import AUTHENTICATE, Method
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+_CONNECT_TIMEOUT_S = 2.0
+# One endpoint may cost a call this much before the next is tried: a host that drops packets.
+_BACKOFF_FIRST_S = 0.025
+_BACKOFF_MAX_S = 0.5
+_TOKEN_TRIES_MAX = 3
+
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", -1),  # a range answer has no bound; the default is 4 MiB
+    ("grpc.max_send_message_length", -1),  # the server knows its own limit and says so
+    ("grpc.use_local_subchannel_pool", 1),  # clients in one process must not share a connection
+    # A dead peer is noticed by pings; etcd takes them from every 5 s on while calls are open.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),  # 0 is no limit: a quiet watch sends no data
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name: the time for one attempt
+)
+
+_REQUIRE_LEADER = (("hasleader", "true"),)
+# A member cut off from its leader refuses at once instead of after etcd's 7 s, with a refusal that
+# says "not applied". Without this, failover from a partitioned member would be a timeout.
+
+
+class Link:
+    """The channel to one endpoint; opened at first use."""
+
+    def __init__(self, endpoint: Endpoint, tls: Tls | None) -> None:
+        self.endpoint = endpoint
+        self.is_ready = False
+        """A connection was there when last looked; False makes the next call wait for one."""
+        self._tls = tls
+        self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[str, Any] = {}
+        self._connecting: asyncio.Task[None] | None = None
+
+    def channel(self) -> grpc.aio.Channel:
+        """Return the channel, making it on the running loop at first use."""
+        if self._channel is None:
+            target, secure = self.endpoint
+            if secure:
+                tls = self._tls or Tls()
+                options = list(_CHANNEL_OPTIONS)
+                if tls.server_name:
+                    options.append(("grpc.ssl_target_name_override", tls.server_name))  # type: ignore[arg-type]
+                self._channel = grpc.aio.secure_channel(target, tls.credentials(), options)
+            else:
+                self._channel = grpc.aio.insecure_channel(target, list(_CHANNEL_OPTIONS))
+        return self._channel
+
+    def unary(self, method: Method[Request, Response]) -> Any:
+        """Return the callable for a unary method."""
+        stub = self._stubs.get(method.path)
+        if stub is None:
+            stub = self._stubs[method.path] = self.channel().unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+        return stub
+
+    def stream(self, method: Method[Request, Response], metadata: Any) -> Any:
+        """Open a bidirectional stream."""
+        return self.channel().stream_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )(metadata=metadata)
+
+    async def connect(self, timeout_s: float) -> None:
+        """Wait until a connection stands. Raises UnreachableError; then nothing was sent."""
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect())
+            # Its outcome counts even when every caller has given up waiting for it.
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Shared by all callers: one of them giving up must not cancel it for the others.
+        done, _ = await asyncio.wait({self._connecting}, timeout=timeout_s)
+        if not done:
+            raise UnreachableError(
+                f"{self.endpoint.target}: no connection within {timeout_s:.3g} s"
+            )
+        if self._connecting is not None and not self._connecting.cancelled():
+            self._connecting.result()
+
+    async def _connect(self) -> None:
+        channel = self.channel()
+        ready = grpc.ChannelConnectivity.READY
+        failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        state = channel.get_state(try_to_connect=True)
+        while state is not ready:
+            if state is failed:
+                raise UnreachableError(f"{self.endpoint.target}: no connection")
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise ClosedError("the client is closed")
+            await channel.wait_for_state_change(state)
+            state = channel.get_state(try_to_connect=True)
+        self.is_ready = True
+
+    async def close(self) -> None:
+        """Close the channel; calls under way fail."""
+        if self._connecting is not None and not self._connecting.done():
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
+        if self._channel is not None:
+            await self._channel.close()
+
+
+class Transport:
+    """All endpoints of one cluster, and one identity."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        user: str | None,
+        password: str | None,
+        tls: Tls | None,
+        timeout_s: float,
+        connect_timeout_s: float = _CONNECT_TIMEOUT_S,
+    ) -> None:
+        if isinstance(endpoints, str) or not endpoints:
+            raise ValueError("endpoints must be a list with at least one host:port")
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s must be positive, not {timeout_s}")
+        self._tls = tls
+        self.links = [Link(self._parse(text), tls) for text in endpoints]
+        self._others: dict[Endpoint, Link] = {}
+        self.timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._preferred = 0
+        self._user = user
+        self._password = password or ""
+        self._token: str | None = None
+        self._is_login_due = user is not None
+        self._login_lock = asyncio.Lock()
+        self._metadata: tuple[tuple[str, str], ...] = _REQUIRE_LEADER
+        self.is_closed = False
+
+    def _parse(self, text: str) -> Endpoint:
+        return Endpoint.parse(text, secure_default=self._tls is not None)
+
+    def link(self) -> Link:
+        """Return the preferred endpoint's link."""
+        return self.links[self._preferred]
+
+    def link_to(self, endpoint: str) -> Link:
+        """Return the link to one endpoint, which need not be among the client's own."""
+        wanted = self._parse(endpoint)
+        for link in self.links:
+            if link.endpoint == wanted:
+                return link
+        if wanted not in self._others:
+            self._others[wanted] = Link(wanted, self._tls)
+        return self._others[wanted]
+
+    def turn_from(self, link: Link) -> None:
+        """Prefer the endpoint after this one, unless another caller has moved on already."""
+        link.is_ready = False
+        if self.links[self._preferred] is link:
+            self._preferred = (self._preferred + 1) % len(self.links)
+
+    async def call(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        *,
+        write: bool,
+        timeout_s: float | None = None,
+        endpoint: str | None = None,
+        require_leader: bool = True,
+    ) -> Response:
+        """Make one unary call, following the rules at the top of this module.
+
+        Args:
+            method: What to call.
+            request: Its message.
+            write: Whether the call can change something; it is then never repeated once its
+                outcome is open.
+            timeout_s: Seconds for the whole call, retries included; None is the client's.
+            endpoint: Ask this endpoint and no other.
+            require_leader: Let a member without a leader refuse at once. False for what a member
+                answers alone.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
+        own_link = None if endpoint is None else self.link_to(endpoint)
+        attempts = 0
+        token_tries = 0
+        while True:
+            link = own_link or self.links[self._preferred]
+            token = self._token
+            failure: KvError
+            try:
+                if self.is_closed:
+                    raise ClosedError("the client is closed")
+                if not link.is_ready:
+                    left_s = deadline_s - loop.time()
+                    await link.connect(min(max(left_s, 0.0), self._connect_timeout_s))
+                if self._is_login_due:
+                    await self._login(link, deadline_s - loop.time())
+                    token = self._token
+                metadata = self._metadata
+                left_s = deadline_s - loop.time()
+                if left_s <= 0:
+                    raise UnreachableError(f"{link.endpoint.target}: no time left to send")
+                response: Response = await link.unary(method)(
+                    request,
+                    timeout=left_s,
+                    metadata=metadata if require_leader else metadata[1:],
+                )
+                return response
+            except grpc.aio.AioRpcError as error:
+                failure = error_from_rpc(error, write=write)
+            except KvError as error:
+                failure = error
+            except grpc.aio.UsageError as error:
+                if not self.is_closed:
+                    raise
+                failure = ClosedError("the client is closed")
+                failure.__cause__ = error
+
+            if failure.text in RETRY_WITH_NEW_TOKEN and self._user is not None:
+                token_tries += 1
+                if token_tries >= _TOKEN_TRIES_MAX:
+                    raise failure
+                if token == self._token:
+                    self._is_login_due = True
+                continue
+            if isinstance(failure, AvailabilityError):
+                if own_link is None:
+                    self.turn_from(link)
+                else:
+                    link.is_ready = False
+            if not isinstance(failure, (NoLeaderError, UnreachableError, ReadFailedError)):
+                raise failure
+            attempts += 1
+            pause_s = self._pause_s(attempts, 1 if own_link else len(self.links))
+            if loop.time() + pause_s >= deadline_s:
+                raise failure
+            await asyncio.sleep(pause_s)
+
+    @staticmethod
+    def _pause_s(attempts: int, endpoint_count: int) -> float:
+        """Wait nothing while some endpoint is untried, then twice as long after every round."""
+        rounds, rest = divmod(attempts, endpoint_count)
+        if rest:
+            return 0.0
+        # Jitter, so that the clients of a restarted cluster do not return in step.
+        return min(_BACKOFF_FIRST_S * 2.0**rounds, _BACKOFF_MAX_S) * random.uniform(0.5, 1.0)  # noqa: S311
+
+    async def _login(self, link: Link, timeout_s: float) -> None:
+        async with self._login_lock:
+            if not self._is_login_due:
+                return
+            request = AUTHENTICATE.request(name=self._user or "", password=self._password)
+            try:
+                response = await link.unary(AUTHENTICATE)(request, timeout=max(timeout_s, 0.0))
+            except grpc.aio.AioRpcError as error:
+                failure = error_from_rpc(error, write=False)
+                if isinstance(failure, ReadFailedError):
+                    # The caller's own request has not been sent yet.
+                    raise UnreachableError(
+                        f"login at {link.endpoint.target}: {failure.text}"
+                    ) from error
+                # A name given to a cluster that asks for none is no error, as in etcd's client.
+                if not isinstance(failure, PreconditionError):
+                    raise failure from error
+                self._token = None
+                self._metadata = _REQUIRE_LEADER
+            else:
+                self._token = response.token
+                self._metadata = (*_REQUIRE_LEADER, ("token", response.token))
+            self._is_login_due = False
+
+    async def open_stream(self, method: Method[Any, Any]) -> tuple[Link, Any]:
+        """Open a stream to the preferred endpoint.
+
+        Raises UnreachableError after having turned to the next endpoint, and what the login raises.
+        """
+        if self.is_closed:
+            raise ClosedError("the client is closed")
+        link = self.link()
+        try:
+            if not link.is_ready:
+                await link.connect(self._connect_timeout_s)
+            if self._is_login_due:
+                await self._login(link, self.timeout_s)
+        except AvailabilityError:
+            self.turn_from(link)
+            raise
+        return link, link.stream(method, self._metadata)
+
+    def forget_token(self) -> None:
+        """Log in again before the next call."""
+        self._is_login_due = self._user is not None
+
+    async def close(self) -> None:
+        """Close all channels; calls under way fail."""
+        self.is_closed = True
+        for link in (*self.links, *self._others.values()):
+            await link.close()
+
+
+async def read(stream: Any) -> Any:
+    """Return the next message of a stream; a server that just ends it has failed too."""
+    response = await stream.read()
+    if response is grpc.aio.EOF:
+        raise ReadFailedError("the server ended the stream")
+    return response
