@@ -75,7 +75,7 @@ class Configuration:
     outgoing: tuple[MemberId, ...] = ()
     learners: tuple[MemberId, ...] = ()
     removed: tuple[MemberId, ...] = ()
-    """Members of the past. They may not come back: an old vote of theirs could still be on its way."""
+    """Members of the past. They may not come back: an old vote could still be on its way."""
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class PreVoteResponse(Message):
 
 @dataclass(slots=True)
 class VoteRequest(Message):
-    """RequestVote of the paper. `transfer`: the leader asked for it, so leases do not protect it."""
+    """RequestVote of the paper. `transfer`: the leader asked for it, no lease protects it."""
 
     last_index: Index
     last_term: Term
