@@ -1,1 +1,1 @@
-"""What members say to each other: message codec, connections."""
+"""Frames and links between members. Consensus messages cross here; what they mean is in `raft`."""

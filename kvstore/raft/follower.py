@@ -36,6 +36,9 @@ class Follower(State):
     def __init__(self, raft: Raft) -> None:
         super().__init__(raft)
         self.reads = FollowerReads()
+        self.noticed: Index = 0
+        """Highest index that a notice of this term named: it may overtake the entry itself."""
+
         self.handlers.update(
             {
                 AppendRequest: self._on_append,
@@ -113,6 +116,8 @@ class Follower(State):
             return
         # Not our own last index: a dead leader's entries can follow `last`.
         log.commit_to(min(request.commit, last))
+        if self.noticed > log.committed:
+            self._commit_noticed()
         self._answer(request, last)
 
     def _answer(self, request: Message, index: Index) -> None:
@@ -139,8 +144,13 @@ class Follower(State):
 
     def _on_commit_notice(self, notice: CommitNotice) -> None:
         self._hear(notice.sender)
-        if self.raft.log.matches(notice.commit, notice.term):
-            self.raft.log.commit_to(notice.commit)
+        if notice.commit > self.noticed:
+            self.noticed = notice.commit
+            self._commit_noticed()
+
+    def _commit_noticed(self) -> None:
+        if self.raft.log.matches(self.noticed, self.raft.term):
+            self.raft.log.commit_to(self.noticed)
 
     def _on_snapshot(self, install: InstallSnapshot) -> None:
         """Start again from a snapshot whose data the node has made safe (paper section 7)."""

@@ -164,7 +164,7 @@ class Leader(State):
         if self.heartbeat_elapsed >= config.heartbeat_ticks:
             self.heartbeat_elapsed = 0
             for member, progress in self.peers.items():
-                progress.recheck = True
+                progress.recheck = progress.match
                 self._send_heartbeat(member, progress)
 
     def _quorum_is_active(self) -> bool:
@@ -317,12 +317,17 @@ class Leader(State):
         if progress is None:
             return
         progress.active = True
-        if progress.recheck:
-            progress.recheck = False
+        match_before, progress.recheck = progress.recheck, None
+        if match_before is not None:
             progress.paused = False  # the probe, or the answer to it, may be lost
-            if progress.state is _REPLICATE and progress.match < self.raft.log.last_index:
+            if (
+                progress.state is _REPLICATE
+                and progress.match == match_before
+                and progress.match < self.raft.log.last_index
+            ):
                 # Everything on its way may be lost, and with a full window nothing would ever
-                # move again: an append, at the worst empty, draws an answer.
+                # move again: an append, at the worst empty, draws an answer. Not when `match`
+                # moves: it would only cost a member under load a message for each heartbeat.
                 self._send_append(member, progress)
         reads = self.reads
         if response.round > reads.acknowledged.get(member, 0):

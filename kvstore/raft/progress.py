@@ -54,8 +54,9 @@ class Progress:
         self.active = False
         """Heard from since the last check of the quorum."""
 
-        self.recheck = False
-        """A periodic heartbeat is unanswered; its answer asks for a repair of lost appends."""
+        self.recheck: Index | None = None
+        """`match` when the last periodic heartbeat left, None when its answer has come. If `match`
+        has not moved by then, what is on its way may be lost."""
 
         self.snapshot_index: Index = 0
         """SNAPSHOT: the index of the snapshot on its way."""
