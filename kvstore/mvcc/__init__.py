@@ -1,0 +1,1 @@
+"""The multi-version store: revisions, index, transactions, compaction, hash, snapshots, watches."""
