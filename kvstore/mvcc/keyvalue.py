@@ -33,7 +33,7 @@ def varint(number: int) -> bytes:
     return _CONTINUED[number & (_LOW - 1)] + varint(number >> 14)
 
 
-def encode(  # noqa: PLR0917 - once per put, where keywords would cost a tenth of it
+def encode(
     key: bytes, created: int, modified: int, version: int, value: bytes, lease: int
 ) -> bytes:
     """Return the KeyValue bytes of a put: key not empty, revisions and version positive."""
