@@ -100,7 +100,7 @@ class Wal:
 
     @classmethod
     def create(cls, disk: Disk, folder: str, identity: Identity, options: Options) -> Wal:
-        """Make an empty log; it is durable on return. A crash on the way leaves no log.
+        """Make an empty log; it is durable on return. A crash on the way leaves that or no log.
 
         Raises:
             LogExistsError: there is one; nothing was changed.
