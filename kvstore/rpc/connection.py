@@ -93,7 +93,7 @@ class Connection(Requests, asyncio.Protocol):
         """Streams that the client opened."""
         return (self._last_stream_id + 1) // 2
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # Protocol's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """End every call; the transport is gone."""
         self.closed = True
         self.engine.forget(self)

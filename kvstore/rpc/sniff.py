@@ -34,7 +34,7 @@ class Sniffer(asyncio.Protocol):
             self._engine.limits.handshake_timeout_s, self.abort
         )
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # Protocol's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection: it went away before it said what it wants."""
         self._done()
 

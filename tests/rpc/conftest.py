@@ -1,4 +1,4 @@
-"""A server on each event loop, in a thread of its own, for blocking and for asynchronous clients."""
+"""A server on each event loop, in a thread of its own, for blocking and asynchronous clients."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Running:
         def work() -> None:
             try:
                 result.set_result(function(*arguments))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # raised again by the caller
                 result.set_exception(error)
 
         self.loop.call_soon_threadsafe(work)
@@ -168,7 +168,8 @@ class Running:
 
         async def poll() -> None:
             async with asyncio.timeout(timeout_s):
-                while not condition():
+                # Conditions are about the engine's inner state, which has no event to await.
+                while not condition():  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
 
         asyncio.run_coroutine_threadsafe(poll(), self.loop).result(timeout_s + 5)
