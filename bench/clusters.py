@@ -58,10 +58,11 @@ def available(kind: str) -> str | None:
     except ClusterError as error:
         return str(error)
     if kind == KVSTORE:
-        answer = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
-        if answer.returncode:
-            lines = answer.stderr.strip().splitlines() or ["no output"]
-            return f"`kvstore serve --help` fails: {lines[-1]}"
+        # A refusal proves that the program loads; nothing is started or written.
+        probe = [*command, "--initial-cluster", "nonsense"]
+        answer = subprocess.run(probe, capture_output=True, text=True, check=False)
+        if "Traceback" in answer.stderr:
+            return f"`kvstore serve` does not load: {answer.stderr.strip().splitlines()[-1]}"
     return None
 
 

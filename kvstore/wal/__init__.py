@@ -3,7 +3,6 @@
 from kvstore.wal.codec import Identity
 from kvstore.wal.disk import RealDisk
 from kvstore.wal.errors import (
-    EXIT_DISK,
     BrokenError,
     CorruptError,
     FormatError,
@@ -18,7 +17,6 @@ from kvstore.wal.log import Options, Wal
 from kvstore.wal.recovery import Recovered
 
 __all__ = [
-    "EXIT_DISK",
     "BrokenError",
     "CorruptError",
     "FormatError",

@@ -1,0 +1,129 @@
+"""`python -m bench`: runs workloads on both systems in turn and reports; see --help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from bench import h2load, scenarios
+from bench.clusters import ETCD, KINDS, Cluster, available
+from bench.machine import facts
+from bench.measure import Ceilings, measure, preload
+from bench.report import Report, show, write
+from bench.workloads import KEYS, Workload, workloads
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command line's settings."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rows, 2 rounds of 2 s")
+    parser.add_argument("--ci", action="store_true", help="P1 and the CPU budgets in about 75 s")
+    parser.add_argument(
+        "--only", default="", help="rows or scenarios, comma-separated; P1 means all P1-*"
+    )
+    parser.add_argument("--rounds", type=int, default=0, help="alternations; default 3")
+    parser.add_argument("--seconds", type=float, default=0.0, help="measured time; default 5")
+    parser.add_argument("--systems", default=",".join(KINDS), help="kvstore,etcd")
+    parser.add_argument("--data-root", default=None, help="folder on the disk to measure")
+    parser.add_argument("--name", default="", help="of the result files; default N-cores")
+    parser.add_argument("--cpu-list", default=None, help="taskset list for the members")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="shrinks P6, P8, idle, gate; for a try"
+    )
+    return parser.parse_args(argv)
+
+
+def chosen(arguments: argparse.Namespace) -> tuple[list[Workload], list[str]]:
+    """Return the rows and the scenarios to run."""
+    brief = arguments.quick or arguments.ci
+    seconds = arguments.seconds or (3.0 if arguments.ci else 2.0 if brief else 5.0)
+    rows = workloads(seconds, 30_000 if brief else 100_000)
+    names = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    if names:
+        rows = [row for row in rows if row.name in names or row.name.split("-")[0] in names]
+        others = [name for name in scenarios.SCENARIOS if name in names]
+        unknown = set(names) - {row.name for row in rows} - set(others)
+        unknown -= {row.name.split("-")[0] for row in rows}
+        if unknown:
+            raise SystemExit(f"no such workload: {', '.join(sorted(unknown))}")
+        return rows, others
+    if brief:
+        return [row for row in rows if row.brief], []
+    return rows, list(scenarios.SCENARIOS)
+
+
+def run_rows(
+    rows: Sequence[Workload],
+    kinds: Sequence[str],
+    arguments: argparse.Namespace,
+    report: Report,
+) -> None:
+    """Run the rows; the systems alternate within each, and the idle one is frozen."""
+    rounds = arguments.rounds or (2 if arguments.quick or arguments.ci else 3)
+    ceilings = Ceilings(1.0 if arguments.ci else 2.0)
+    with ExitStack() as stack:
+        clusters = []
+        for kind in kinds:
+            cluster = stack.enter_context(
+                Cluster(kind, data_root=arguments.data_root, cpu_list=arguments.cpu_list)
+            )
+            report.notes.append(f"{kind} reports version {cluster.version()}")
+            if any(row.reads for row in rows):
+                preload(cluster, KEYS)
+            cluster.freeze()
+            clusters.append(cluster)
+        for row in rows:
+            for number in range(rounds):
+                # Neither is always the first: the machine's speed drifts.
+                for cluster in clusters if number % 2 == 0 else reversed(clusters):
+                    with cluster.awake():
+                        sample = measure(row.name, cluster, row.driver, ceilings, number)
+                    report.samples.append(sample)
+                    print(
+                        f"{row.name} {cluster.kind} round {number + 1}: {sample.rate:,.0f}/s, "
+                        f"p50 {sample.p50_ms:.2f} ms, p99 {sample.p99_ms:.2f} ms, "
+                        f"{sample.leader_us:.1f} us leader, {sample.follower_us:.1f} us follower"
+                        + "".join(f" [{problem}]" for problem in sample.problems),
+                        flush=True,
+                    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the command line asks for. Returns 0, also when targets are missed."""
+    arguments = parse(argv)
+    rows, others = chosen(arguments)
+    command = shlex.join(["python", "-m", "bench", *argv])
+    report = Report(facts(arguments.data_root), command)
+    kinds = []
+    for kind in arguments.systems.split(","):
+        if reason := available(kind):
+            report.notes.append(f"{kind} not measured: {reason}")
+        else:
+            kinds.append(kind)
+    if not h2load.available():
+        report.notes.append("h2load rows left out: Debian package nghttp2-client is not installed")
+        rows = [row for row in rows if row.driver.tool != "h2load"]
+    if kinds and rows:
+        run_rows(rows, kinds, arguments, report)
+    for name in others:
+        for kind in kinds:
+            found = scenarios.SCENARIOS[name](
+                kind, data_root=arguments.data_root, scale=arguments.scale
+            )
+            report.scenarios.append({"scenario": name, "system": kind, **found})
+            print(name, kind, found, flush=True)
+    if ETCD not in kinds:
+        report.notes.append("no etcd here: there are no ratios")
+    show(report, rows)
+    name = arguments.name or f"{os.cpu_count()}-cores"
+    if not arguments.ci or arguments.name:
+        print(f"written: {write(report, rows, name).name} and its JSON in bench/results")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
