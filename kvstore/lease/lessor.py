@@ -99,11 +99,14 @@ class Lessor:
         leases = {}
         for key, record in view.scan(TABLE):
             lease_id = int.from_bytes(key, "big", signed=True)
-            fields = msgpack.unpackb(record, use_list=False)
+            try:
+                fields = msgpack.unpackb(record, use_list=False)
+            except ValueError:
+                fields = None
             if len(key) != 8 or type(fields) is not tuple or fields[0] != _FORMAT:
                 raise ValueError(
-                    f"lease record {key.hex()} is not of format {_FORMAT}: "
-                    "start the release that wrote it"
+                    f"lease record {key.hex()} is damaged or not of format {_FORMAT}: "
+                    "start the release that wrote it, or restore this member from another"
                 )
             leases[lease_id] = Lease(lease_id, fields[1], fields[2])
         self.leases = leases
