@@ -3,6 +3,7 @@
 from kvstore.wal.codec import Identity
 from kvstore.wal.disk import RealDisk
 from kvstore.wal.errors import (
+    EXIT_DISK,
     BrokenError,
     CorruptError,
     FormatError,
@@ -17,6 +18,7 @@ from kvstore.wal.log import Options, Wal
 from kvstore.wal.recovery import Recovered
 
 __all__ = [
+    "EXIT_DISK",
     "BrokenError",
     "CorruptError",
     "FormatError",

@@ -22,6 +22,9 @@ LOCK_NAME = "LOCK"
 
 _CLOSED = "it is closed"
 
+_AHEAD_BATCH_BYTES_MAX = 64 << 10
+"""Larger batches write no zeros ahead: their own bytes dominate."""
+
 _SEAL_BYTES_MAX = codec.frame_size(16)
 
 
@@ -32,6 +35,11 @@ class Options:
     segment_bytes: int = 64 << 20
     """Size of a segment; one batch may make a segment larger. Larger: fewer pauses of some
     milliseconds between segments; smaller: less is kept that `release` could free."""
+
+    zero_ahead_bytes: int = 256 << 10
+    """How many zeros a small batch writes behind itself when it comes to fresh blocks; 0: none.
+    The first write to an allocated block costs the file system a journal entry, so that the fsync
+    of a 4 KiB batch took 261 us instead of 171 (ext4, virtual disk). Doubles the bytes written."""
 
     def __post_init__(self) -> None:
         if self.segment_bytes < codec.HEADER_SCAN_BYTES:
@@ -58,7 +66,7 @@ class Wal:
     __slots__ = (
         "_disk", "_end", "_failure", "_file", "_folder", "_hard_state", "_identity", "_last",
         "_lock", "_options", "_previous", "_salt", "_segments", "_sequence", "_size_bytes",
-        "_snapshot", "_spare", "_written_state",
+        "_snapshot", "_spare", "_written_state", "_zeroed", "_zeros",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +95,9 @@ class Wal:
         self._file: File | None = None
         self._size_bytes = 0
         self._end = 0
+        self._zeroed = 0
+        """Up to here the blocks were written once; behind it they are only allocated."""
+        self._zeros = bytes(options.zero_ahead_bytes)
         self._salt = 0
         self._previous = 0
         self._sequence = 0
@@ -100,7 +111,7 @@ class Wal:
 
     @classmethod
     def create(cls, disk: Disk, folder: str, identity: Identity, options: Options) -> Wal:
-        """Make an empty log; it is durable on return. A crash on the way leaves no log.
+        """Make an empty log; it is durable on return. A crash on the way leaves that or no log.
 
         Raises:
             LogExistsError: there is one; nothing was changed.
@@ -163,7 +174,7 @@ class Wal:
         self._segments += [_Used(s.header.segment, s.path, s.last_index) for s in segments]
         self._file = self._disk.open(last.path)
         self._size_bytes = len(last.data)
-        self._end = last.end
+        self._end = self._zeroed = last.end
         self._salt = last.header.crc
         self._previous = frame.crc
         self._sequence = frame.sequence
@@ -260,9 +271,16 @@ class Wal:
         parts, size, crc = codec.encode_frame(
             payload, salt=self._salt, previous=self._previous, sequence=sequence
         )
+        end = self._end + size
+        if end > self._zeroed:
+            self._zeroed = end
+            if size <= _AHEAD_BATCH_BYTES_MAX:
+                zeros = self._zeros[: self._size_bytes - end]
+                parts.append(zeros)
+                self._zeroed += len(zeros)
         file.write(self._end, parts)
         file.sync()
-        self._end += size
+        self._end = end
         self._previous = crc
         self._sequence = sequence
 
@@ -320,7 +338,8 @@ class Wal:
             self._identity, segment, first_index, self._size_bytes, self._previous
         )
         file.write(0, [header])
-        self._file, self._spare, self._end = file, None, len(header)
+        self._file, self._spare = file, None
+        self._end = self._zeroed = len(header)
         self._put(state)
         self._written_state = self._hard_state
         path = f"{self._folder}/{recovery.segment_name(segment, first_index)}"

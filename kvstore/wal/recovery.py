@@ -167,11 +167,13 @@ def read_segments(disk: Disk, folder: str, identity: Identity | None) -> Iterato
     if not paths:
         raise NoLogError(f"there is no log in {folder}")
     previous: Frame | None = None
+    before = ""
     for path in paths:
         segment = _read_segment(disk, path, identity)
         identity = segment.header.identity
         if previous is not None and segment.header.previous != previous.crc:
-            raise CorruptError(path, 0, "the segment does not continue the one before it")
+            what = "a batch is damaged, or the next segment is of another log: it does not continue"
+            raise CorruptError(before, previous.end, what)
         chain, sequence = segment.header.previous, previous.sequence if previous else None
         while frame := codec.decode_frame(segment.data, segment.end, segment.header.crc):
             if frame.previous != chain or (sequence is not None and frame.sequence != sequence + 1):
@@ -181,7 +183,7 @@ def read_segments(disk: Disk, folder: str, identity: Identity | None) -> Iterato
         if not segment.frames:
             # Header and first frame are durable before the file gets its name.
             raise CorruptError(path, segment.end, "the first batch of the segment is damaged")
-        previous = segment.frames[-1]
+        previous, before = segment.frames[-1], path
         yield segment
 
 
