@@ -62,6 +62,11 @@ class Trace:
         self.add("create", inode=inode, path=path)
         return inode
 
+    def write(self, inode: int, offset: int, data: bytes, *, synchronous: bool = False) -> None:
+        self.add("write", inode=inode, offset=offset, data=data)
+        if synchronous:  # opened with O_DSYNC: durable on return, this write alone
+            self.add("sync_range", inode=inode, offset=offset, note=len(data))
+
     def rename(self, source: str, target: str) -> None:
         inode = self.inodes[target] = self.inodes.pop(source)
         self.add("rename", inode=inode, path=source, target=target)
@@ -114,7 +119,7 @@ class _RecordedFile:
 
     def write(self, offset: int, parts: Sequence[bytes]) -> None:
         self.file.write(offset, parts)
-        self.trace.add("write", inode=self.inode, offset=offset, data=b"".join(parts))
+        self.trace.write(self.inode, offset, b"".join(parts))
 
     def allocate(self, size_bytes: int) -> None:
         self.file.allocate(size_bytes)
@@ -152,6 +157,11 @@ class _Volume:
     def take(self, call: Call, sector_bytes: int) -> None:
         if call.kind == "sync":
             self._settle(lambda one: one.kind not in _NAMES and one.inode == call.inode)
+        elif call.kind == "sync_range":
+            within = range(call.offset, call.offset + call.note)
+            self._settle(
+                lambda one: one.kind == "write" and one.inode == call.inode and one.offset in within
+            )
         elif call.kind == "sync_folder":
             self._settle(lambda one: one.kind in _NAMES and _folder(one.path) == call.path)
         elif call.kind == "write":
