@@ -103,7 +103,7 @@ class Follower(State):
             # to `committed` are the leader's as well and may be compacted away: skip them.
             log.append(entries[log.committed - request.prev_index :])
             last = max(last, log.committed)
-        elif log.matches(request.prev_index, request.prev_term):
+        elif self._has_start() and log.matches(request.prev_index, request.prev_term):
             log.append(entries)
         else:
             hint = log.newest_match_candidate(request.prev_index, request.prev_term)
@@ -119,6 +119,12 @@ class Follower(State):
         if self.noticed > log.committed:
             self._commit_noticed()
         self._answer(request, last)
+
+    def _has_start(self) -> bool:
+        # A member that joins knows no configuration, and the log does not hold the first one. Were
+        # it to replay the log from index 1, it would count itself as the only voter in the end. So
+        # it has not even index 0: the leader sees a rejection of index 0 and sends a snapshot.
+        return bool(self.raft.configuration.voters)
 
     def _answer(self, request: Message, index: Index) -> None:
         # An answer is a promise that must outlive a crash: it leaves after the fsync. Several of

@@ -290,6 +290,9 @@ class Leader(State):
         log = self.raft.log
         progress.active = True
         if response.hint is not None:
+            if response.index == 0 and log.applied:
+                self._send_snapshot(member, progress)  # it joins, see `Follower._has_start`
+                return
             agree_at_most, _ = log.newest_match_candidate(*response.hint)
             progress.reject(response.index, agree_at_most)
             return

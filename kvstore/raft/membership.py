@@ -70,6 +70,8 @@ def change_configuration(configuration: Configuration, change: Change) -> Config
         raise ChangeRefused("member id 0 is reserved")
     if member in configuration.removed:
         raise ChangeRefused(f"member {member:x} was removed; a member id is never used again")
+    if not voters:
+        raise ChangeRefused("this member does not know the configuration yet")
     known = member in voters or member in learners
     if change.kind is ChangeKind.ADD_VOTER:
         if member in voters:

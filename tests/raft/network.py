@@ -94,6 +94,12 @@ class Disk:
         if work.hard_state is not None:
             self.hard_state = work.hard_state
 
+    def release(self, index: int) -> None:
+        """Forget the log up to `index`, which the store contains."""
+        if index in self.entries:
+            self.compacted = (index, self.entries[index].term)
+            self.entries = {i: e for i, e in self.entries.items() if i > index}
+
     def restored(self) -> Restored:
         return Restored(
             self.hard_state,
@@ -116,6 +122,7 @@ class Node:
         self.reads: dict[int, int | None] = {}
         self.refused: list[int] = []
         self.leaders: list[tuple[int, int]] = []
+        self.configurations = [(raft.log.applied, raft.configuration)]
 
     def finish_job(self) -> list[Message]:
         """Make the oldest disk job durable; return the messages it releases."""
@@ -124,8 +131,10 @@ class Node:
         if work.snapshot is not None:
             self.disk.configuration = work.snapshot.configuration
             self.disk.applied = work.snapshot.index
+            self.configurations = [(work.snapshot.index, work.snapshot.configuration)]
             self.machine = [(work.snapshot.index, b"snapshot")]
         self.raft.appended(work)
+        self.save_store()
         return work.messages
 
     def apply(self, ready: Ready) -> None:
@@ -138,11 +147,20 @@ class Node:
                     )
                 except ChangeRefused:
                     configuration = self.raft.configuration
-                self.disk.configuration = configuration
+                self.configurations.append((entry.index, configuration))
             elif entry.data:
                 self.machine.append((entry.index, entry.data))
-            self.disk.applied = entry.index
             self.raft.applied(entry.index, configuration)
+
+    def save_store(self) -> None:
+        """Commit the store, as far as the log on disk reaches."""
+        log = self.raft.log
+        if log.snapshot_outstanding:
+            return
+        index = min(log.applied, log.durable)
+        if index > self.disk.applied:
+            self.disk.applied = index
+            self.disk.configuration = [c for i, c in self.configurations if i <= index][-1]
 
 
 class Network:
@@ -181,6 +199,7 @@ class Network:
         while True:
             ready = node.raft.take()
             if ready is None:
+                node.save_store()
                 return
             self.wire.extend(ready.messages)
             if ready.append is not None:
@@ -258,7 +277,7 @@ class Network:
         """Crash a member and start it from what its disk holds; jobs at the disk are lost."""
         old = self.nodes[member]
         node = Node(Raft(replace(old.raft.config, **changes), old.disk.restored()), old.disk)
-        node.machine = list(old.machine)
+        node.machine = [(i, data) for i, data in old.machine if i <= old.disk.applied]
         self.nodes[member] = node
         self.collect(member)
         return node.raft
