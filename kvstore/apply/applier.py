@@ -1,0 +1,188 @@
+"""Committed entries to changes and results, operation by operation; no clock, randomness or I/O.
+
+Every member runs this over the same log and must reach the same state, so whatever an operation
+depends on is in the entry or in the replicated state. A result is a small tuple whose first item
+is the store revision for the response header, or an error of the wire table; only the member that
+owes the answer encodes it (`kvstore.apply.responses`).
+
+    PUT                 (revision, previous KeyValue bytes or None)
+    DELETE_RANGE        (revision, deleted, previous KeyValue bytes of each if asked for)
+    TXN                 (revision, TxnResult)
+    COMPACT             (revision,)
+    LEASE_GRANT         (revision, id, granted life in seconds)
+    LEASE_REVOKE        (revision,)
+    LEASE_CHECKPOINT    (revision,)
+    ALARM               (revision, [(alarm type, member id), ...])
+    CLUSTER_VERSION     (revision,)
+    MEMBER_ATTRIBUTES   (revision,)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from kvstore.apply import ops as op_kinds
+from kvstore.apply.errors import ApplyFailed, Corrupt, MalformedRequest, NoSpace, RefusedError
+from kvstore.apply.ops import decode_batch
+from kvstore.lease.errors import LeaseError
+from kvstore.mvcc.errors import RequestError
+from kvstore.pb import rpc_pb2
+
+if TYPE_CHECKING:
+    from kvstore.apply.alarms import Alarms
+    from kvstore.apply.members import Members
+    from kvstore.lease.lessor import Lessor
+    from kvstore.mvcc.store import Store
+
+Result: TypeAlias = tuple[Any, ...] | Exception
+"""One of the tuples above, or an error of the wire table."""
+
+_REFUSALS = (RequestError, LeaseError, RefusedError)
+
+_PUT = op_kinds.PUT
+
+
+class Entry(Protocol):
+    """What is needed of a log entry; `kvstore.raft` has the real one."""
+
+    @property
+    def index(self) -> int:
+        """Position in the log."""
+
+    @property
+    def data(self) -> bytes:
+        """A batch of `kvstore.apply.ops`; empty for an election's no-op."""
+
+
+class Applied:
+    """The results of one entry, by position."""
+
+    __slots__ = ("first_sequence", "incarnation", "index", "origin", "results")
+
+    def __init__(
+        self, index: int, origin: int, incarnation: int, first_sequence: int, results: list[Result]
+    ) -> None:
+        self.index = index
+        self.origin = origin
+        self.incarnation = incarnation
+        self.first_sequence = first_sequence
+        self.results = results
+        """The i-th answers the request with sequence `first_sequence + i` of the origin."""
+
+
+class Applier:
+    """Applies operation batches to the replicated state, in log order."""
+
+    def __init__(self, store: Store, lessor: Lessor, alarms: Alarms, members: Members) -> None:
+        self._store = store
+        self._lessor = lessor
+        self._alarms = alarms
+        self._members = members
+
+    def apply(self, entry: Entry) -> Applied:
+        """Apply a committed entry of kind NORMAL and return its results.
+
+        Raises:
+            FatalError: This member must stop; the text says what to do. Operations before the
+                failed one are in the store's buffer but not durable, as only whole entries are.
+        """
+        if not entry.data:
+            return Applied(entry.index, 0, 0, 0, [])
+        origin, incarnation, first_sequence, ops = decode_batch(entry.data)
+        results: list[Result] = []
+        append = results.append
+        alarms = self._alarms
+        # The loop is flat for puts, which are most operations: every call counts on every member.
+        put = self._store.put
+        parse_put = rpc_pb2.PutRequest.FromString
+        restricted = alarms.nospace or alarms.corrupt
+        for op in ops:
+            try:
+                if op[0] == _PUT and not restricted:
+                    append(put(parse_put(op[1])))
+                else:
+                    append(self._apply(op[0], op[1]))
+                    restricted = alarms.nospace or alarms.corrupt
+            except _REFUSALS as error:
+                append(error.with_traceback(None))  # the frames would keep the whole batch alive
+            except DecodeError as error:
+                append(MalformedRequest(str(error)))
+            except Exception as error:
+                raise ApplyFailed(entry.index, len(results), op[0], error) from error
+        return Applied(entry.index, origin, incarnation, first_sequence, results)
+
+    def _apply(self, kind: int, payload: bytes) -> Result:
+        store = self._store
+        alarms = self._alarms
+        if alarms.corrupt and kind in _REFUSED_WHEN_CORRUPT:
+            raise Corrupt
+        if kind == op_kinds.PUT:
+            put = rpc_pb2.PutRequest.FromString(payload)
+            if alarms.nospace:
+                raise NoSpace
+            return store.put(put)
+        if kind == op_kinds.TXN:
+            txn = rpc_pb2.TxnRequest.FromString(payload)
+            if alarms.nospace and has_puts(txn):
+                raise NoSpace
+            result = store.txn(txn)
+            return (result.revision, result)
+        if kind == op_kinds.DELETE_RANGE:
+            return store.delete_range(rpc_pb2.DeleteRangeRequest.FromString(payload))
+        if kind == op_kinds.COMPACT:
+            store.compact(rpc_pb2.CompactionRequest.FromString(payload).revision)
+            return (store.revision,)
+        if kind == op_kinds.LEASE_GRANT:
+            grant = rpc_pb2.LeaseGrantRequest.FromString(payload)
+            if alarms.nospace:
+                raise NoSpace
+            lease = self._lessor.grant(grant.ID, grant.TTL)
+            return (store.revision, lease.id, lease.ttl_s)
+        if kind == op_kinds.LEASE_REVOKE:
+            revoke = rpc_pb2.LeaseRevokeRequest.FromString(payload)
+            self._lessor.revoke(revoke.ID, store.delete_keys)
+            return (store.revision,)
+        if kind == op_kinds.LEASE_CHECKPOINT:
+            for point in rpc_pb2.LeaseCheckpointRequest.FromString(payload).checkpoints:
+                self._lessor.checkpoint(point.ID, point.remaining_TTL)
+            return (store.revision,)
+        if kind == op_kinds.ALARM:
+            return (store.revision, self._alarm(rpc_pb2.AlarmRequest.FromString(payload)))
+        if kind == op_kinds.CLUSTER_VERSION:
+            self._members.set_cluster_version(payload.decode())
+            return (store.revision,)
+        if kind == op_kinds.MEMBER_ATTRIBUTES:
+            self._members.publish(rpc_pb2.Member.FromString(payload))
+            return (store.revision,)
+        # A later release wrote it; to skip it would make this member differ from that one.
+        raise ValueError(f"operation kind {kind} is unknown to this release; upgrade this member")
+
+    def _alarm(self, request: rpc_pb2.AlarmRequest) -> list[tuple[int, int]]:
+        if request.action == rpc_pb2.AlarmRequest.ACTIVATE:
+            return self._alarms.activate(request.alarm, request.memberID)
+        if request.action == rpc_pb2.AlarmRequest.DEACTIVATE:
+            return self._alarms.deactivate(request.alarm, request.memberID)
+        return self._alarms.get(request.alarm)
+
+
+_REFUSED_WHEN_CORRUPT = frozenset(
+    {
+        op_kinds.PUT,
+        op_kinds.DELETE_RANGE,
+        op_kinds.TXN,
+        op_kinds.COMPACT,
+        op_kinds.LEASE_GRANT,
+        op_kinds.LEASE_REVOKE,
+    }
+)
+
+
+def has_puts(request: rpc_pb2.TxnRequest) -> bool:
+    """Tell whether any branch of a transaction, nested ones included, could store something."""
+    for op in (*request.success, *request.failure):
+        which = op.WhichOneof("request")
+        if which == "request_put" or (which == "request_txn" and has_puts(op.request_txn)):
+            return True
+    return False
