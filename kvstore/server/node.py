@@ -76,6 +76,9 @@ class NodeHooks:
     role: Callable[[Role, int, int], None]
     """Role, leader or term changed: the new role, leader (0: none) and term."""
 
+    led: Callable[[], None]
+    """This member leads and has applied the first entry of its term."""
+
     snapshot: Callable[[InstallSnapshot], None]
     """The core wants this peer to get a snapshot."""
 
@@ -306,6 +309,8 @@ class Node:
         if entry.term != self.applied_term:
             self.applied_term = entry.term
             self.proposals.term_applied(entry.term)
+            if self.role is Role.LEADER and entry.term == self.term:
+                self.hooks.led()
         self.applied_ops += len(applied.results)
         self.hooks.applied(applied)
         if applied.origin == self.proposals.origin:

@@ -1,0 +1,256 @@
+"""etcdserverpb.KV: ranges from the local store, everything else through the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from kvstore.apply import ops
+from kvstore.mvcc.check import (
+    check_delete_range,
+    check_put,
+    check_range,
+    check_txn,
+    is_read_only,
+)
+from kvstore.mvcc.errors import RequestError
+from kvstore.mvcc.range import RangeSlices
+from kvstore.mvcc.results import (
+    encode_range_chunk,
+    encode_range_response,
+    encode_txn_response,
+)
+from kvstore.mvcc.store import Store
+from kvstore.pb import rpc_pb2
+from kvstore.rpc import Call, Server
+from kvstore.server.errors import Code
+from kvstore.server.header import varint
+from kvstore.server.services.base import fail, parse, with_header
+from kvstore.server.services.writes import Writes
+
+AT_ONCE_MAX = 500
+"""Keys that a range may touch before it runs in slices, so that others get their turn."""
+
+REPLIES_SIZE_MAX = 512 << 20
+"""Bytes of large replies being built or sent; above it a large range is refused."""
+
+PUT_OVERHEAD = 256
+"""etcd's estimate of what a put costs beside key and value."""
+
+
+class KvService:
+    """The KV methods of one member."""
+
+    def __init__(
+        self,
+        writes: Writes,
+        store: Store,
+        *,
+        txn_ops_max: int,
+        later: Callable[[Callable[[], None]], object],
+    ) -> None:
+        """Join the parts; `later` is `loop.call_soon`."""
+        self.range_total = 0
+        self._writes = writes
+        self._store = store
+        self._txn_ops_max = txn_ops_max
+        self._later = later
+        self._replies_bytes = 0
+
+    def register(self, server: Server) -> None:
+        """Serve the methods."""
+        prefix = "/etcdserverpb.KV/"
+        server.unary(prefix + "Range", self._range)
+        server.unary(prefix + "Put", self._put)
+        server.unary(prefix + "DeleteRange", self._delete_range)
+        server.unary(prefix + "Txn", self._txn)
+        server.unary(prefix + "Compact", self._compact)
+
+    # writes
+
+    def _put(self, call: Call, data: bytes) -> None:
+        request = parse(call, rpc_pb2.PutRequest.FromString, data)
+        if request is None:
+            return
+        try:
+            check_put(request)
+        except RequestError as error:
+            fail(call, error)
+            return
+        if self._writes.has_room(call, PUT_OVERHEAD + len(data)):
+            self._writes.submit_put(call, data)
+
+    def _delete_range(self, call: Call, data: bytes) -> None:
+        request = parse(call, rpc_pb2.DeleteRangeRequest.FromString, data)
+        if request is None:
+            return
+        try:
+            check_delete_range(request)
+        except RequestError as error:
+            fail(call, error)
+            return
+        self._writes.submit(call, ops.DELETE_RANGE, data)
+
+    def _compact(self, call: Call, data: bytes) -> None:
+        request = parse(call, rpc_pb2.CompactionRequest.FromString, data)
+        if request is not None:
+            self._writes.submit(call, ops.COMPACT, data)
+
+    def _txn(self, call: Call, data: bytes) -> None:
+        request = parse(call, rpc_pb2.TxnRequest.FromString, data)
+        if request is None:
+            return
+        try:
+            check_txn(request, self._txn_ops_max)
+        except RequestError as error:
+            fail(call, error)
+            return
+        if is_read_only(request):
+            # Unlike etcd's, a transaction of compares only is made sure too: a stale "succeeded"
+            # is no help to anybody.
+            if is_serializable(request):
+                self._read_txn(call, request, None)
+            else:
+                self._writes.node.linearizable(partial(self._read_txn, call, request))
+            return
+        cost = txn_cost(request)
+        if not cost or self._writes.has_room(call, cost):
+            self._writes.submit(call, ops.TXN, data)
+
+    # reads
+
+    def _range(self, call: Call, data: bytes) -> None:
+        request = parse(call, rpc_pb2.RangeRequest.FromString, data)
+        if request is None:
+            return
+        try:
+            check_range(request)
+        except RequestError as error:
+            fail(call, error)
+            return
+        if request.serializable:
+            self._read(call, request, None)
+        else:
+            self._writes.node.linearizable(partial(self._read, call, request))
+
+    def _read(self, call: Call, request: rpc_pb2.RangeRequest, error: Exception | None) -> None:
+        if error is not None:
+            fail(call, error)
+            return
+        self.range_total += 1
+        store = self._store
+        try:
+            if not request.range_end or self._is_small(request):
+                result = store.range(request)
+                call.reply(encode_range_response(self._writes.headers(result.revision), result))
+            else:
+                SlicedRange(self, call, store.range_slices(request)).step()
+        except RequestError as refusal:
+            fail(call, refusal)
+
+    def _is_small(self, request: rpc_pb2.RangeRequest) -> bool:
+        if 0 < request.limit <= AT_ONCE_MAX and not request.sort_target and not request.sort_order:
+            return not request.revision
+        end = b"" if request.range_end == b"\0" else request.range_end
+        return self._store.index.count(request.key, end) <= AT_ONCE_MAX and not request.revision
+
+    def _read_txn(self, call: Call, request: rpc_pb2.TxnRequest, error: Exception | None) -> None:
+        if error is not None:
+            fail(call, error)
+            return
+        try:
+            result = self._store.txn(request)
+        except RequestError as refusal:
+            fail(call, refusal)
+            return
+        call.reply(encode_txn_response(self._writes.headers(result.revision), result))
+
+    def run_later(self, step: Callable[[], None]) -> None:
+        """Run the next slice in the next turn of the loop."""
+        self._later(step)
+
+    def finish_sliced(self, call: Call, slices: RangeSlices, chunks: list[bytes]) -> None:
+        """Answer a range that was read in slices."""
+        tail = (b"\x18\x01" if slices.more else b"") + (
+            b"\x20" + varint(slices.count) if slices.count else b""
+        )
+        head = with_header(self._writes.headers(slices.revision))
+        call.reply(b"".join([head, *chunks, tail]))
+
+    def reserve(self, size_bytes: int) -> bool:
+        """Count bytes of a large reply; False when all large replies together are too many."""
+        if size_bytes > 0 and self._replies_bytes + size_bytes > REPLIES_SIZE_MAX:
+            return False
+        self._replies_bytes += size_bytes
+        return True
+
+
+class SlicedRange:
+    """A range that is read one slice a turn, then answered."""
+
+    __slots__ = ("_call", "_chunks", "_service", "_size_bytes", "_slices")
+
+    def __init__(self, service: KvService, call: Call, slices: RangeSlices) -> None:
+        """Begin; call `step` once."""
+        self._service = service
+        self._call = call
+        self._slices = slices
+        self._chunks: list[bytes] = []
+        self._size_bytes = 0
+
+    def step(self) -> None:
+        """Read one slice."""
+        if self._call.cancelled:
+            self._end()
+            return
+        try:
+            part = next(self._slices)
+        except StopIteration:
+            self._service.finish_sliced(self._call, self._slices, self._chunks)
+            self._end()
+            return
+        except RequestError as error:
+            fail(self._call, error)
+            self._end()
+            return
+        if part:
+            chunk = encode_range_chunk(part)
+            if not self._service.reserve(len(chunk)):
+                self._call.fail(
+                    Code.RESOURCE_EXHAUSTED,
+                    "etcdserver: too many requests: large replies in flight exceed "
+                    f"{REPLIES_SIZE_MAX >> 20} MiB; read with a limit, page by page",
+                )
+                self._end()
+                return
+            self._size_bytes += len(chunk)
+            self._chunks.append(chunk)
+        self._service.run_later(self.step)
+
+    def _end(self) -> None:
+        self._slices.close()
+        self._chunks.clear()
+        self._service.reserve(-self._size_bytes)
+        self._size_bytes = 0
+
+
+def is_serializable(request: rpc_pb2.TxnRequest) -> bool:
+    """Tell whether the client accepts a stale answer: it has ranges, and all are serializable."""
+    ranges = [op.request_range for branch in (request.success, request.failure) for op in branch]
+    return bool(ranges) and all(item.serializable for item in ranges)
+
+
+def txn_cost(request: rpc_pb2.TxnRequest) -> int:
+    """Return etcd's estimate of what the costlier branch of a transaction stores, in bytes."""
+    return max(_branch_cost(request.success), _branch_cost(request.failure))
+
+
+def _branch_cost(branch: object) -> int:
+    cost = 0
+    for op in branch:  # type: ignore[attr-defined]
+        kind = op.WhichOneof("request")
+        if kind == "request_put":
+            cost += PUT_OVERHEAD + len(op.request_put.key) + len(op.request_put.value)
+        elif kind == "request_txn":
+            cost += txn_cost(op.request_txn)
+    return cost

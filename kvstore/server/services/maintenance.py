@@ -1,0 +1,68 @@
+"""etcdserverpb.Maintenance: status, hash of the history, alarms; the rest comes later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from kvstore.apply import ops
+from kvstore.mvcc.errors import RequestError
+from kvstore.pb import rpc_pb2
+from kvstore.rpc import Call, Server
+from kvstore.server.services.base import fail, message_with_header, parse
+from kvstore.server.services.writes import Writes
+
+HashDone = Callable[[tuple[int, int, int] | Exception], None]
+
+
+class MaintenanceService:
+    """Status, HashKV and Alarm."""
+
+    def __init__(
+        self,
+        writes: Writes,
+        status: Callable[[], rpc_pb2.StatusResponse],
+        hash_kv: Callable[[int, HashDone], None],
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            writes: For alarms, which go through the log.
+            status: Returns this member's state, without header.
+            hash_kv: Computes the hash up to a revision and hands it to the callable: hash,
+                compact revision, hash revision.
+        """
+        self._writes = writes
+        self._status = status
+        self._hash_kv = hash_kv
+
+    def register(self, server: Server) -> None:
+        """Serve the methods."""
+        prefix = "/etcdserverpb.Maintenance/"
+        server.unary(prefix + "Status", self._get_status)
+        server.unary(prefix + "HashKV", self._get_hash)
+        server.unary(prefix + "Alarm", self._alarm)
+
+    def _get_status(self, call: Call, data: bytes) -> None:
+        if parse(call, rpc_pb2.StatusRequest.FromString, data) is not None:
+            call.reply(message_with_header(self._writes.header(), self._status()))
+
+    def _get_hash(self, call: Call, data: bytes) -> None:
+        request = parse(call, rpc_pb2.HashKVRequest.FromString, data)
+        if request is not None:
+            self._hash_kv(request.revision, partial(self._hashed, call))
+
+    def _hashed(self, call: Call, answer: tuple[int, int, int] | Exception) -> None:
+        if isinstance(answer, RequestError):
+            fail(call, answer)
+            return
+        if isinstance(answer, Exception):
+            raise answer
+        reply = rpc_pb2.HashKVResponse(
+            hash=answer[0], compact_revision=answer[1], hash_revision=answer[2]
+        )
+        call.reply(message_with_header(self._writes.header(), reply))
+
+    def _alarm(self, call: Call, data: bytes) -> None:
+        if parse(call, rpc_pb2.AlarmRequest.FromString, data) is not None:
+            self._writes.submit(call, ops.ALARM, data)

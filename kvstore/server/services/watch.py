@@ -1,0 +1,87 @@
+"""etcdserverpb.Watch: one RPC stream to one watch stream; the rules are in `kvstore.mvcc.watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from google.protobuf.message import DecodeError
+
+from kvstore.mvcc.watch import WatchHub, WatchStream
+from kvstore.pb import rpc_pb2
+from kvstore.rpc import Call, Server
+from kvstore.server.errors import Code
+
+
+class WatchService:
+    """The Watch method of one member."""
+
+    def __init__(self, hub: WatchHub, has_leader: Callable[[], bool]) -> None:
+        """Join the parts; `has_leader` tells whether this member follows or is a leader."""
+        self.streams: set[WatchCall] = set()
+        self.hub = hub
+        self._has_leader = has_leader
+
+    def register(self, server: Server) -> None:
+        """Serve the method."""
+        server.stream("/etcdserverpb.Watch/Watch", self._open)
+
+    def _open(self, call: Call) -> WatchCall:
+        watch = WatchCall(self, call)
+        self.streams.add(watch)
+        if watch.needs_leader and not self._has_leader():
+            watch.end(Code.UNAVAILABLE, "etcdserver: no leader")
+        return watch
+
+    def lost_leader(self) -> None:
+        """No leader for three election timeouts: end the streams that asked for one."""
+        for watch in [watch for watch in self.streams if watch.needs_leader]:
+            watch.end(Code.UNAVAILABLE, "etcdserver: no leader")
+
+
+class WatchCall:
+    """The handler of one Watch stream."""
+
+    __slots__ = ("_call", "_service", "_stream", "needs_leader")
+
+    def __init__(self, service: WatchService, call: Call) -> None:
+        """Open a watch stream that sends on `call`."""
+        self._service = service
+        self._call = call
+        self._stream: WatchStream | None = service.hub.open(call.send)
+        self.needs_leader = call.metadata(b"hasleader") == b"true"
+
+    def message(self, data: bytes) -> None:
+        """Take a create, cancel or progress request."""
+        if self._stream is None:
+            return
+        try:
+            request = rpc_pb2.WatchRequest.FromString(data)
+        except DecodeError as error:
+            self.end(Code.INTERNAL, f"grpc: error unmarshalling request: {error}")
+            return
+        self._stream.request(request)
+
+    def half_closed(self) -> None:
+        """The client is done; etcd ends the stream then."""
+        self._close()
+        self._call.finish()
+
+    def cancelled(self) -> None:
+        """The client is gone."""
+        self._close()
+
+    def writable(self) -> None:
+        """Go on where a slow reader was left."""
+        if self._stream is not None:
+            self._stream.writable()
+
+    def end(self, code: int, text: str) -> None:
+        """End the stream with an error."""
+        self._close()
+        self._call.fail(int(code), text)
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._service.streams.discard(self)

@@ -1,0 +1,116 @@
+"""The way of every write through the node: bounds at the edge, then the log, then the answer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from kvstore.apply import ops
+from kvstore.apply.responses import encode
+from kvstore.mvcc.store import Store
+from kvstore.pb import rpc_pb2
+from kvstore.rpc import Call
+from kvstore.server.errors import (
+    NoLeaderError,
+    NoSpaceError,
+    RequestTooLargeError,
+    TooManyRequestsError,
+)
+from kvstore.server.header import Headers
+from kvstore.server.node import Node
+from kvstore.server.services.base import fail
+
+
+class Writes:
+    """Submits operations and encodes their results."""
+
+    def __init__(
+        self, node: Node, store: Store, headers: Headers, *, request_size_max: int, quota_bytes: int
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            node: Takes the operations.
+            store: For the quota and the current revision.
+            headers: Of this member.
+            request_size_max: `--max-request-bytes`.
+            quota_bytes: `--quota-backend-bytes`; beyond it the NOSPACE alarm is raised.
+        """
+        self.node = node
+        self.store = store
+        self.headers = headers
+        self.put_total = 0
+        self._size_max = request_size_max
+        self._quota_bytes = quota_bytes
+        self._alarm_under_way = False
+
+    def header(self) -> bytes:
+        """Return the header with the store's current revision."""
+        return self.headers(self.store.revision)
+
+    def submit(self, call: Call, kind: int, payload: bytes) -> None:
+        """Bring an operation into the log and answer the call with its result."""
+        if len(payload) > self._size_max:
+            fail(call, RequestTooLargeError())
+            return
+        try:
+            self.node.propose(kind, payload, partial(self._done, call, kind))
+        except TooManyRequestsError as error:
+            fail(call, error)
+
+    def _done(self, call: Call, kind: int, result: Any) -> None:
+        if isinstance(result, Exception):
+            fail(call, result)
+        else:
+            call.reply(encode(kind, result, self.headers(result[0])))
+
+    def submit_put(self, call: Call, payload: bytes) -> None:
+        """`submit` for a put: the hot path, without the general encoder."""
+        if len(payload) > self._size_max:
+            fail(call, RequestTooLargeError())
+            return
+        try:
+            self.node.propose(ops.PUT, payload, partial(self._put_done, call))
+        except TooManyRequestsError as error:
+            fail(call, error)
+
+    def _put_done(self, call: Call, result: Any) -> None:
+        if isinstance(result, Exception):
+            fail(call, result)
+            return
+        self.put_total += 1
+        revision, previous = result
+        header = self.headers(revision)
+        if previous is None:
+            call.reply(b"\x0a" + bytes((len(header),)) + header)
+        else:
+            call.reply(encode(ops.PUT, result, header))
+
+    def has_room(self, call: Call, cost_bytes: int) -> bool:
+        """Tell whether the quota allows that much more; if not, raise the alarm and answer.
+
+        Costs are etcd's estimates (etcd-semantics 2.15): they only decide when to stop.
+        """
+        if self.store.size_bytes() + cost_bytes <= self._quota_bytes:
+            return True
+        self._raise_alarm()
+        fail(call, NoSpaceError())
+        return False
+
+    def _raise_alarm(self) -> None:
+        if self._alarm_under_way:
+            return
+        request = rpc_pb2.AlarmRequest(
+            action=rpc_pb2.AlarmRequest.ACTIVATE,
+            memberID=self.headers.member_id,
+            alarm=rpc_pb2.NOSPACE,
+        )
+        self._alarm_under_way = True
+        try:
+            self.node.propose(ops.ALARM, request.SerializeToString(), self._alarm_raised)
+        except (TooManyRequestsError, NoLeaderError):
+            self._alarm_under_way = False
+
+    def _alarm_raised(self, result: Any) -> None:
+        # Whatever came of it: the next write over the quota asks again if it has to.
+        self._alarm_under_way = False
