@@ -157,7 +157,7 @@ class LocalCluster:
         from rich.table import Table
 
         table = Table(title="kvstore: local cluster, Ctrl-C stops it")
-        for column in ("member", "clients", "state", "term", "revision", "put/s", "db", "pid"):
+        for column in ("member", "clients", "state", "term", "revision", "ops/s", "db", "pid"):
             table.add_column(column, justify="left" if column in {"member", "clients"} else "right")
         for member in self.members:
             table.add_row(*self._row(member))
@@ -181,7 +181,7 @@ class LocalCluster:
             state,
             str(values["term"]),
             str(values["revision"]),
-            f"{values['puts_per_s']:.0f}",
+            f"{values['operations_per_s']:.0f}",
             f"{values['db_size'] / (1 << 20):.1f} MiB",
             str(member.process.pid),
         ]

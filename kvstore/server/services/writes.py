@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,14 +26,22 @@ class Writes:
     """Submits operations and encodes their results."""
 
     def __init__(
-        self, node: Node, store: Store, headers: Headers, *, request_size_max: int, quota_bytes: int
+        self,
+        node: Node,
+        store: Store,
+        headers: Headers,
+        *,
+        size_bytes: Callable[[], int],
+        request_size_max: int,
+        quota_bytes: int,
     ) -> None:
         """Join the parts.
 
         Args:
             node: Takes the operations.
-            store: For the quota and the current revision.
+            store: For the current revision.
             headers: Of this member.
+            size_bytes: Returns the size of the store on disk, a little late at most.
             request_size_max: `--max-request-bytes`.
             quota_bytes: `--quota-backend-bytes`; beyond it the NOSPACE alarm is raised.
         """
@@ -40,6 +49,7 @@ class Writes:
         self.store = store
         self.headers = headers
         self.put_total = 0
+        self._size_bytes = size_bytes
         self._size_max = request_size_max
         self._quota_bytes = quota_bytes
         self._alarm_under_way = False
@@ -91,7 +101,7 @@ class Writes:
 
         Costs are etcd's estimates (etcd-semantics 2.15): they only decide when to stop.
         """
-        if self.store.size_bytes() + cost_bytes <= self._quota_bytes:
+        if self._size_bytes() + cost_bytes <= self._quota_bytes:
             return True
         self._raise_alarm()
         fail(call, NoSpaceError())

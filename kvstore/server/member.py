@@ -1,0 +1,457 @@
+"""One member, assembled: opens the data directory, starts the parts in order, stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from kvstore.apply import ops
+from kvstore.apply.alarms import Alarms
+from kvstore.apply.applier import Applied, Applier
+from kvstore.apply.members import Attributes, Members
+from kvstore.lease.clock import LeaseClock
+from kvstore.lease.lessor import Lessor
+from kvstore.mvcc.backend_lmdb import LmdbBackend
+from kvstore.mvcc.errors import StorageError
+from kvstore.mvcc.marks import AppliedMark, Marks
+from kvstore.mvcc.store import Store
+from kvstore.mvcc.watch import WatchHub
+from kvstore.pb import rpc_pb2
+from kvstore.peer.calls import CALL_FRAME, PeerCalls
+from kvstore.peer.link import Channel, Endpoint, Links
+from kvstore.raft.config import Config, Restored
+from kvstore.raft.messages import AppendWork, Entry, InstallSnapshot, Role
+from kvstore.raft.raft import Raft
+from kvstore.rpc import Limits, Server
+from kvstore.server.cluster import Cluster
+from kvstore.server.config import ServerConfig, Url, parse_urls
+from kvstore.server.disk import DiskThread
+from kvstore.server.header import Headers
+from kvstore.server.http import Http
+from kvstore.server.leases import Leases
+from kvstore.server.metrics import Metrics
+from kvstore.server.node import Node, NodeHooks
+from kvstore.server.observe import Observer
+from kvstore.server.proposals import Proposals
+from kvstore.server.services.cluster import ClusterService
+from kvstore.server.services.health import HealthService
+from kvstore.server.services.kv import KvService
+from kvstore.server.services.lease import LeaseService
+from kvstore.server.services.maintenance import MaintenanceService
+from kvstore.server.services.watch import WatchService
+from kvstore.server.services.writes import Writes
+from kvstore.server.startup import StartError, explain_bind, explain_folder
+from kvstore.server.storage import TRAILING_BYTES, Storage
+from kvstore.wal import Identity, Options, RealDisk, Recovered, Wal, WalError, fatal
+
+log = logging.getLogger("kvstore.member")
+
+GRPC_OVERHEAD = 512 << 10
+"""What a message may be larger than --max-request-bytes before gRPC refuses it, as etcd."""
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a busy loop may keep the disk thread from reporting an fsync (docs/decisions)."""
+
+GC_THRESHOLDS = (50_000, 20, 100)
+DRAIN_S = 2.0
+CATCH_UP_BUDGET = 1000
+
+
+class RealClock:
+    """The system's clocks."""
+
+    monotonic_ns = staticmethod(time.monotonic_ns)
+    wall_ns = staticmethod(time.time_ns)
+
+
+class Member:
+    """A member of a cluster in this process. `start`, then `stop` once."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Take checked settings; nothing is opened before `start`."""
+        self.config = config
+        self.clock = RealClock()
+        self.random = random.SystemRandom()
+        self.id = config.member.id
+        self._stopping: list[Callable[[], object]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # start
+
+    async def start(self) -> None:
+        """Open the data directory, join the cluster, serve clients.
+
+        Raises:
+            StartError: The text says what is wrong and what to do. Nothing was damaged.
+        """
+        config = self.config
+        loop = asyncio.get_running_loop()
+        self._open_data()
+        # The disk thread reports an fsync through the interpreter lock; a loop saturated with
+        # reads would keep it waiting for many default intervals of 5 ms.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self.headers = Headers(self.cluster.cluster_id, self.id)
+        self.headers.set_term(self.recovered.hard_state.term)
+        self.watches = WatchHub(self.store, self.headers)
+        self.links = Links(
+            self.cluster.cluster_id, self.id, self, self.random, on_lost=self._link_lost
+        )
+        await self._listen_peers()
+        self.disk = DiskThread(
+            self.wal, lambda callback: loop.call_soon_threadsafe(callback), self._saved
+        )
+        self.raft = self._build_raft()
+        self.node = Node(
+            self.raft,
+            Applier(self.store, self.lessor, self.alarms, self.published),
+            Proposals(self.id, self.incarnation, round(config.request_timeout_s * 1e9)),
+            self.disk,
+            self.links,
+            self.clock,
+            loop,
+            NodeHooks(
+                applied=self._applied,
+                changed=self._membership_changed,
+                role=self._role_changed,
+                led=self._led,
+                snapshot=self._snapshot_wanted,
+                fatal=fatal,
+            ),
+            round(config.request_timeout_s * 1e9),
+        )
+        self.calls = PeerCalls(self._send_call)
+        self.lease_clock = LeaseClock(self.lessor)
+        self.leases = Leases(
+            self.node,
+            self.lessor,
+            self.lease_clock,
+            self.calls,
+            election_timeout_ns=config.election_timeout * 1_000_000,
+            timeout_ns=round(config.request_timeout_s * 1e9),
+            later=loop.call_later,
+        )
+        self.storage = Storage(
+            self.store,
+            self.backend,
+            mark=self._mark,
+            durable_index=lambda: self.raft.log.durable,
+            committed=self._committed,
+        )
+        self.observer = Observer(self)
+        self.metrics = Metrics(self.observer.gauges, self.observer.counters)
+        self.links.set_peers(self._peer_endpoints())
+        self.storage.start()
+        self._tasks.append(loop.create_task(self._tick()))
+        self._tasks.append(loop.create_task(self._publish()))
+        await self._serve_clients()
+        # What exists now lives as long as the process; collections need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+
+    def _open_data(self) -> None:
+        """Open log and store, or create them; rebuild what lives in memory."""
+        config = self.config
+        folder = config.data_dir
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+            disk = RealDisk()
+            identity = Identity(config.cluster_id, self.id)
+            options = Options()
+            path = f"{folder}/store.lmdb"
+            if Wal.exists(disk, f"{folder}/wal"):
+                self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, options)
+            elif Path(path).exists():
+                raise StartError(
+                    f"--data-dir {folder}: there is a store but no log; restore the wal folder, or "
+                    "remove the whole data directory and let the member join again"
+                )
+            else:
+                self.wal = Wal.create(disk, f"{folder}/wal", identity, options)
+                self.recovered = Recovered(
+                    identity, hard_state=_no_state(), entries=[], compacted=(0, 0), snapshot=None
+                )
+            self.backend = LmdbBackend(path, map_size_bytes=2 * config.quota_bytes + (64 << 20))
+        except OSError as error:
+            raise explain_folder(folder, error) from error
+        except (WalError, StorageError) as error:
+            raise StartError(f"--data-dir {folder}: {error}") from error
+        if self.recovered.dropped_bytes:
+            log.warning("dropped an unfinished batch of %d bytes", self.recovered.dropped_bytes)
+        self._restore()
+
+    def _restore(self) -> None:
+        """Build leases, alarms, members and the store over the backend."""
+        config = self.config
+        backend = self.backend
+        self.published = Members()
+        self.alarms = Alarms()
+        self.lessor = Lessor(config.lease_ttl_min_s)
+        self.published.restore(backend)
+        self.alarms.restore(backend)
+        try:
+            self.lessor.restore(backend)
+            self.store = Store(backend, leases=self.lessor, txn_ops_max=config.max_txn_ops)
+        except (StorageError, ValueError) as error:
+            raise StartError(f"--data-dir {config.data_dir}: {error}") from error
+        for part in (self.published, self.alarms, self.lessor):
+            part.write = self.store.write
+        cluster = Cluster.load(backend, self.published)
+        if cluster is None:
+            cluster = Cluster(
+                config.cluster_id,
+                self.id,
+                {member.id: member for member in config.members},
+                (),
+                self.published,
+            )
+            backend.commit([cluster.change()])
+        self.cluster = cluster
+        applied = Marks.applied_in(backend)
+        if not self.recovered.compacted[0] <= applied.index <= self.recovered.last_index:
+            raise StartError(
+                f"--data-dir {config.data_dir}: the store is at entry {applied.index} but the log "
+                f"holds {self.recovered.compacted[0] + 1} to {self.recovered.last_index}; files of "
+                "different times were mixed. Restore both from one copy, or remove the data "
+                "directory and let the member join again"
+            )
+        self.mark_term = applied.term
+        stored = backend.get("meta", b"incarnation")
+        self.incarnation = int(stored or b"0") + 1
+        backend.commit([("meta", b"incarnation", b"%d" % self.incarnation)])
+
+    def _build_raft(self) -> Raft:
+        config = self.config
+        return Raft(
+            Config(
+                id=self.id,
+                draw_timeout=self.random.randrange,
+                incarnation=self.incarnation,
+                election_ticks=config.election_ticks,
+                apply_before_durable=True,
+            ),
+            Restored(
+                hard_state=self.recovered.hard_state,
+                entries=self.recovered.entries,
+                compacted=self.recovered.compacted,
+                configuration=self.cluster.configuration(),
+                applied=self.store.applied.index,
+            ),
+        )
+
+    async def _listen_peers(self) -> None:
+        for url in self.config.peer_urls:
+            host = "127.0.0.1" if url.host == "localhost" else url.host
+            try:
+                await self.links.listen(host, url.port)
+            except OSError as error:
+                raise explain_bind(host, url.port, "--listen-peer-urls", error) from error
+
+    def _peer_endpoints(self) -> dict[int, Endpoint]:
+        return {
+            member.id: Endpoint(url.host, url.port)
+            for member in self.cluster.list_plain()
+            if member.id != self.id
+            for url in [parse_urls("peer URL", member.peer_urls[0])[0]]
+        }
+
+    async def _serve_clients(self) -> None:
+        config = self.config
+        loop = asyncio.get_running_loop()
+        self.writes = Writes(
+            self.node,
+            self.store,
+            self.headers,
+            size_bytes=self.backend.size_bytes,
+            request_size_max=config.max_request_bytes,
+            quota_bytes=config.quota_bytes,
+        )
+        self.kv = KvService(
+            self.writes, self.store, txn_ops_max=config.max_txn_ops, later=loop.call_soon
+        )
+        self.watch_service = WatchService(self.watches, lambda: bool(self.node.leader))
+        self.http = Http(self)
+        self.server = Server(
+            limits=Limits(message_bytes_max=config.max_request_bytes + GRPC_OVERHEAD),
+            http=self.http.handle,
+            on_error=self._handler_failed,
+        )
+        for service in (
+            self.kv,
+            self.watch_service,
+            LeaseService(self.writes, self.leases, self.lessor, self.random),
+            ClusterService(self.node, self.cluster, self.headers),
+            MaintenanceService(self.writes, self.observer.status, self._hash_kv),
+            HealthService(),
+        ):
+            service.register(self.server)
+        for url in config.client_urls:
+            await self._listen_clients(url)
+
+    async def _listen_clients(self, url: Url) -> None:
+        tls = None
+        if url.scheme == "https":
+            from kvstore.server.tls import server_context  # noqa: PLC0415 (ssl only where used)
+
+            tls = server_context(self.config)
+        host = "127.0.0.1" if url.host == "localhost" else url.host
+        try:
+            await self.server.listen(host, url.port, tls=tls)
+        except OSError as error:
+            raise explain_bind(host, url.port, "--listen-client-urls", error) from error
+
+    @staticmethod
+    def _handler_failed(error: BaseException) -> None:
+        log.error("a request handler failed", exc_info=error)
+
+    # stop
+
+    async def stop(self) -> None:
+        """Drain clients, hand the leadership over, commit, close."""
+        if hasattr(self, "server"):
+            await self.server.drain(DRAIN_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "node"):
+            self.node.stop()
+        if hasattr(self, "storage"):
+            await self.storage.stop()
+        if hasattr(self, "links"):
+            await self.links.close()
+        if hasattr(self, "disk"):
+            self.disk.close()
+        elif hasattr(self, "wal"):
+            self.wal.close()
+        if hasattr(self, "backend"):
+            self.backend.close()
+
+    # what the parts call
+
+    async def _tick(self) -> None:
+        interval_s = self.config.heartbeat_interval / 1000
+        loop = asyncio.get_running_loop()
+        due = loop.time() + interval_s
+        no_leader_ticks = 0
+        while True:
+            await asyncio.sleep(due - loop.time())
+            now = loop.time()
+            self.metrics.lag.observe(max(0.0, now - due))
+            # Missed ticks are not replayed: a pause of ours is no silence of the leader's.
+            due = max(due + interval_s, now + interval_s / 2)
+            self.node.tick()
+            self.leases.tick()
+            self.calls.expire(self.clock.monotonic_ns())
+            self.watches.progress(self.clock.monotonic_ns())
+            no_leader_ticks = 0 if self.node.leader else no_leader_ticks + 1
+            if no_leader_ticks == 3 * self.config.election_ticks:
+                self.watch_service.lost_leader()
+
+    async def _publish(self) -> None:
+        """Tell the cluster our name and client URLs until it knows them."""
+        urls = tuple(
+            item.strip() for item in self.config.advertise_client_urls.split(",") if item.strip()
+        )
+        wanted = Attributes(self.config.name, urls)
+        message = rpc_pb2.Member(ID=self.id, name=wanted.name, clientURLs=urls)
+        loop = asyncio.get_running_loop()
+        while self.published.attributes.get(self.id) != wanted:
+            done: asyncio.Future[object] = loop.create_future()
+            self.node.propose(
+                ops.MEMBER_ATTRIBUTES, message.SerializeToString(), partial(_settle, done)
+            )
+            result = await done
+            if isinstance(result, Exception):
+                log.info("not published yet: %s", result)
+
+    def receive(self, sender: int, payloads: list[bytes]) -> None:
+        """Take what a peer sent on one read (`kvstore.peer.link.Receiver`)."""
+        if any(payload[:1] == CALL_HEAD for payload in payloads):
+            raft_payloads = []
+            for payload in payloads:
+                if payload[:1] != CALL_HEAD:
+                    raft_payloads.append(payload)
+                    continue
+                try:
+                    self.calls.receive(sender, payload)
+                except ValueError as error:
+                    log.warning("%s", error)
+            payloads = raft_payloads
+        if payloads:
+            self.node.receive(sender, payloads)
+
+    def _send_call(self, peer: int, payload: bytes) -> bool:
+        return self.links.send(peer, Channel.CONTROL, payload)
+
+    def _link_lost(self, peer: int, channel: Channel) -> None:
+        self.node.unreachable(peer)
+        if channel is Channel.CONTROL:
+            self.calls.lost(peer)
+
+    def _saved(self, works: list[AppendWork], duration_s: float) -> None:
+        self.metrics.fsync.observe(duration_s)
+        self.node.saved(works)
+        self.storage.log_saved()
+
+    def _applied(self, applied: Applied) -> None:
+        events = self.store.take_events()
+        if events:
+            self.watches.notify(events)
+        self.storage.applied()
+
+    def _mark(self) -> AppliedMark:
+        return AppliedMark(self.node.applied_index, self.node.applied_term or self.mark_term)
+
+    def _committed(self, mark: AppliedMark, duration_s: float) -> None:
+        self.metrics.commit.observe(duration_s)
+        keep = self.raft.log
+        index = min(mark.index, keep.durable)
+        release = index - self.config.snapshot_count
+        if keep.size_bytes > TRAILING_BYTES:
+            release = max(release, index - self.config.snapshot_count // 10)
+        if release > keep.offset:
+            self.raft.compact(release)
+            self.disk.release(release)
+
+    def _role_changed(self, role: Role, leader: int, term: int) -> None:
+        self.headers.set_term(term)
+        self.leases.role(role)
+        log.info(
+            "role changed",
+            extra={"fields": {"role": role.name.lower(), "leader": f"{leader:x}", "term": term}},
+        )
+
+    def _led(self) -> None:
+        self.leases.led()
+
+    def _membership_changed(self, entry: Entry) -> None:
+        raise AssertionError(f"entry {entry.index}: membership changes are not offered yet")
+
+    def _snapshot_wanted(self, message: InstallSnapshot) -> None:
+        raise NotImplementedError
+
+    def _hash_kv(
+        self, revision: int, done: Callable[[tuple[int, int, int] | Exception], None]
+    ) -> None:
+        raise NotImplementedError
+
+
+CALL_HEAD = bytes([CALL_FRAME])
+
+
+def _settle(done: asyncio.Future[object], result: object) -> None:
+    if not done.done():
+        done.set_result(result)
+
+
+def _no_state() -> object:
+    from kvstore.raft.messages import HardState  # noqa: PLC0415
+
+    return HardState(0, 0, 0)

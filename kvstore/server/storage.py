@@ -1,0 +1,134 @@
+"""Makes the store durable behind the log: seals batches, commits them on a thread, frees the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from kvstore.mvcc.marks import AppliedMark
+from kvstore.mvcc.store import Batch, Store
+from kvstore.ports import Backend
+from kvstore.wal import fatal
+
+INTERVAL_S = 0.1
+"""Between commits, as etcd: one commit serves all changes of that time."""
+
+BUFFER_BYTES = 32 << 20
+BUFFER_RECORDS = 20_000
+"""A buffer beyond either is committed at once."""
+
+PURGE_RECORDS = 500
+"""Compacted records removed per turn; a thousand take about 3 ms."""
+
+PURGE_BUFFER_RECORDS = 10_000
+"""The purge waits while the buffer holds this many: its deletions are records too."""
+
+TRAILING_BYTES = 32 << 20
+"""Entry bytes kept in the log for followers, whatever --snapshot-count says."""
+
+
+class Storage:
+    """The commit loop of one member."""
+
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        *,
+        mark: Callable[[], AppliedMark],
+        durable_index: Callable[[], int],
+        committed: Callable[[AppliedMark, float], None],
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            store: Whose buffer is sealed.
+            backend: Commits on a thread of its own.
+            mark: Returns the log position that the store is at.
+            durable_index: Returns up to where our own log is on disk.
+            committed: Told of each mark that became durable, and the seconds it took.
+        """
+        self.store = store
+        self.backend = backend
+        self.commits = 0
+        self._mark = mark
+        self._durable_index = durable_index
+        self._committed = committed
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._wake = asyncio.Event()
+        self._log_moved = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def applied(self) -> None:
+        """Look whether the buffer is full; called after entries were applied."""
+        store = self.store
+        if store.buffered_bytes >= BUFFER_BYTES or store.buffered_records >= BUFFER_RECORDS:
+            self._wake.set()
+
+    def log_saved(self) -> None:
+        """Our own log moved: a batch may have waited for it."""
+        self._log_moved.set()
+
+    async def barrier(self) -> None:
+        """Wait until everything applied so far is committed."""
+        index = self._mark().index
+        while self.store.applied.index < index or self.store.sealed_bytes:
+            self._wake.set()
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Commit what is applied and durable in the log, then end."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._commit()
+            await self._purge()
+        await self._commit()
+
+    async def _commit(self) -> None:
+        batch = self.store.seal(self._mark())
+        if batch is None:
+            return
+        # Entries can be applied before our own disk has them (a quorum of others does). The store
+        # must not get ahead of the log, or a crash would leave it with a future the log denies.
+        while self._durable_index() < batch.applied.index:
+            self._log_moved.clear()
+            await self._log_moved.wait()
+        start = time.perf_counter()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch)
+        self.store.committed(batch)
+        self.commits += 1
+        self._committed(batch.applied, time.perf_counter() - start)
+
+    def _write(self, batch: Batch) -> None:
+        try:
+            self.backend.commit(batch.changes())
+        except Exception as error:  # noqa: BLE001 (every failure of the store's disk ends the process)
+            fatal(error)
+
+    async def _purge(self) -> None:
+        store = self.store
+        while (
+            store.purging
+            and not self._stopping
+            and store.buffered_records < PURGE_BUFFER_RECORDS
+            and store.purge(PURGE_RECORDS)
+        ):
+            await asyncio.sleep(0)
