@@ -9,7 +9,6 @@ ServerError
 │   ├── RequestTooLargeError
 │   └── StoppedError
 ├── TimedOutError           outcome unknown: it may have been applied
-├── LeaderChangedError      a read could not be made sure; ask again
 └── RefusedRequestError     wrong request or wrong member; a text and code of the table
 """
 
@@ -112,13 +111,6 @@ class TimedOutError(ServerError):
     def __init__(self, cause: str = "") -> None:
         self.text = self.TEXTS[cause]
         super().__init__()
-
-
-class LeaderChangedError(ServerError):
-    """The leader changed while a read waited; it can be repeated."""
-
-    code = Code.UNAVAILABLE
-    text = "etcdserver: leader changed"
 
 
 class RefusedRequestError(NotAppliedError):

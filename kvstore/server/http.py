@@ -39,7 +39,9 @@ class Http:
         if path == "/version":
             return _json(200, self._member.observer.versions())
         if path == "/metrics":
-            return HttpResponse(200, [("content-type", CONTENT_TYPE)], self._member.metrics.render())
+            return HttpResponse(
+                200, [("content-type", CONTENT_TYPE)], self._member.metrics.render()
+            )
         if path == "/debug/vars":
             return _json(200, self._member.observer.variables())
         query = parse_qs(request.query, keep_blank_values=True)
@@ -82,9 +84,13 @@ class Http:
             failed = failed or bool(reason)
             lines.append(f"[-]{name} failed: {reason}" if reason else f"[+]{name} ok")
         if failed:
-            return HttpResponse(503, TEXT, ("\n".join(lines) + f"\n{path[1:]} check failed\n").encode())
+            return HttpResponse(
+                503, TEXT, ("\n".join(lines) + f"\n{path[1:]} check failed\n").encode()
+            )
         if "verbose" in query:
-            return HttpResponse(200, TEXT, ("\n".join(lines) + f"\n{path[1:]} check passed\n").encode())
+            return HttpResponse(
+                200, TEXT, ("\n".join(lines) + f"\n{path[1:]} check passed\n").encode()
+            )
         return HttpResponse(200, TEXT, b"ok\n")
 
     async def _check(self, name: str) -> str:
@@ -116,4 +122,3 @@ class Http:
 
 def _json(status: int, body: object) -> HttpResponse:
     return HttpResponse(status, JSON, json.dumps(body).encode() + b"\n")
-

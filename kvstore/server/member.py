@@ -1,4 +1,4 @@
-"""One member, assembled: opens the data directory, starts the parts in order, stops them in order."""
+"""One member, assembled: opens the data directory, starts and stops the parts in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from kvstore.apply.members import Attributes, Members
 from kvstore.lease.clock import LeaseClock
 from kvstore.lease.lessor import Lessor
 from kvstore.mvcc.backend_lmdb import LmdbBackend
-from kvstore.mvcc.errors import StorageError
+from kvstore.mvcc.errors import RequestError, StorageError
+from kvstore.mvcc.hash import HashSlices
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.store import Store
 from kvstore.mvcc.watch import WatchHub
@@ -27,7 +28,7 @@ from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import CALL_FRAME, PeerCalls
 from kvstore.peer.link import Channel, Endpoint, Links
 from kvstore.raft.config import Config, Restored
-from kvstore.raft.messages import AppendWork, Entry, InstallSnapshot, Role
+from kvstore.raft.messages import AppendWork, Entry, HardState, InstallSnapshot, Role
 from kvstore.raft.raft import Raft
 from kvstore.rpc import Limits, Server
 from kvstore.server.cluster import Cluster
@@ -44,7 +45,7 @@ from kvstore.server.services.cluster import ClusterService
 from kvstore.server.services.health import HealthService
 from kvstore.server.services.kv import KvService
 from kvstore.server.services.lease import LeaseService
-from kvstore.server.services.maintenance import MaintenanceService
+from kvstore.server.services.maintenance import HashDone, MaintenanceService
 from kvstore.server.services.watch import WatchService
 from kvstore.server.services.writes import Writes
 from kvstore.server.startup import StartError, explain_bind, explain_folder
@@ -104,9 +105,7 @@ class Member:
             self.cluster.cluster_id, self.id, self, self.random, on_lost=self._link_lost
         )
         await self._listen_peers()
-        self.disk = DiskThread(
-            self.wal, lambda callback: loop.call_soon_threadsafe(callback), self._saved
-        )
+        self.disk = DiskThread(self.wal, loop.call_soon_threadsafe, self._saved)
         self.raft = self._build_raft()
         self.node = Node(
             self.raft,
@@ -176,7 +175,11 @@ class Member:
             else:
                 self.wal = Wal.create(disk, f"{folder}/wal", identity, options)
                 self.recovered = Recovered(
-                    identity, hard_state=_no_state(), entries=[], compacted=(0, 0), snapshot=None
+                    identity,
+                    hard_state=HardState(0, 0, 0),
+                    entries=[],
+                    compacted=(0, 0),
+                    snapshot=None,
                 )
             self.backend = LmdbBackend(path, map_size_bytes=2 * config.quota_bytes + (64 << 20))
         except OSError as error:
@@ -223,6 +226,8 @@ class Member:
                 "directory and let the member join again"
             )
         self.mark_term = applied.term
+        self._compacted = self.store.compacted
+        self.db_size = backend.size_bytes()
         stored = backend.get("meta", b"incarnation")
         self.incarnation = int(stored or b"0") + 1
         backend.commit([("meta", b"incarnation", b"%d" % self.incarnation)])
@@ -269,14 +274,16 @@ class Member:
             self.node,
             self.store,
             self.headers,
-            size_bytes=self.backend.size_bytes,
+            size_bytes=lambda: self.db_size + self.store.buffered_bytes,
             request_size_max=config.max_request_bytes,
             quota_bytes=config.quota_bytes,
         )
         self.kv = KvService(
             self.writes, self.store, txn_ops_max=config.max_txn_ops, later=loop.call_soon
         )
-        self.watch_service = WatchService(self.watches, lambda: bool(self.node.leader))
+        self.watch_service = WatchService(
+            self.watches, lambda: bool(self.node.leader), loop.call_soon
+        )
         self.http = Http(self)
         self.server = Server(
             limits=Limits(message_bytes_max=config.max_request_bytes + GRPC_OVERHEAD),
@@ -404,6 +411,9 @@ class Member:
         events = self.store.take_events()
         if events:
             self.watches.notify(events)
+        if self.store.compacted != self._compacted:
+            self._compacted = self.store.compacted
+            self.watches.compacted(self._compacted)
         self.storage.applied()
 
     def _mark(self) -> AppliedMark:
@@ -411,6 +421,7 @@ class Member:
 
     def _committed(self, mark: AppliedMark, duration_s: float) -> None:
         self.metrics.commit.observe(duration_s)
+        self.db_size = self.backend.size_bytes()
         keep = self.raft.log
         index = min(mark.index, keep.durable)
         release = index - self.config.snapshot_count
@@ -437,10 +448,21 @@ class Member:
     def _snapshot_wanted(self, message: InstallSnapshot) -> None:
         raise NotImplementedError
 
-    def _hash_kv(
-        self, revision: int, done: Callable[[tuple[int, int, int] | Exception], None]
-    ) -> None:
-        raise NotImplementedError
+    def _hash_kv(self, revision: int, done: HashDone) -> None:
+        try:
+            slices = self.store.hash_slices(revision)
+        except RequestError as error:
+            done(error)
+            return
+        self._hash_slice(slices, done)
+
+    def _hash_slice(self, slices: HashSlices, done: HashDone) -> None:
+        try:
+            next(slices)
+        except StopIteration:
+            done(slices.result)
+        else:
+            asyncio.get_running_loop().call_soon(self._hash_slice, slices, done)
 
 
 CALL_HEAD = bytes([CALL_FRAME])
@@ -449,9 +471,3 @@ CALL_HEAD = bytes([CALL_FRAME])
 def _settle(done: asyncio.Future[object], result: object) -> None:
     if not done.done():
         done.set_result(result)
-
-
-def _no_state() -> object:
-    from kvstore.raft.messages import HardState  # noqa: PLC0415
-
-    return HardState(0, 0, 0)

@@ -16,7 +16,7 @@ from kvstore.apply.errors import FatalError
 from kvstore.peer.codec import CodecError, decode, encode
 from kvstore.peer.link import Channel
 from kvstore.ports import Clock
-from kvstore.raft import NotLeader, Overloaded, Raft
+from kvstore.raft.errors import ProposalRefused
 from kvstore.raft.messages import (
     CHANGE,
     AppendRequest,
@@ -28,6 +28,7 @@ from kvstore.raft.messages import (
     Ready,
     Role,
 )
+from kvstore.raft.raft import Raft
 from kvstore.server.proposals import Done, Proposals
 from kvstore.server.reads import Reads
 
@@ -227,7 +228,11 @@ class Node:
                 batch = proposals.next_batch(self.term)
                 assert batch is not None
                 # Sent once and never again: a second copy could be applied a second time.
-                self.raft.forward(batch[1], batch[0])
+                try:
+                    self.raft.forward(batch[1], batch[0])
+                except ProposalRefused:
+                    self.proposals.refused(batch[0])
+                    return
             self._advance()
 
     def _propose_here(self) -> bool:
@@ -236,7 +241,7 @@ class Node:
         first, data = batch
         try:
             self.raft.propose(data)
-        except (NotLeader, Overloaded):
+        except ProposalRefused:
             # Not appended; it waits for the next turn, a new leader, or its deadline.
             self.proposals.refused(first)
             return False

@@ -93,88 +93,161 @@ class Observer:
         node = member.node
         raft = member.raft.status()
         store = member.store
-        yield Reading("etcd_server_has_leader", "Whether or not a leader exists.", bool(node.leader))
         yield Reading(
-            "etcd_server_is_leader", "Whether or not this member is a leader.",
+            "etcd_server_has_leader", "Whether or not a leader exists.", bool(node.leader)
+        )
+        yield Reading(
+            "etcd_server_is_leader",
+            "Whether or not this member is a leader.",
             node.role is Role.LEADER,
-        )  # fmt: skip
+        )
         yield Reading(
-            "etcd_server_is_learner", "Whether or not this member is a learner.",
+            "etcd_server_is_learner",
+            "Whether or not this member is a learner.",
             member.cluster.members[member.id].is_learner,
-        )  # fmt: skip
-        yield Reading("etcd_server_id", "Server or member ID in hexadecimal format.", 1,
-                      {"server_id": f"{member.id:x}"})  # fmt: skip
-        yield Reading("etcd_server_version", "Which version is running.", 1,
-                      {"server_version": ETCD_VERSION})  # fmt: skip
-        yield Reading("etcd_cluster_version", "Which version the cluster runs.", 1,
-                      {"cluster_version": CLUSTER_VERSION})  # fmt: skip
-        yield Reading("etcd_server_proposals_committed_total",
-                      "The total number of consensus proposals committed.", raft.committed)  # fmt: skip
-        yield Reading("etcd_server_proposals_applied_total",
-                      "The total number of consensus proposals applied.", node.applied_index)  # fmt: skip
-        yield Reading("etcd_server_proposals_pending",
-                      "The current number of pending proposals to commit.",
-                      node.proposals.count)  # fmt: skip
-        yield Reading("etcd_server_quota_backend_bytes",
-                      "Current backend storage quota size in bytes.",
-                      member.config.quota_bytes)  # fmt: skip
-        yield Reading("etcd_mvcc_db_total_size_in_bytes",
-                      "Total size of the underlying database physically allocated in bytes.",
-                      member.backend.size_bytes())  # fmt: skip
-        yield Reading("etcd_mvcc_db_total_size_in_use_in_bytes",
-                      "Total size of the underlying database logically in use in bytes.",
-                      member.backend.used_bytes())  # fmt: skip
-        yield Reading("etcd_debugging_mvcc_keys_total", "Total number of keys.",
-                      store.index.count(b"", b""))  # fmt: skip
-        yield Reading("etcd_debugging_mvcc_current_revision",
-                      "The current revision of store.", store.revision)  # fmt: skip
-        yield Reading("etcd_debugging_mvcc_compact_revision",
-                      "The revision of the last compaction in store.", store.compacted)  # fmt: skip
+        )
+        yield Reading(
+            "etcd_server_id",
+            "Server or member ID in hexadecimal format.",
+            1,
+            {"server_id": f"{member.id:x}"},
+        )
+        yield Reading(
+            "etcd_server_version", "Which version is running.", 1, {"server_version": ETCD_VERSION}
+        )
+        yield Reading(
+            "etcd_cluster_version",
+            "Which version the cluster runs.",
+            1,
+            {"cluster_version": CLUSTER_VERSION},
+        )
+        yield Reading(
+            "etcd_server_proposals_committed_total",
+            "The total number of consensus proposals committed.",
+            raft.committed,
+        )
+        yield Reading(
+            "etcd_server_proposals_applied_total",
+            "The total number of consensus proposals applied.",
+            node.applied_index,
+        )
+        yield Reading(
+            "etcd_server_proposals_pending",
+            "The current number of pending proposals to commit.",
+            node.proposals.count,
+        )
+        yield Reading(
+            "etcd_server_quota_backend_bytes",
+            "Current backend storage quota size in bytes.",
+            member.config.quota_bytes,
+        )
+        yield Reading(
+            "etcd_mvcc_db_total_size_in_bytes",
+            "Total size of the underlying database physically allocated in bytes.",
+            member.backend.size_bytes(),
+        )
+        yield Reading(
+            "etcd_mvcc_db_total_size_in_use_in_bytes",
+            "Total size of the underlying database logically in use in bytes.",
+            member.backend.used_bytes(),
+        )
+        yield Reading(
+            "etcd_debugging_mvcc_keys_total", "Total number of keys.", store.index.count(b"", b"")
+        )
+        yield Reading(
+            "etcd_debugging_mvcc_current_revision", "The current revision of store.", store.revision
+        )
+        yield Reading(
+            "etcd_debugging_mvcc_compact_revision",
+            "The revision of the last compaction in store.",
+            store.compacted,
+        )
         watch = member.watches.statistics()
-        yield Reading("etcd_debugging_mvcc_watch_stream_total",
-                      "Total number of watch streams.", watch.streams)  # fmt: skip
-        yield Reading("etcd_debugging_mvcc_watcher_total",
-                      "Total number of watchers.", watch.watchers)  # fmt: skip
-        yield Reading("etcd_debugging_mvcc_slow_watcher_total",
-                      "Total number of unsynced slow watchers.", watch.behind)  # fmt: skip
+        yield Reading(
+            "etcd_debugging_mvcc_watch_stream_total",
+            "Total number of watch streams.",
+            watch.streams,
+        )
+        yield Reading(
+            "etcd_debugging_mvcc_watcher_total", "Total number of watchers.", watch.watchers
+        )
+        yield Reading(
+            "etcd_debugging_mvcc_slow_watcher_total",
+            "Total number of unsynced slow watchers.",
+            watch.behind,
+        )
         for peer in member.cluster.list_plain():
             if peer.id != member.id:
                 labels = {"Local": f"{member.id:x}", "Remote": f"{peer.id:x}"}
-                yield Reading("etcd_network_active_peers",
-                              "The current number of active peer connections.",
-                              member.links.is_up(peer.id), labels)  # fmt: skip
+                yield Reading(
+                    "etcd_network_active_peers",
+                    "The current number of active peer connections.",
+                    member.links.is_up(peer.id),
+                    labels,
+                )
 
     def counters(self) -> Iterator[Reading]:
         """Yield what only grows."""
         member = self._member
         node = member.node
-        yield Reading("etcd_server_leader_changes_seen",
-                      "The number of leader changes seen.", node.leader_changes)  # fmt: skip
-        yield Reading("etcd_server_proposals_failed",
-                      "The total number of failed proposals seen.", node.proposals.failed)  # fmt: skip
-        yield Reading("etcd_server_read_indexes_failed",
-                      "The total number of failed read indexes seen.", node.reads.failed)  # fmt: skip
-        yield Reading("etcd_server_slow_read_indexes",
-                      "The total number of pending read indexes not in sync with leader's or timed "
-                      "out read index requests.", node.reads.slow)  # fmt: skip
-        yield Reading("etcd_mvcc_put", "Total number of puts seen by this member.",
-                      member.writes.put_total)  # fmt: skip
-        yield Reading("etcd_mvcc_range", "Total number of ranges seen by this member.",
-                      member.kv.range_total)  # fmt: skip
-        yield Reading("kvstore_operations_applied", "Operations applied from the log.",
-                      node.applied_ops)  # fmt: skip
-        yield Reading("etcd_debugging_mvcc_events", "Total number of events sent by this member.",
-                      member.watches.statistics().events_sent)  # fmt: skip
-        yield Reading("etcd_debugging_server_lease_expired",
-                      "The total number of expired leases.", member.leases.expired)  # fmt: skip
-        yield Reading("etcd_network_peer_sent_bytes", "The total number of bytes sent to peers.",
-                      member.links.sent_bytes)  # fmt: skip
-        yield Reading("etcd_network_peer_received_bytes",
-                      "The total number of bytes received from peers.",
-                      member.links.received_bytes)  # fmt: skip
+        yield Reading(
+            "etcd_server_leader_changes_seen",
+            "The number of leader changes seen.",
+            node.leader_changes,
+        )
+        yield Reading(
+            "etcd_server_proposals_failed",
+            "The total number of failed proposals seen.",
+            node.proposals.failed,
+        )
+        yield Reading(
+            "etcd_server_read_indexes_failed",
+            "The total number of failed read indexes seen.",
+            node.reads.failed,
+        )
+        yield Reading(
+            "etcd_server_slow_read_indexes",
+            "The total number of pending read indexes not in sync with leader's or timed "
+            "out read index requests.",
+            node.reads.slow,
+        )
+        yield Reading(
+            "etcd_mvcc_put", "Total number of puts seen by this member.", member.writes.put_total
+        )
+        yield Reading(
+            "etcd_mvcc_range", "Total number of ranges seen by this member.", member.kv.range_total
+        )
+        yield Reading(
+            "kvstore_operations_applied", "Operations applied from the log.", node.applied_ops
+        )
+        yield Reading(
+            "etcd_debugging_mvcc_events",
+            "Total number of events sent by this member.",
+            member.watches.statistics().events_sent,
+        )
+        yield Reading(
+            "etcd_debugging_server_lease_expired",
+            "The total number of expired leases.",
+            member.leases.expired,
+        )
+        yield Reading(
+            "etcd_network_peer_sent_bytes",
+            "The total number of bytes sent to peers.",
+            member.links.sent_bytes,
+        )
+        yield Reading(
+            "etcd_network_peer_received_bytes",
+            "The total number of bytes received from peers.",
+            member.links.received_bytes,
+        )
         rpc = member.server.statistics()
-        yield Reading("etcd_network_client_grpc_sent_bytes",
-                      "The total number of bytes sent to grpc clients.", rpc.sent_bytes)  # fmt: skip
-        yield Reading("etcd_network_client_grpc_received_bytes",
-                      "The total number of bytes received from grpc clients.",
-                      rpc.received_bytes)  # fmt: skip
+        yield Reading(
+            "etcd_network_client_grpc_sent_bytes",
+            "The total number of bytes sent to grpc clients.",
+            rpc.sent_bytes,
+        )
+        yield Reading(
+            "etcd_network_client_grpc_received_bytes",
+            "The total number of bytes received from grpc clients.",
+            rpc.received_bytes,
+        )

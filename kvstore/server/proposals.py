@@ -60,7 +60,8 @@ class Proposals:
         self.count = 0
         self.failed = 0
         self._timeout_ns = timeout_ns
-        self._sequence = 1
+        # The core wants the ids of forwarded batches to ascend across restarts.
+        self._sequence = incarnation << 32
         self._ops: list[Op] = []
         self._waiters: list[Done] = []
         self._ops_bytes = 0

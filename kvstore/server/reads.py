@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 
 from kvstore.ports import Clock
-from kvstore.server.errors import LeaderChangedError, StoppedError, TimedOutError
+from kvstore.server.errors import StoppedError, TimedOutError
 
 Fresh = Callable[[Exception | None], None]
 """Runs once: None when the store is fresh enough, else why it could not be made sure."""
@@ -82,6 +82,9 @@ class Reads:
             late = [fresh for deadline_ns, fresh in self._waiting if deadline_ns <= now_ns]
             self._waiting = [read for read in self._waiting if read[0] > now_ns]
             self._end(late, TimedOutError())
+        while self._confirmed and self._confirmed[0][2][0][0] <= now_ns:
+            late = [fresh for _, fresh in heapq.heappop(self._confirmed)[2]]
+            self._end(late, TimedOutError("applied"))
 
     def skipped(self) -> None:
         """The store was replaced by a snapshot; what waits is asked again."""
@@ -96,12 +99,6 @@ class Reads:
             reads += confirmed
         self._waiting, self._round, self._confirmed = [], [], []
         self._end([fresh for _, fresh in reads], StoppedError())
-
-    def lost_leader(self) -> None:
-        """The leader is gone for long: end what waits, so that clients try elsewhere."""
-        reads = [fresh for _, fresh in self._waiting + self._round]
-        self._waiting, self._round = [], []
-        self._end(reads, LeaderChangedError())
 
     def _end(self, reads: list[Fresh], error: Exception) -> None:
         self.failed += len(reads)

@@ -1,4 +1,4 @@
-"""Makes the store durable behind the log: seals batches, commits them on a thread, frees the log."""
+"""Makes the store durable behind the log: seals batches and commits them on a thread."""
 
 from __future__ import annotations
 
@@ -125,10 +125,7 @@ class Storage:
 
     async def _purge(self) -> None:
         store = self.store
-        while (
-            store.purging
-            and not self._stopping
-            and store.buffered_records < PURGE_BUFFER_RECORDS
-            and store.purge(PURGE_RECORDS)
-        ):
+        while not self._stopping and store.buffered_records < PURGE_BUFFER_RECORDS:
+            if not store.purge(PURGE_RECORDS):
+                return
             await asyncio.sleep(0)

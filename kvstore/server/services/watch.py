@@ -15,11 +15,24 @@ from kvstore.server.errors import Code
 class WatchService:
     """The Watch method of one member."""
 
-    def __init__(self, hub: WatchHub, has_leader: Callable[[], bool]) -> None:
-        """Join the parts; `has_leader` tells whether this member follows or is a leader."""
+    def __init__(
+        self,
+        hub: WatchHub,
+        has_leader: Callable[[], bool],
+        later: Callable[[Callable[[], None]], object],
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            hub: Matches changes to watchers.
+            has_leader: Tells whether this member follows or is a leader.
+            later: `loop.call_soon`.
+        """
         self.streams: set[WatchCall] = set()
         self.hub = hub
         self._has_leader = has_leader
+        self._later = later
+        self._catching_up = False
 
     def register(self, server: Server) -> None:
         """Serve the method."""
@@ -31,6 +44,17 @@ class WatchService:
         if watch.needs_leader and not self._has_leader():
             watch.end(Code.UNAVAILABLE, "etcdserver: no leader")
         return watch
+
+    def poke(self) -> None:
+        """Serve watchers that are behind, a slice a turn, until none is."""
+        if self.hub.has_work and not self._catching_up:
+            self._catching_up = True
+            self._later(self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._catching_up = False
+        if self.hub.catch_up():
+            self.poke()
 
     def lost_leader(self) -> None:
         """No leader for three election timeouts: end the streams that asked for one."""
@@ -60,6 +84,7 @@ class WatchCall:
             self.end(Code.INTERNAL, f"grpc: error unmarshalling request: {error}")
             return
         self._stream.request(request)
+        self._service.poke()
 
     def half_closed(self) -> None:
         """The client is done; etcd ends the stream then."""
@@ -74,6 +99,7 @@ class WatchCall:
         """Go on where a slow reader was left."""
         if self._stream is not None:
             self._stream.writable()
+            self._service.poke()
 
     def end(self, code: int, text: str) -> None:
         """End the stream with an error."""
