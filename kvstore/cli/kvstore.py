@@ -47,7 +47,7 @@ def server_options(command: Any) -> Any:
     for field in reversed(FIELDS):
         kind = DEFAULT_TYPES.get(field.name, type(field.default))
         # `--client-cert-auth` and `--client-cert-auth=true` are both etcd's way to say it.
-        extra = {"is_flag": False, "flag_value": "true"} if kind is bool else {}
+        extra: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if kind is bool else {}
         command = click.option(
             f"--{field.name.replace('_', '-')}",
             envvar=f"ETCD_{field.name.upper()}",

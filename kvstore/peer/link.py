@@ -16,7 +16,7 @@ import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgpack
 
@@ -35,6 +35,8 @@ UNSENT_MAX = 64 << 20
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 1.0
 HELLO_TIMEOUT_S = 5.0
+QUIET_S = 3.0
+"""A peer may be away this long before it is worth a line in the log."""
 
 
 class Channel(enum.IntEnum):
@@ -169,8 +171,7 @@ class Inbound(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the hello, but not for ever."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         self._links.inbound.add(self)
         self._timeout = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.close)
 
@@ -243,8 +244,8 @@ class Outbound(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports are no subclass.
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Take the answer to the hello, or the text of a refusal."""
@@ -299,20 +300,29 @@ class Link:
         self._links.sent_bytes += len(payload) + 4
         return True
 
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
+
     async def _run(self) -> None:
         backoff_s = BACKOFF_MIN_S
         complaint = ""
+        down_since = self._loop_time()
         while True:
             protocol: Outbound | None = None
             try:
                 protocol = await self._links.dial(self.peer, self.endpoint, self.channel)
                 backoff_s = BACKOFF_MIN_S
                 complaint = ""
+                down_since = 0.0
                 self._transport = protocol.transport
                 self.up = True
                 await protocol.lost
             except (OSError, HelloError, TimeoutError) as error:
-                if str(error) != complaint:
+                down_since = down_since or self._loop_time()
+                # Members that start or restart together miss each other for a moment.
+                late = self._loop_time() - down_since > QUIET_S
+                if str(error) != complaint and (late or isinstance(error, HelloError)):
                     complaint = str(error)
                     log.warning(
                         "cannot reach member %x at %s:%d (%s): %s; trying again",

@@ -65,7 +65,7 @@ class Http:
         return _json(503 if reason else 200, body)
 
     def _alarm_reason(self, excluded: set[str]) -> str:
-        for alarm, _ in self._member.alarms.get(0):
+        for alarm, _ in self._member.replica.alarms.get(0):
             if ALARM_NAMES[alarm] not in excluded:
                 return f"ALARM {ALARM_NAMES[alarm]}"
         return ""
@@ -96,7 +96,7 @@ class Http:
     async def _check(self, name: str) -> str:
         member = self._member
         if name == "data_corruption":
-            return "alarm CORRUPT is active" if member.alarms.get(CORRUPT) else ""
+            return "alarm CORRUPT is active" if member.replica.alarms.get(CORRUPT) else ""
         if name == "non_learner":
             learner = member.cluster.members[member.id].is_learner
             return "this member is a learner" if learner else ""
@@ -121,4 +121,4 @@ class Http:
 
 
 def _json(status: int, body: object) -> HttpResponse:
-    return HttpResponse(status, JSON, json.dumps(body).encode() + b"\n")
+    return HttpResponse(status, JSON, json.dumps(body, separators=(",", ":")).encode())

@@ -12,21 +12,21 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import lmdb
+
 from kvstore.apply import ops
-from kvstore.apply.alarms import Alarms
-from kvstore.apply.applier import Applied, Applier
-from kvstore.apply.members import Attributes, Members
+from kvstore.apply.applier import Applied
+from kvstore.apply.members import Attributes
 from kvstore.lease.clock import LeaseClock
-from kvstore.lease.lessor import Lessor
-from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.mvcc.errors import RequestError, StorageError
 from kvstore.mvcc.hash import HashSlices
-from kvstore.mvcc.marks import AppliedMark, Marks
+from kvstore.mvcc.marks import AppliedMark
 from kvstore.mvcc.store import Store
 from kvstore.mvcc.watch import WatchHub
 from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import CALL_FRAME, PeerCalls
-from kvstore.peer.link import Channel, Endpoint, Links
+from kvstore.peer.link import Channel, Endpoint, Links, SnapshotSink
+from kvstore.ports import Backend
 from kvstore.raft.config import Config, Restored
 from kvstore.raft.messages import AppendWork, Entry, HardState, InstallSnapshot, Role
 from kvstore.raft.raft import Raft
@@ -41,6 +41,7 @@ from kvstore.server.metrics import Metrics
 from kvstore.server.node import Node, NodeHooks
 from kvstore.server.observe import Observer
 from kvstore.server.proposals import Proposals
+from kvstore.server.replica import Replica, open_backend
 from kvstore.server.services.cluster import ClusterService
 from kvstore.server.services.health import HealthService
 from kvstore.server.services.kv import KvService
@@ -109,7 +110,7 @@ class Member:
         self.raft = self._build_raft()
         self.node = Node(
             self.raft,
-            Applier(self.store, self.lessor, self.alarms, self.published),
+            self.replica.applier,
             Proposals(self.id, self.incarnation, round(config.request_timeout_s * 1e9)),
             self.disk,
             self.links,
@@ -126,10 +127,10 @@ class Member:
             round(config.request_timeout_s * 1e9),
         )
         self.calls = PeerCalls(self._send_call)
-        self.lease_clock = LeaseClock(self.lessor)
+        self.lease_clock = LeaseClock(self.replica.lessor)
         self.leases = Leases(
             self.node,
-            self.lessor,
+            self.replica.lessor,
             self.lease_clock,
             self.calls,
             election_timeout_ns=config.election_timeout * 1_000_000,
@@ -147,6 +148,8 @@ class Member:
         self.metrics = Metrics(self.observer.gauges, self.observer.counters)
         self.links.set_peers(self._peer_endpoints())
         self.storage.start()
+        if self.cluster.configuration().voters == (self.id,):
+            self.raft.campaign()  # nobody else could win: why wait
         self._tasks.append(loop.create_task(self._tick()))
         self._tasks.append(loop.create_task(self._publish()))
         await self._serve_clients()
@@ -181,56 +184,51 @@ class Member:
                     compacted=(0, 0),
                     snapshot=None,
                 )
-            self.backend = LmdbBackend(path, map_size_bytes=2 * config.quota_bytes + (64 << 20))
+            self.replica = Replica(open_backend(path, config), config)
         except OSError as error:
             raise explain_folder(folder, error) from error
-        except (WalError, StorageError) as error:
+        except (WalError, StorageError, ValueError, lmdb.Error) as error:
             raise StartError(f"--data-dir {folder}: {error}") from error
         if self.recovered.dropped_bytes:
             log.warning("dropped an unfinished batch of %d bytes", self.recovered.dropped_bytes)
         self._restore()
 
     def _restore(self) -> None:
-        """Build leases, alarms, members and the store over the backend."""
+        """Load the members, and refuse log and store that do not belong together."""
         config = self.config
-        backend = self.backend
-        self.published = Members()
-        self.alarms = Alarms()
-        self.lessor = Lessor(config.lease_ttl_min_s)
-        self.published.restore(backend)
-        self.alarms.restore(backend)
-        try:
-            self.lessor.restore(backend)
-            self.store = Store(backend, leases=self.lessor, txn_ops_max=config.max_txn_ops)
-        except (StorageError, ValueError) as error:
-            raise StartError(f"--data-dir {config.data_dir}: {error}") from error
-        for part in (self.published, self.alarms, self.lessor):
-            part.write = self.store.write
-        cluster = Cluster.load(backend, self.published)
+        backend = self.replica.backend
+        cluster = Cluster.load(backend, self.replica.published)
         if cluster is None:
             cluster = Cluster(
                 config.cluster_id,
                 self.id,
                 {member.id: member for member in config.members},
                 (),
-                self.published,
+                self.replica.published,
             )
             backend.commit([cluster.change()])
         self.cluster = cluster
-        applied = Marks.applied_in(backend)
-        if not self.recovered.compacted[0] <= applied.index <= self.recovered.last_index:
+        applied = self.replica.applied.index
+        first, last = self.recovered.compacted[0] + 1, self.recovered.last_index
+        if not first - 1 <= applied <= last:
             raise StartError(
-                f"--data-dir {config.data_dir}: the store is at entry {applied.index} but the log "
-                f"holds {self.recovered.compacted[0] + 1} to {self.recovered.last_index}; files of "
-                "different times were mixed. Restore both from one copy, or remove the data "
-                "directory and let the member join again"
+                f"--data-dir {config.data_dir}: the store is at entry {applied} but the log holds "
+                f"{first} to {last}; files of different times were mixed. Restore both from one "
+                "copy, or remove the data directory and let the member join again"
             )
-        self.mark_term = applied.term
         self._compacted = self.store.compacted
         self.db_size = backend.size_bytes()
-        stored = backend.get("meta", b"incarnation")
-        self.incarnation = int(stored or b"0") + 1
-        backend.commit([("meta", b"incarnation", b"%d" % self.incarnation)])
+        self.incarnation = self.replica.next_incarnation()
+
+    @property
+    def store(self) -> Store:
+        """The store; another object after a snapshot was installed."""
+        return self.replica.store
+
+    @property
+    def backend(self) -> Backend:
+        """The store's backend; another object after a snapshot was installed."""
+        return self.replica.backend
 
     def _build_raft(self) -> Raft:
         config = self.config
@@ -293,7 +291,7 @@ class Member:
         for service in (
             self.kv,
             self.watch_service,
-            LeaseService(self.writes, self.leases, self.lessor, self.random),
+            LeaseService(self.writes, self.leases, self.replica.lessor, self.random),
             ClusterService(self.node, self.cluster, self.headers),
             MaintenanceService(self.writes, self.observer.status, self._hash_kv),
             HealthService(),
@@ -337,8 +335,8 @@ class Member:
             self.disk.close()
         elif hasattr(self, "wal"):
             self.wal.close()
-        if hasattr(self, "backend"):
-            self.backend.close()
+        if hasattr(self, "replica"):
+            self.replica.backend.close()
 
     # what the parts call
 
@@ -369,7 +367,7 @@ class Member:
         wanted = Attributes(self.config.name, urls)
         message = rpc_pb2.Member(ID=self.id, name=wanted.name, clientURLs=urls)
         loop = asyncio.get_running_loop()
-        while self.published.attributes.get(self.id) != wanted:
+        while self.replica.published.attributes.get(self.id) != wanted:
             done: asyncio.Future[object] = loop.create_future()
             self.node.propose(
                 ops.MEMBER_ATTRIBUTES, message.SerializeToString(), partial(_settle, done)
@@ -394,6 +392,10 @@ class Member:
         if payloads:
             self.node.receive(sender, payloads)
 
+    def snapshot_opened(self, sender: int) -> SnapshotSink:
+        """Begin to receive a snapshot (`kvstore.peer.link.Receiver`)."""
+        raise NotImplementedError
+
     def _send_call(self, peer: int, payload: bytes) -> bool:
         return self.links.send(peer, Channel.CONTROL, payload)
 
@@ -417,7 +419,9 @@ class Member:
         self.storage.applied()
 
     def _mark(self) -> AppliedMark:
-        return AppliedMark(self.node.applied_index, self.node.applied_term or self.mark_term)
+        return AppliedMark(
+            self.node.applied_index, self.node.applied_term or self.replica.applied.term
+        )
 
     def _committed(self, mark: AppliedMark, duration_s: float) -> None:
         self.metrics.commit.observe(duration_s)

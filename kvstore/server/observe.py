@@ -55,7 +55,7 @@ class Observer:
         errors = [] if self._member.node.leader else ["etcdserver: no leader"]
         return errors + [
             f"memberID:{member} alarm:{ALARM_NAMES[alarm]} "
-            for alarm, member in self._member.alarms.get(0)
+            for alarm, member in self._member.replica.alarms.get(0)
         ]
 
     def versions(self) -> dict[str, str]:

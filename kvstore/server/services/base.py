@@ -10,12 +10,13 @@ from kvstore.rpc import Call
 from kvstore.server.errors import Code, wire_error
 
 M = TypeVar("M", bound=Message)
+M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
-class Parser(Protocol[M]):
+class Parser(Protocol[M_co]):
     """`SomeRequest.FromString`."""
 
-    def __call__(self, data: bytes, /) -> M:
+    def __call__(self, data: bytes, /) -> M_co:
         """Return the message."""
 
 

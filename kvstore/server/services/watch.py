@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
-from kvstore.mvcc.watch import WatchHub, WatchStream
+from kvstore.mvcc.watch import WatchHub
+from kvstore.mvcc.watch_stream import WatchStream
 from kvstore.pb import rpc_pb2
 from kvstore.rpc import Call, Server
 from kvstore.server.errors import Code
