@@ -30,6 +30,7 @@ from kvstore.client.errors import (
 from kvstore.client.keys import TO_THE_END, prefix_end
 from kvstore.client.lease import Lease
 from kvstore.client.pages import Pages
+from kvstore.client.sync import Client
 from kvstore.client.txn import Op, Txn, compare
 from kvstore.client.types import (
     Alarm,
@@ -54,6 +55,7 @@ __all__ = [
     "AsyncClient",
     "AuthenticationError",
     "AvailabilityError",
+    "Client",
     "ClosedError",
     "CompactedError",
     "CorruptError",

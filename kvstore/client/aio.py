@@ -83,6 +83,11 @@ class AsyncClient(LeaseCalls, MaintenanceCalls):
         self._keeper = LeaseKeeper(self._transport)
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._transport.is_closed
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -66,6 +66,7 @@ class Lease:
         self._reason = ""
         self._owner: asyncio.Task[Any] | None = None
         self._has_cancelled_owner = False
+        self._is_revoked = False
         # The keeper's notes, in loop time.
         self.asked_at_s: float | None = None
         self.expiry: asyncio.TimerHandle | None = None
@@ -103,13 +104,17 @@ class Lease:
     async def revoke(self) -> None:
         """Stop keeping it alive and end it, which deletes its keys in one revision.
 
+        Once it has succeeded, further calls and the exit of `async with` do nothing.
+
         Raises LeaseLostError when it had ended before, OutcomeUnknownError and other
         AvailabilityErrors when the servers could not be told: then it ends by itself within
         `ttl_s` seconds.
         """
         self._keeper.forget(self)
         self.check()
-        await self._keeper.revoke(self)
+        if not self._is_revoked:
+            await self._keeper.revoke(self)
+            self._is_revoked = True
 
     async def __aenter__(self) -> Self:
         if self._cancel_on_lost:

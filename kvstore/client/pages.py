@@ -38,14 +38,15 @@ class Pages:
 
     async def __anext__(self) -> KeyValue:
         if not self._kvs:
-            await self._fetch_page()
+            self._kvs.extend(await self.next_page())
         if not self._kvs:
             raise StopAsyncIteration
         return self._kvs.popleft()
 
-    async def _fetch_page(self) -> None:
+    async def next_page(self) -> list[KeyValue]:
+        """Fetch the next page; an empty one is the end. Instead of iterating, not besides it."""
         if self._is_last:
-            return
+            return []
         response = await self._fetch(self._request)
         self._is_last = not (response.more and response.kvs)
         # Every further page must read the store that the first one saw.
@@ -53,4 +54,4 @@ class Pages:
         if response.kvs:
             # The key after the last one: nothing fits between a key and itself with a zero byte.
             self._request.key = response.kvs[-1].key + b"\0"
-        self._kvs.extend(map(key_value, response.kvs))
+        return [key_value(kv) for kv in response.kvs]

@@ -26,6 +26,7 @@ from kvstore.client.errors import (
     ClosedError,
     KvError,
     NoLeaderError,
+    OutcomeUnknownError,
     PreconditionError,
     ReadFailedError,
     UnreachableError,
@@ -255,11 +256,14 @@ class Transport:
                 failure = error_from_rpc(error, write=write)
             except KvError as error:
                 failure = error
-            except grpc.aio.UsageError as error:
-                if not self.is_closed:
+            except (grpc.aio.UsageError, asyncio.CancelledError):
+                # gRPC cancels what is under way when a channel closes; a cancel of the caller's
+                # own task is not ours to turn into an error.
+                task = asyncio.current_task()
+                if not self.is_closed or (task is not None and task.cancelling()):
                     raise
-                failure = ClosedError("the client is closed")
-                failure.__cause__ = error
+                closed = "the client was closed before the answer came"
+                failure = OutcomeUnknownError(closed) if write else ClosedError(closed)
 
             if failure.text in RETRY_WITH_NEW_TOKEN and self._user is not None:
                 token_tries += 1

@@ -42,12 +42,18 @@ def fresh_server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(params=KINDS)
-def three(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Three members of the test's own, for killing some."""
+@pytest.fixture(scope="session", params=KINDS)
+def three_members(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     skip_unless_there(request.param)
     with SERVERS[request.param](3) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def three(three_members: Cluster) -> Iterator[Cluster]:
+    """Three members whose processes a test may kill or freeze; all run again for the next one."""
+    yield three_members
+    three_members.heal()
 
 
 @pytest.fixture

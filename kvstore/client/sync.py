@@ -1,0 +1,311 @@
+"""The synchronous client: each method of `AsyncClient`, run on a background event loop.
+
+    with Client(["127.0.0.1:2379"]) as client:
+        client.put(b"greeting", b"hello")
+        print(client.get(b"greeting").value)
+
+There is no logic of its own here: what a method does, takes, returns and raises is said in `aio`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+
+from kvstore.client.aio import AsyncClient
+from kvstore.client.errors import ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from types import TracebackType
+
+    from kvstore.client.endpoint import Tls
+    from kvstore.client.lease import Lease
+    from kvstore.client.pages import Pages
+    from kvstore.client.txn import Op, Txn
+    from kvstore.client.types import KeyValue, TxnResult, WatchBatch
+    from kvstore.client.watch import Watcher
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Made = TypeVar("Made")
+
+
+class _Loop:
+    """An event loop on a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="kvstore-client", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
+        """Run a coroutine there and wait for it; an interrupt here cancels it there."""
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise ClosedError("the client is closed")
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError(
+                "called from the client's own thread (a callback): it would wait for itself"
+            )
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()  # of no effect when it has ended by itself
+            raise
+
+    def stop(self) -> None:
+        """End the thread."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+def _blocking(
+    method: Callable[Concatenate[Any, Arguments], Coroutine[Any, Any, Result]],
+) -> Callable[Concatenate[Client, Arguments], Result]:
+    """Make the synchronous form of a coroutine method, with its signature and docstring."""
+
+    @functools.wraps(method)
+    def call(self: Client, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return self._loop.run(method(self._client, *args, **kwargs))
+
+    return call
+
+
+def _wrapping(
+    method: Callable[Concatenate[Any, Arguments], Made], wrapper: Callable[[_Loop, Made], Result]
+) -> Callable[Concatenate[Client, Arguments], Result]:
+    """Make the synchronous form of a method that returns an asynchronous object."""
+
+    @functools.wraps(method)
+    def call(self: Client, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        async def make() -> Made:  # made on the loop that it will live on
+            return method(self._client, *args, **kwargs)
+
+        return wrapper(self._loop, self._loop.run(make()))
+
+    return call
+
+
+class SyncPages:
+    """`Pages`, for plain `for`."""
+
+    def __init__(self, loop: _Loop, pages: Pages) -> None:
+        self._loop = loop
+        self._pages = pages
+
+    @property
+    def revision(self) -> int:
+        """As `Pages.revision`."""
+        return self._pages.revision
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        while True:
+            page = self._loop.run(self._pages.next_page())
+            if not page:
+                return
+            yield from page
+
+
+class SyncWatcher:
+    """`Watcher`, for plain `with` and `for`. The watch is registered when this object is made."""
+
+    def __init__(self, loop: _Loop, watcher: Watcher) -> None:
+        self._loop = loop
+        self._watcher = watcher
+        loop.run(watcher.start())
+
+    @property
+    def next_revision(self) -> int:
+        """As `Watcher.next_revision`."""
+        return self._watcher.next_revision
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WatchBatch:
+        batch = self._loop.run(self._next())
+        if batch is None:
+            raise StopIteration
+        return batch
+
+    def next(self, timeout_s: float) -> WatchBatch | None:
+        """Return the next batch, or None when none came in time or the watch was closed."""
+        return self._loop.run(self._next(timeout_s))
+
+    async def _next(self, timeout_s: float | None = None) -> WatchBatch | None:
+        # StopAsyncIteration cannot leave a coroutine, and a timeout must end the wait over there.
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await anext(self._watcher, None)
+        except TimeoutError:
+            return None
+
+    def request_progress(self) -> bool:
+        """As `Watcher.request_progress`."""
+        return self._loop.run(self._watcher.request_progress())
+
+    def close(self) -> None:
+        """End the watch; an iteration in another thread ends."""
+        self._loop.run(self._watcher.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class SyncLease:
+    """`Lease`, for plain `with`. `on_lost` is called on the client's own thread."""
+
+    def __init__(self, loop: _Loop, lease: Lease) -> None:
+        self._loop = loop
+        self._lease = lease
+
+    @property
+    def lease_id(self) -> int:
+        """As `Lease.lease_id`."""
+        return self._lease.lease_id
+
+    @property
+    def ttl_s(self) -> int:
+        """As `Lease.ttl_s`."""
+        return self._lease.ttl_s
+
+    @property
+    def is_lost(self) -> bool:
+        """As `Lease.is_lost`."""
+        return self._lease.is_lost
+
+    def check(self) -> None:
+        """As `Lease.check`."""
+        self._lease.check()
+
+    def wait_lost(self) -> None:
+        """As `Lease.wait_lost`."""
+        self._loop.run(self._lease.wait_lost())
+
+    def start(self) -> Self:
+        """As `Lease.start`."""
+        self._loop.run(self._lease.start())
+        return self
+
+    def revoke(self) -> None:
+        """As `Lease.revoke`."""
+        self._loop.run(self._lease.revoke())
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.run(self._lease.__aexit__(kind, error, traceback))
+
+
+class SyncTxn:
+    """`Txn`, with a `commit` that waits."""
+
+    def __init__(self, loop: _Loop, txn: Txn) -> None:
+        self._loop = loop
+        self._txn = txn
+
+    def when(self, *comparisons: Any) -> Self:
+        """As `Txn.when`."""
+        self._txn.when(*comparisons)
+        return self
+
+    def then(self, *operations: Op) -> Self:
+        """As `Txn.then`."""
+        self._txn.then(*operations)
+        return self
+
+    def otherwise(self, *operations: Op) -> Self:
+        """As `Txn.otherwise`."""
+        self._txn.otherwise(*operations)
+        return self
+
+    def commit(self, *, timeout_s: float | None = None) -> TxnResult:
+        """As `Txn.commit`."""
+        return self._loop.run(self._txn.commit(timeout_s=timeout_s))
+
+
+class Client:
+    """A client of one cluster for programs without asyncio; may be used from several threads.
+
+    Arguments, methods and errors are those of `AsyncClient`.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        tls: Tls | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self._client = AsyncClient(
+            endpoints, user=user, password=password, tls=tls, timeout_s=timeout_s
+        )
+        self._loop = _Loop()
+
+    def close(self) -> None:
+        """As `AsyncClient.close`; ends the background thread too."""
+        if not self._client.is_closed:
+            self._loop.run(self._client.close())
+            self._loop.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """As `AsyncClient.endpoints`."""
+        return self._client.endpoints
+
+    put = _blocking(AsyncClient.put)
+    get = _blocking(AsyncClient.get)
+    range = _blocking(AsyncClient.range)
+    delete = _blocking(AsyncClient.delete)
+    compact = _blocking(AsyncClient.compact)
+    lease_grant = _blocking(AsyncClient.lease_grant)
+    lease_revoke = _blocking(AsyncClient.lease_revoke)
+    lease_keep_alive_once = _blocking(AsyncClient.lease_keep_alive_once)
+    lease_time_to_live = _blocking(AsyncClient.lease_time_to_live)
+    lease_list = _blocking(AsyncClient.lease_list)
+    member_list = _blocking(AsyncClient.member_list)
+    status = _blocking(AsyncClient.status)
+    hash_kv = _blocking(AsyncClient.hash_kv)
+    alarm_list = _blocking(AsyncClient.alarm_list)
+    alarm_disarm = _blocking(AsyncClient.alarm_disarm)
+
+    get_range = _wrapping(AsyncClient.get_range, SyncPages)
+    watch = _wrapping(AsyncClient.watch, SyncWatcher)
+    lease = _wrapping(AsyncClient.lease, SyncLease)
+    txn = _wrapping(AsyncClient.txn, SyncTxn)

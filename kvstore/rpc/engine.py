@@ -1,0 +1,145 @@
+"""What all connections of one server share: routes, bounds, the write turn, deadlines, counters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvstore.rpc.call import Call
+    from kvstore.rpc.connection import Connection
+    from kvstore.rpc.head import Route
+    from kvstore.rpc.http1 import Http1
+    from kvstore.rpc.limits import Limits
+    from kvstore.rpc.outbound import Outbound
+    from kvstore.rpc.plain import HttpRequest, HttpResponse
+    from kvstore.rpc.sniff import Sniffer
+
+HttpHandler = Callable[["HttpRequest"], Awaitable["HttpResponse"]]
+
+logger = logging.getLogger("kvstore.rpc")
+
+# Deadlines share a timer per slot: a call that ends in time costs a dict insertion and removal,
+# not a timer of its own. A deadline fires at most this late.
+_SLOTS_PER_S = 100
+
+
+def log_error(error: BaseException) -> None:
+    """Log the exception of a handler: the default `on_error`."""
+    logger.error("a handler failed", exc_info=error)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the server started; plain numbers."""
+
+    connections: int = 0
+    connections_http1: int = 0
+    calls_closed: int = 0  # of connections that are gone; the living are summed when asked
+    handler_errors: int = 0
+    resets_received: int = 0
+    resets_sent: int = 0
+    goaways_sent: dict[int, int] = field(default_factory=dict)
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    tls_handshakes: int = 0
+    tls_failures: int = 0
+    unsent_bytes: int = 0  # a gauge: queued behind flow control or a slow reader
+    refused_replies: int = 0
+
+
+class Deadlines:
+    """Cancels calls whose time is over, a hundredth of a second at a time."""
+
+    __slots__ = ("_loop", "_slots")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._slots: dict[int, dict[Call, None]] = {}
+
+    def add(self, call: Call, deadline_s: float) -> dict[Call, None]:
+        """Expire `call` at loop time `deadline_s`; delete it from the result to take it out."""
+        number = math.ceil(deadline_s * _SLOTS_PER_S)
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._slots[number] = {}
+            self._loop.call_at(number / _SLOTS_PER_S, self._expire, number)
+        slot[call] = None
+        return slot
+
+    def _expire(self, number: int) -> None:
+        slot = self._slots.pop(number)
+        while slot:
+            call = next(iter(slot))
+            del slot[call]
+            call.expire()
+
+
+class Engine:
+    """The shared half of a server; connections hold it, it knows them."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        on_error: Callable[[BaseException], None],
+        routes: dict[bytes, Route],
+        services: set[str],
+        http: HttpHandler | None,
+    ) -> None:
+        self.limits = limits
+        self.http = http
+        self.on_error = on_error
+        self.loop = asyncio.get_running_loop()
+        self.routes = routes
+        self.services = services
+        self.deadlines = Deadlines(self.loop)
+        self.counters = Counters()
+        self.connections: set[Connection] = set()
+        self.sniffing: set[Sniffer] = set()
+        self.http1: Http1 | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._empty: asyncio.Event | None = None
+        self._dirty: list[Outbound] = []
+
+    def mark_dirty(self, connection: Outbound) -> None:
+        """Let `connection.flush` run at the end of this loop turn, once for all connections."""
+        if not self._dirty:
+            self.loop.call_soon(self._flush)
+        self._dirty.append(connection)
+
+    def _flush(self) -> None:
+        dirty = self._dirty
+        self._dirty = []
+        for connection in dirty:
+            try:
+                connection.flush()
+            except Exception as error:  # noqa: BLE001  # one connection's bug is not the others'
+                self.report(error)
+                connection.abort()
+
+    def forget(self, connection: Connection) -> None:
+        """Take out a connection that is lost."""
+        self.connections.discard(connection)
+        if self._empty is not None and not self.connections:
+            self._empty.set()
+
+    async def wait_empty(self, timeout_s: float) -> None:
+        """Wait until no HTTP/2 connection is left, or the time is over."""
+        if not self.connections:
+            return
+        self._empty = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+
+    def report(self, error: BaseException) -> None:
+        """Hand a handler's exception to `on_error`; a bug in that hook is logged."""
+        self.counters.handler_errors += 1
+        try:
+            self.on_error(error)
+        except Exception:
+            logger.exception("the on_error hook failed")
