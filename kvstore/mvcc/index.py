@@ -119,15 +119,8 @@ class Index:
         self._add_tombstone(key, revision_key)
 
     def _add_tombstone(self, key: bytes, revision_key: bytes) -> None:
-        history = self.histories[key]
         mark = revision_key[:8] + b"t" + revision_key[9:]
-        if len(history) == _RECORD:
-            self.histories[key] = _DELETED + history + mark
-        elif type(history) is bytes:
-            self.histories[key] = _DELETED + history[_HEAD:] + mark
-        else:
-            history[:_HEAD] = _DELETED  # type: ignore[index]
-            history += mark
+        extend(self.histories, key, _DELETED, mark)
         self.deleted.add(key)
 
     # reads
@@ -234,8 +227,8 @@ class Index:
             del self.histories[key]
             self.deleted.remove(key)
             return
-        if len(history) - cut + _HEAD > _LONG_BYTES:
-            del history[_HEAD:cut]  # type: ignore[union-attr]  # so long it is a bytearray
+        if type(history) is bytearray and len(history) - cut + _HEAD > _LONG_BYTES:
+            del history[_HEAD:cut]
             return
         version = _unpack_head(history)[1]
         if version == 1 and len(history) - cut == _RECORD:
@@ -265,6 +258,22 @@ class Index:
         history = bytes(self.histories.get(key, b""))
         for at in range(0 if len(history) == _RECORD else _HEAD, len(history), _RECORD):
             yield history[at : at + _RECORD]
+
+
+def extend(histories: dict[bytes, History], key: bytes, head: bytes, record: bytes) -> None:
+    """Add a record to a key's history and set its head; the general and slower form of `put`."""
+    history = histories.get(key)
+    if history is None:
+        histories[key] = head + record
+    elif len(history) == _RECORD:
+        histories[key] = head + history + record
+    elif len(history) < _LONG_BYTES:
+        histories[key] = head + history[_HEAD:] + record
+    else:
+        if type(history) is bytes:
+            histories[key] = history = bytearray(history)
+        history[:_HEAD] = head  # type: ignore[index]
+        history += record  # in place, the dictionary holds the same bytearray
 
 
 def _between(keys: SortedList[bytes], start: bytes, end: bytes) -> int:

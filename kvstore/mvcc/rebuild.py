@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvstore.mvcc import keyvalue, revision
 from kvstore.mvcc.errors import CorruptStore
-from kvstore.mvcc.index import History, Index
+from kvstore.mvcc.index import History, Index, extend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,8 +41,8 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
     rebuilt = Rebuilt()
     histories: dict[bytes, History] = {}
     leases = rebuilt.leases
-    get = histories.get
     encoded = keyvalue.varint
+    deleted = bytes(16)
     # The encoded form of the main revision is needed for every record and changes only with it.
     main_bytes = b""
     fresh_tail = b""
@@ -60,11 +60,10 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
             else:
                 key = keyvalue.key_of(record)
                 position = record.index(key, 2) + len(key)
-            history = get(key)
             if len(revision_key) == 18:
                 if revision_key[17] != 0x74 or revision_key[8] != 0x5F:
                     raise CorruptStore(f"{revision_key.hex()} is no revision key")
-                _bury(histories, key, history, revision_key)
+                extend(histories, key, deleted, revision_key[:8] + b"t" + revision_key[9:17])
                 leases.pop(key, None)
                 continue
             if len(revision_key) != 17 or revision_key[8] != 0x5F or record[0] != 0x0A:
@@ -72,12 +71,11 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
             end = position + len(fresh_tail)
             if record[position:end] == fresh_tail:
                 # Created by this very put, version 1.
-                if history is None:
+                if key not in histories:
                     histories[key] = revision_key
                 else:
-                    histories[key] = (
-                        _pack_head(main_of(main_bytes), 1) + history[16:] + revision_key
-                    )
+                    head = _pack_head(revision.main_of(main_bytes), 1)
+                    extend(histories, key, head, revision_key)
                 # A lease is behind the value; without one the value ends the record.
                 if end < len(record) and not _value_ends(record, end):
                     leases[key] = keyvalue.decode(record).lease
@@ -86,17 +84,7 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
                 continue
             fields = keyvalue.decode(record)
             head = _pack_head(fields.create_revision, fields.version)
-            if history is None:
-                histories[key] = head + revision_key
-            elif len(history) == 17:
-                histories[key] = head + history + revision_key
-            elif len(history) < 1024:
-                histories[key] = head + history[16:] + revision_key
-            else:
-                if type(history) is bytes:
-                    histories[key] = history = bytearray(history)
-                history[:16] = head  # type: ignore[index]
-                history += revision_key
+            extend(histories, key, head, revision_key)
             if fields.lease:
                 leases[key] = fields.lease
             elif leases:
@@ -107,19 +95,6 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
         rebuilt.revision = revision.main_of(revision_key)
     rebuilt.index.load(histories)
     return rebuilt
-
-
-def _bury(
-    histories: dict[bytes, History], key: bytes, history: History | None, revision_key: bytes
-) -> None:
-    mark = revision_key[:8] + b"t" + revision_key[9:17]
-    past = b"" if history is None else history if len(history) == 17 else history[16:]
-    histories[key] = bytes(16) + past + mark
-
-
-def main_of(main_bytes: bytes) -> int:
-    """Return the number in the first 8 bytes of a revision key."""
-    return int.from_bytes(main_bytes, "big")
 
 
 def _value_ends(record: bytes, position: int) -> bool:
