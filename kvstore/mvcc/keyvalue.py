@@ -74,7 +74,7 @@ def key_of(record: bytes) -> bytes:
     length = record[1]
     if length < 128:
         return record[2 : 2 + length]
-    length, start = _read_varint(record, 1)
+    length, start = read_varint(record, 1)
     return record[start : start + length]
 
 
@@ -100,23 +100,23 @@ def decode(record: bytes) -> Fields:
     try:
         if record[0] != 0x0A:
             raise CorruptStore(f"a stored key-value begins with {record[:4].hex()}")
-        length, start = _read_varint(record, 1)
+        length, start = read_varint(record, 1)
         position = start + length
         key = record[start:position]
         end = len(record)
         numbers = [0, 0, 0]
         for field, tag in enumerate(b"\x10\x18\x20"):
             if position < end and record[position] == tag:
-                numbers[field], position = _read_varint(record, position + 1)
+                numbers[field], position = read_varint(record, position + 1)
         value_start = position
         value = b""
         if position < end and record[position] == 0x2A:
-            length, start = _read_varint(record, position + 1)
+            length, start = read_varint(record, position + 1)
             position = start + length
             value = record[start:position]
         lease = 0
         if position < end and record[position] == 0x30:
-            lease, position = _read_varint(record, position + 1)
+            lease, position = read_varint(record, position + 1)
             if lease >> 63:
                 lease -= 1 << 64
     except IndexError:
@@ -134,7 +134,12 @@ def without_value(record: bytes) -> bytes:
     return head + b"\x30" + varint(fields.lease) if fields.lease else head
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the varint at a position, and the position behind it.
+
+    Raises:
+        IndexError: The data ends within it.
+    """
     number = data[position]
     position += 1
     if number < 128:

@@ -58,8 +58,9 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
                 position = 2 + length
                 key = record[2:position]
             else:
-                key = keyvalue.key_of(record)
-                position = record.index(key, 2) + len(key)
+                length, start = keyvalue.read_varint(record, 1)
+                position = start + length
+                key = record[start:position]
             if len(revision_key) == 18:
                 if revision_key[17] != 0x74 or revision_key[8] != 0x5F:
                     raise CorruptStore(f"{revision_key.hex()} is no revision key")
@@ -101,15 +102,5 @@ def _value_ends(record: bytes, position: int) -> bool:
     """Tell whether the value field at a position is the record's last."""
     if record[position] != 0x2A:
         return False
-    length = record[position + 1]
-    if length < 128:
-        return position + 2 + length == len(record)
-    shift, start = 7, position + 2
-    length &= 127
-    while True:
-        byte = record[start]
-        length |= (byte & 127) << shift
-        start += 1
-        if byte < 128:
-            return start + length == len(record)
-        shift += 7
+    length, start = keyvalue.read_varint(record, position + 1)
+    return start + length == len(record)
