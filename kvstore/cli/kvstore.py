@@ -25,7 +25,7 @@ HELP: dict[str, str] = {
     "initial_cluster_token": "Tells clusters apart that use the same URLs.",
     "heartbeat_interval": "Milliseconds between heartbeats.",
     "election_timeout": "Milliseconds without a leader before an election.",
-    "snapshot_count": "Operations kept in the log for members that lag behind.",
+    "snapshot_count": "Log entries kept for members that lag behind.",
     "quota_backend_bytes": "Size at which the store refuses more; 0 is 2 GiB.",
     "max_request_bytes": "Largest request in bytes.",
     "max_txn_ops": "Most operations in one transaction.",

@@ -144,15 +144,20 @@ class Receiver(Protocol):
     def receive(self, sender: int, payloads: list[bytes]) -> None:
         """Take the messages of one read from a control or bulk connection."""
 
-    def snapshot_opened(self, sender: int) -> SnapshotSink:
-        """Begin to receive a snapshot."""
+    def snapshot_opened(
+        self, sender: int, pause: Callable[[bool], None], answer: Callable[[str], None]
+    ) -> SnapshotSink:
+        """Begin to receive a snapshot.
+
+        `pause` stops or continues reading; `answer` tells the sender the end, empty for success.
+        """
 
 
 class SnapshotSink(Protocol):
     """Takes one incoming snapshot."""
 
     def frame(self, payload: bytes) -> None:
-        """Take the next frame; an exception ends the connection and is reported to the sender."""
+        """Take the next frame. Must not raise."""
 
     def closed(self) -> None:
         """The connection has ended, complete or not."""
@@ -191,12 +196,8 @@ class Inbound(asyncio.Protocol):
         if self._sink is None:
             self._links.receiver.receive(hello.sender, payloads)
             return
-        try:
-            for payload in payloads:
-                self._sink.frame(payload)
-        except Exception as error:  # noqa: BLE001 (told to the sender; the snapshot is void, nothing else)
-            log.warning("snapshot from member %x refused: %s", hello.sender, error)
-            self._refuse(str(error) or type(error).__name__)
+        for payload in payloads:
+            self._sink.frame(payload)
 
     def _accept(self, hello: Hello) -> None:
         problem = self._links.check(hello)
@@ -207,8 +208,17 @@ class Inbound(asyncio.Protocol):
         self._timeout.cancel()
         self._hello = hello
         if hello.channel is Channel.SNAPSHOT:
-            self._sink = self._links.receiver.snapshot_opened(hello.sender)
+            self._sink = self._links.receiver.snapshot_opened(
+                hello.sender, self._pause, self._refuse
+            )
         self._transport.write(frame(b""))
+
+    def _pause(self, paused: bool) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def _refuse(self, text: str) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -231,11 +241,16 @@ class Inbound(asyncio.Protocol):
 
 
 class Outbound(asyncio.Protocol):
-    """A connection that we dialled; `opened` is the future of the answered hello."""
+    """A connection that we dialled.
+
+    `opened` is the future of the answered hello, `accepted` that of the answer to a snapshot,
+    `lost` that of the end.
+    """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
+        self.accepted: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.transport: asyncio.Transport | None = None
         self.writable = asyncio.Event()
@@ -256,6 +271,8 @@ class Outbound(asyncio.Protocol):
                     self.transport.close()
             elif not self.opened.done():
                 self.opened.set_result(None)
+            elif not self.accepted.done():
+                self.accepted.set_result(None)
 
     def pause_writing(self) -> None:
         """Tell the snapshot sender to wait."""
@@ -273,8 +290,10 @@ class Outbound(asyncio.Protocol):
         self.writable.set()
 
     def _fail(self, error: Exception) -> None:
-        if not self.opened.done():
-            self.opened.set_exception(error)
+        for future in (self.opened, self.accepted):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # nobody waits for an answer on the other channels
 
 
 class Link:

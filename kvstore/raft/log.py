@@ -220,6 +220,16 @@ class RaftLog:
         self.snapshot = snapshot
         self.snapshot_outstanding = True
 
+    def index_to_free(self, size_bytes: int) -> Index:
+        """Return up to where the log would have to be compacted to free that many bytes."""
+        index = self.offset
+        for entry in self.entries:
+            if size_bytes <= 0:
+                break
+            size_bytes -= entries_bytes((entry,))
+            index = entry.index
+        return index
+
     def compact(self, index: Index) -> None:
         """Forget the entries up to `index`, which must be applied."""
         if index <= self.offset:

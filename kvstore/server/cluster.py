@@ -22,32 +22,32 @@ class Cluster:
     """The members of one cluster as this member knows them."""
 
     cluster_id: int
-    own_id: int
     members: dict[int, Member]
     removed: tuple[int, ...]
-    published: Members
+    published: Members | None = None
     """Names and client URLs, from the log."""
 
     @classmethod
-    def load(cls, view: View, published: Members) -> Cluster | None:
-        """Return what the store holds, None in a new one.
+    def load(cls, view: View, published: Members) -> Cluster:
+        """Return what the store holds.
 
         Raises:
             StartError: Written by a newer release.
         """
         record = view.get(TABLE, KEY)
         if record is None:
-            return None
+            raise StartError(
+                "the store does not say who is a member; restore the data directory from a copy"
+            )
         fields = msgpack.unpackb(record)
         if fields[0] != FORMAT:
             raise StartError(
                 f"the data directory has cluster format {fields[0]}, this release reads {FORMAT}; "
                 "start the release that wrote it"
             )
-        _, cluster_id, own_id, members, removed = fields
+        _, cluster_id, members, removed = fields
         return cls(
             cluster_id,
-            own_id,
             {
                 member_id: Member(member_id, "", tuple(urls), (), bool(learner))
                 for member_id, urls, learner in members
@@ -61,7 +61,7 @@ class Cluster:
         members = [
             [member.id, list(member.peer_urls), member.is_learner] for member in self.list_plain()
         ]
-        record = msgpack.packb([FORMAT, self.cluster_id, self.own_id, members, list(self.removed)])
+        record = msgpack.packb([FORMAT, self.cluster_id, members, list(self.removed)])
         return TABLE, KEY, record
 
     def list_plain(self) -> list[Member]:
@@ -72,7 +72,7 @@ class Cluster:
         """Return the members by id with names and client URLs where they are known."""
         listed = []
         for member in self.list_plain():
-            attributes = self.published.attributes.get(member.id)
+            attributes = self.published.attributes.get(member.id) if self.published else None
             if attributes is None:
                 listed.append(member)
             else:

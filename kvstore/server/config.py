@@ -84,7 +84,7 @@ class ServerConfig:
     """Milliseconds without a leader before an election; the draw is in [1, 2) times this."""
 
     snapshot_count: int = 10_000
-    """Operations kept in the log behind the durable store for slow followers."""
+    """Entries kept in the log behind the durable store for slow followers (fewer if large)."""
 
     quota_backend_bytes: int = 0
     """0: 2 GiB."""

@@ -60,8 +60,8 @@ class Leases:
         """
         self.expired = 0
         self._node = node
-        self._lessor = lessor
-        self._clock = clock
+        self.lessor = lessor
+        self.clock = clock
         self._calls = calls
         self._extend_ns = election_timeout_ns
         self._timeout_ns = timeout_ns
@@ -74,12 +74,12 @@ class Leases:
 
     def led(self) -> None:
         """The first entry of our own term is applied: our clock counts from now on."""
-        self._clock.promote(self._node.clock.monotonic_ns(), self._extend_ns)
+        self.clock.promote(self._node.clock.monotonic_ns(), self._extend_ns)
 
     def role(self, role: Role) -> None:
         """Forget all times when another member leads."""
-        if role is not Role.LEADER and self._clock.leading:
-            self._clock.demote()
+        if role is not Role.LEADER and self.clock.leading:
+            self.clock.demote()
 
     # renewals
 
@@ -116,14 +116,14 @@ class Leases:
             done(TimedOutError())
             return
         again = partial(self._renew_here, lease_id, done, deadline_ns)
-        if not self._clock.leading:
+        if not self.clock.leading:
             # Elected, but the first entry of the term is not applied yet.
             if self._node.role is Role.LEADER:
                 self._later(WAIT_STEP_S, again)
             else:
                 done(TimedOutError("leader"))
             return
-        ttl_s = self._clock.renew(lease_id, now_ns)
+        ttl_s = self.clock.renew(lease_id, now_ns)
         if ttl_s == EXPIRED:
             self._later(WAIT_STEP_S, again)  # its revoke is on the way; the answer will be 0
         elif ttl_s == RESET_FIRST:
@@ -138,7 +138,7 @@ class Leases:
             done(error)
         else:
             # It may have been revoked while the round ran.
-            done(ttl_s if lease_id in self._lessor.leases else 0)
+            done(ttl_s if lease_id in self.lessor.leases else 0)
 
     def _reset(self, lease_id: int, again: Callable[[], None], done: RenewDone) -> None:
         def applied(result: Any) -> None:
@@ -170,10 +170,10 @@ class Leases:
     def _remaining_here(self, lease_id: int, done: RenewDone, error: Exception | None) -> None:
         if error is not None:
             done(error)
-        elif not self._clock.leading:
+        elif not self.clock.leading:
             done(TimedOutError("leader"))
         else:
-            done(self._clock.remaining_s(lease_id, self._node.clock.monotonic_ns()))
+            done(self.clock.remaining_s(lease_id, self._node.clock.monotonic_ns()))
 
     def _peer_asks_remaining(self, sender: int, body: Any, reply: Reply) -> None:
         if not isinstance(body, int) or self._node.role is not Role.LEADER:
@@ -192,13 +192,13 @@ class Leases:
     def tick(self) -> None:
         """On the leader: propose the revokes that are due, and checkpoints."""
         now_ns = self._node.clock.monotonic_ns()
-        if not self._clock.leading or now_ns < self._next_expiry_ns:
+        if not self.clock.leading or now_ns < self._next_expiry_ns:
             return
         self._next_expiry_ns = now_ns + EXPIRY_INTERVAL_NS
-        over = self._clock.expired(now_ns, REVOKES_MAX)
+        over = self.clock.expired(now_ns, REVOKES_MAX)
         if over:
             self._node.linearizable(partial(self._revoke, over))
-        points = self._clock.checkpoints(now_ns, CHECKPOINTS_MAX)
+        points = self.clock.checkpoints(now_ns, CHECKPOINTS_MAX)
         if points and self._node.role is Role.LEADER:
             request = rpc_pb2.LeaseCheckpointRequest(
                 checkpoints=[
@@ -209,7 +209,7 @@ class Leases:
             self._propose(ops.LEASE_CHECKPOINT, request.SerializeToString(), _ignore)
 
     def _revoke(self, lease_ids: list[int], error: Exception | None) -> None:
-        if error is not None or not self._clock.leading:
+        if error is not None or not self.clock.leading:
             return  # the clock reports them again; a successor has its own
         for lease_id in lease_ids:
             request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)

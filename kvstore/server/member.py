@@ -25,10 +25,10 @@ from kvstore.mvcc.store import Store
 from kvstore.mvcc.watch import WatchHub
 from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import CALL_FRAME, PeerCalls
-from kvstore.peer.link import Channel, Endpoint, Links, SnapshotSink
+from kvstore.peer.link import Channel, Endpoint, HelloError, Links, SnapshotSink
 from kvstore.ports import Backend
 from kvstore.raft.config import Config, Restored
-from kvstore.raft.messages import AppendWork, Entry, HardState, InstallSnapshot, Role
+from kvstore.raft.messages import AppendWork, Entry, HardState, InstallSnapshot, Role, SnapshotMeta
 from kvstore.raft.raft import Raft
 from kvstore.rpc import Limits, Server
 from kvstore.server.cluster import Cluster
@@ -41,7 +41,7 @@ from kvstore.server.metrics import Metrics
 from kvstore.server.node import Node, NodeHooks
 from kvstore.server.observe import Observer
 from kvstore.server.proposals import Proposals
-from kvstore.server.replica import Replica, open_backend
+from kvstore.server.replica import Replica, create_store, next_incarnation, open_backend
 from kvstore.server.services.cluster import ClusterService
 from kvstore.server.services.health import HealthService
 from kvstore.server.services.kv import KvService
@@ -49,6 +49,15 @@ from kvstore.server.services.lease import LeaseService
 from kvstore.server.services.maintenance import HashDone, MaintenanceService
 from kvstore.server.services.watch import WatchService
 from kvstore.server.services.writes import Writes
+from kvstore.server.snapshots import (
+    STORE_NAME,
+    Incoming,
+    SnapshotRefused,
+    received_path,
+    send,
+    settle,
+    swap_in,
+)
 from kvstore.server.startup import StartError, explain_bind, explain_folder
 from kvstore.server.storage import TRAILING_BYTES, Storage
 from kvstore.wal import Identity, Options, RealDisk, Recovered, Wal, WalError, fatal
@@ -63,7 +72,8 @@ SWITCH_INTERVAL_S = 0.0005
 
 GC_THRESHOLDS = (50_000, 20, 100)
 DRAIN_S = 2.0
-CATCH_UP_BUDGET = 1000
+OLD_STORE_S = 60.0
+"""How long a replaced store stays open for readers that are still in it."""
 
 
 class RealClock:
@@ -82,8 +92,9 @@ class Member:
         self.clock = RealClock()
         self.random = random.SystemRandom()
         self.id = config.member.id
-        self._stopping: list[Callable[[], object]] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.snapshots_sent = 0
+        self.snapshots_installed = 0
 
     # start
 
@@ -150,8 +161,8 @@ class Member:
         self.storage.start()
         if self.cluster.configuration().voters == (self.id,):
             self.raft.campaign()  # nobody else could win: why wait
-        self._tasks.append(loop.create_task(self._tick()))
-        self._tasks.append(loop.create_task(self._publish()))
+        self._tasks.add(loop.create_task(self._tick()))
+        self._tasks.add(loop.create_task(self._publish()))
         await self._serve_clients()
         # What exists now lives as long as the process; collections need not look at it again.
         gc.collect()
@@ -164,19 +175,18 @@ class Member:
         folder = config.data_dir
         try:
             Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
-            disk = RealDisk()
+            disk = self._real_disk = RealDisk()
             identity = Identity(config.cluster_id, self.id)
-            options = Options()
-            path = f"{folder}/store.lmdb"
+            path = f"{folder}/{STORE_NAME}"
             if Wal.exists(disk, f"{folder}/wal"):
-                self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, options)
+                self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, Options())
             elif Path(path).exists():
                 raise StartError(
                     f"--data-dir {folder}: there is a store but no log; restore the wal folder, or "
                     "remove the whole data directory and let the member join again"
                 )
             else:
-                self.wal = Wal.create(disk, f"{folder}/wal", identity, options)
+                self.wal = Wal.create(disk, f"{folder}/wal", identity, Options())
                 self.recovered = Recovered(
                     identity,
                     hard_state=HardState(0, 0, 0),
@@ -184,30 +194,24 @@ class Member:
                     compacted=(0, 0),
                     snapshot=None,
                 )
+            settle(disk, config, self.recovered.snapshot)
+            if not Path(path).exists():
+                first = Cluster(config.cluster_id, {m.id: m for m in config.members}, ())
+                create_store(disk, folder, STORE_NAME, config, first.change())
             self.replica = Replica(open_backend(path, config), config)
+            self.cluster = Cluster.load(self.replica.backend, self.replica.published)
+            self.incarnation = next_incarnation(disk, folder)
         except OSError as error:
             raise explain_folder(folder, error) from error
         except (WalError, StorageError, ValueError, lmdb.Error) as error:
             raise StartError(f"--data-dir {folder}: {error}") from error
         if self.recovered.dropped_bytes:
             log.warning("dropped an unfinished batch of %d bytes", self.recovered.dropped_bytes)
-        self._restore()
+        self._check_together()
 
-    def _restore(self) -> None:
-        """Load the members, and refuse log and store that do not belong together."""
+    def _check_together(self) -> None:
+        """Refuse log and store that do not belong together."""
         config = self.config
-        backend = self.replica.backend
-        cluster = Cluster.load(backend, self.replica.published)
-        if cluster is None:
-            cluster = Cluster(
-                config.cluster_id,
-                self.id,
-                {member.id: member for member in config.members},
-                (),
-                self.replica.published,
-            )
-            backend.commit([cluster.change()])
-        self.cluster = cluster
         applied = self.replica.applied.index
         first, last = self.recovered.compacted[0] + 1, self.recovered.last_index
         if not first - 1 <= applied <= last:
@@ -217,8 +221,7 @@ class Member:
                 "copy, or remove the data directory and let the member join again"
             )
         self._compacted = self.store.compacted
-        self.db_size = backend.size_bytes()
-        self.incarnation = self.replica.next_incarnation()
+        self.db_size = self.backend.size_bytes()
 
     @property
     def store(self) -> Store:
@@ -282,6 +285,9 @@ class Member:
         self.watch_service = WatchService(
             self.watches, lambda: bool(self.node.leader), loop.call_soon
         )
+        self.lease_service = LeaseService(
+            self.writes, self.leases, self.replica.lessor, self.random
+        )
         self.http = Http(self)
         self.server = Server(
             limits=Limits(message_bytes_max=config.max_request_bytes + GRPC_OVERHEAD),
@@ -291,7 +297,7 @@ class Member:
         for service in (
             self.kv,
             self.watch_service,
-            LeaseService(self.writes, self.leases, self.replica.lessor, self.random),
+            self.lease_service,
             ClusterService(self.node, self.cluster, self.headers),
             MaintenanceService(self.writes, self.observer.status, self._hash_kv),
             HealthService(),
@@ -392,9 +398,12 @@ class Member:
         if payloads:
             self.node.receive(sender, payloads)
 
-    def snapshot_opened(self, sender: int) -> SnapshotSink:
+    def snapshot_opened(
+        self, sender: int, pause: Callable[[bool], None], answer: Callable[[str], None]
+    ) -> SnapshotSink:
         """Begin to receive a snapshot (`kvstore.peer.link.Receiver`)."""
-        raise NotImplementedError
+        log.info("receiving a snapshot", extra={"fields": {"member": f"{sender:x}"}})
+        return Incoming(self, self._real_disk, self.config, pause=pause, answer=answer)
 
     def _send_call(self, peer: int, payload: bytes) -> bool:
         return self.links.send(peer, Channel.CONTROL, payload)
@@ -426,12 +435,11 @@ class Member:
     def _committed(self, mark: AppliedMark, duration_s: float) -> None:
         self.metrics.commit.observe(duration_s)
         self.db_size = self.backend.size_bytes()
-        keep = self.raft.log
-        index = min(mark.index, keep.durable)
-        release = index - self.config.snapshot_count
-        if keep.size_bytes > TRAILING_BYTES:
-            release = max(release, index - self.config.snapshot_count // 10)
-        if release > keep.offset:
+        raft_log = self.raft.log
+        release = mark.index - self.config.snapshot_count
+        if (excess := raft_log.size_bytes - TRAILING_BYTES) > 0:
+            release = max(release, min(mark.index, raft_log.index_to_free(excess)))
+        if release > raft_log.offset:
             self.raft.compact(release)
             self.disk.release(release)
 
@@ -449,8 +457,78 @@ class Member:
     def _membership_changed(self, entry: Entry) -> None:
         raise AssertionError(f"entry {entry.index}: membership changes are not offered yet")
 
-    def _snapshot_wanted(self, message: InstallSnapshot) -> None:
-        raise NotImplementedError
+    # snapshots
+
+    def _snapshot_wanted(self, request: InstallSnapshot) -> None:
+        """Send a snapshot to a peer whose next entry our log no longer has."""
+        task = asyncio.get_running_loop().create_task(self._send_snapshot(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send_snapshot(self, request: InstallSnapshot) -> None:
+        peer = request.target
+        log.info("sending a snapshot", extra={"fields": {"member": f"{peer:x}"}})
+        ok = False
+        try:
+            await self.storage.barrier()
+            await send(self.backend, self.links, request, self.cluster.configuration())
+            ok = True
+            self.snapshots_sent += 1
+        except (OSError, HelloError, TimeoutError) as error:
+            log.warning("snapshot to member %x failed: %s", peer, error or type(error).__name__)
+        finally:
+            self.node.snapshot_sent(peer, ok=ok)
+
+    def wants_snapshot(self, meta: SnapshotMeta) -> bool:
+        """Tell whether a snapshot would bring us forward (`kvstore.server.snapshots.Installer`)."""
+        return not self.node.installing and self.raft.wants_snapshot(meta)
+
+    async def install(self, message: InstallSnapshot) -> None:
+        """Take the received file as our state (`kvstore.server.snapshots.Installer`)."""
+        if not self.wants_snapshot(message.snapshot):
+            return
+        loop = asyncio.get_running_loop()
+        async with self.storage.lock:
+            index = message.snapshot.index
+            path = received_path(self.config.data_dir, index)
+            try:
+                replica = await loop.run_in_executor(None, self._open_replica, path)
+            except (StorageError, ValueError, lmdb.Error) as error:
+                raise SnapshotRefused(f"the received store cannot be opened: {error}") from error
+            if not self.wants_snapshot(message.snapshot):
+                replica.backend.close()
+                return
+            # From here on the old store takes nothing more. The log marks the snapshot, then the
+            # file takes its place.
+            await self.node.install(message)
+            try:
+                swap_in(self._real_disk, self.config.data_dir, index)
+            except OSError as error:
+                fatal(error)
+            old = self.replica
+            self._adopt(replica)
+        self.snapshots_installed += 1
+        # Ranges and hashes under way still read the old file.
+        loop.call_later(OLD_STORE_S, old.backend.close)
+        log.info("installed a snapshot", extra={"fields": {"index": message.snapshot.index}})
+
+    def _open_replica(self, path: str) -> Replica:
+        return Replica(open_backend(path, self.config), self.config)
+
+    def _adopt(self, replica: Replica) -> None:
+        """Point every part at the new state and let the node go on."""
+        self.replica = replica
+        self.cluster.published = replica.published
+        self.storage.store, self.storage.backend = replica.store, replica.backend
+        self.writes.store = replica.store
+        self.kv.store = replica.store
+        self.leases.lessor = self.lease_service.lessor = replica.lessor
+        self.lease_clock = self.leases.clock = LeaseClock(replica.lessor)
+        self.db_size = replica.backend.size_bytes()
+        self._compacted = replica.store.compacted
+        self.node.installed(replica.applier, replica.applied.index, replica.applied.term)
+        self.watches.restored(replica.store)
+        self.watch_service.poke()
 
     def _hash_kv(self, revision: int, done: HashDone) -> None:
         try:

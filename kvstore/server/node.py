@@ -5,6 +5,7 @@ It joins the parts and decides order; it holds no protocol, encoding or storage 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -126,6 +127,7 @@ class Node:
         self._timeout_ns = request_timeout_ns
         self._scheduled = False
         self._applying: deque[Entry] = deque()
+        self._installing: asyncio.Future[None] | None = None
         self._stopped = False
 
     # what clients want
@@ -178,9 +180,38 @@ class Node:
         if not self._scheduled:
             self._wake()
 
-    def step(self, message: Message) -> None:
-        """Take a message that the node's own parts made."""
+    def snapshot_sent(self, peer: int, *, ok: bool) -> None:
+        """Tell the core how sending a snapshot ended."""
+        self.raft.snapshot_sent(peer, ok=ok)
+        self._wake()
+
+    @property
+    def installing(self) -> bool:
+        """Whether a snapshot is being put in place; nothing is applied meanwhile."""
+        return self._installing is not None
+
+    async def install(self, message: InstallSnapshot) -> None:
+        """Let the core take a snapshot whose data is durable; return when the log has marked it.
+
+        Nothing is applied from now on until `installed`.
+        """
+        assert self._installing is None
+        self._installing = asyncio.get_running_loop().create_future()
         self.raft.step(message)
+        assert self.raft.log.snapshot_outstanding, "the caller has asked whether it is wanted"
+        self._wake()
+        await self._installing
+
+    def installed(self, applier: Applier, index: int, term: int) -> None:
+        """Go on from a snapshot's state."""
+        self.applier = applier
+        self.applied_index, self.applied_term = index, term
+        while self._applying and self._applying[0].index <= index:
+            self._applying.popleft()
+        self._installing = None
+        self.proposals.skipped()
+        self.reads.skipped()
+        self.raft.applied(index)
         self._wake()
 
     def saved(self, works: list[AppendWork]) -> None:
@@ -189,6 +220,8 @@ class Node:
             for message in work.messages:
                 self._send(message)
             self.raft.appended(work)
+            if work.snapshot is not None and self._installing is not None:
+                self._installing.set_result(None)
         self._turn()
 
     def unreachable(self, peer: int) -> None:
@@ -215,7 +248,7 @@ class Node:
         self._propose()
         self.reads.start()
         self._advance()
-        if self._applying:
+        if self._applying and self._installing is None:
             self._apply()
 
     def _propose(self) -> None:

@@ -9,13 +9,13 @@ from kvstore.lease.lessor import Lessor
 from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.mvcc.marks import AppliedMark
 from kvstore.mvcc.store import Store
-from kvstore.ports import Backend
+from kvstore.ports import Backend, Change, Disk
 from kvstore.server.config import ServerConfig
 
 MAP_SLACK_BYTES = 64 << 20
 """Beyond twice the quota, for the rest of what the file holds."""
 
-INCARNATION_KEY = b"incarnation"
+INCARNATION_NAME = "incarnation"
 
 
 class Replica:
@@ -46,16 +46,53 @@ class Replica:
         """The log position of the last batch that was sealed; at start, of what is stored."""
         return self.store.applied
 
-    def next_incarnation(self) -> int:
-        """Count this start of the member, durably, and return its number: 1, 2, ..."""
-        number = int(self.backend.get("meta", INCARNATION_KEY) or b"0") + 1
-        self.backend.commit([("meta", INCARNATION_KEY, b"%d" % number)])
-        return number
+
+def next_incarnation(disk: Disk, folder: str) -> int:
+    """Count this start of the member, durably, and return its number: 1, 2, ...
+
+    In a file of its own: the store may be replaced by another member's snapshot.
+    """
+    path = f"{folder}/{INCARNATION_NAME}"
+    number = 1
+    if disk.exists(path):
+        file = disk.open(path)
+        number = int(file.read(0, 32)) + 1
+        file.close()
+    draft = f"{path}.new"
+    if disk.exists(draft):
+        disk.remove(draft)
+    file = disk.open(draft, create=True)
+    file.write(0, [b"%d" % number])
+    file.sync()
+    file.close()
+    disk.rename(draft, path)
+    disk.sync_folder(folder)
+    return number
+
+
+def map_size_bytes(config: ServerConfig) -> int:
+    """Return the store's bound: twice the quota, so that deletes still work when it is reached."""
+    return 2 * config.quota_bytes + MAP_SLACK_BYTES
 
 
 def open_backend(path: str, config: ServerConfig) -> LmdbBackend:
-    """Open or create the store file.
+    """Open or create a store file."""
+    return LmdbBackend(path, map_size_bytes=map_size_bytes(config))
 
-    The map is at least twice the quota, so that deletes and compaction still work at the quota.
+
+def create_store(disk: Disk, folder: str, name: str, config: ServerConfig, change: Change) -> None:
+    """Make a new store file with one record in it; it has its name when it is whole.
+
+    LMDB writes its first pages without a sync, so a power cut at the first start could leave a
+    file that it refuses to open.
     """
-    return LmdbBackend(path, map_size_bytes=2 * config.quota_bytes + MAP_SLACK_BYTES)
+    draft = f"{folder}/{name}.new"
+    for leftover in (draft, f"{draft}-lock"):
+        if disk.exists(leftover):
+            disk.remove(leftover)
+    backend = open_backend(draft, config)
+    backend.commit([change])
+    backend.close()
+    disk.rename(draft, f"{folder}/{name}")
+    disk.remove(f"{draft}-lock")
+    disk.sync_folder(folder)

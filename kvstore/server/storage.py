@@ -54,6 +54,9 @@ class Storage:
         self.store = store
         self.backend = backend
         self.commits = 0
+        self.lock = asyncio.Lock()
+        """Held while a batch is under way; whoever replaces the store holds it meanwhile."""
+
         self._mark = mark
         self._durable_index = durable_index
         self._committed = committed
@@ -98,9 +101,11 @@ class Storage:
                 async with asyncio.timeout(INTERVAL_S):
                     await self._wake.wait()
             self._wake.clear()
+            async with self.lock:
+                await self._commit()
+                await self._purge()
+        async with self.lock:
             await self._commit()
-            await self._purge()
-        await self._commit()
 
     async def _commit(self) -> None:
         batch = self.store.seal(self._mark())

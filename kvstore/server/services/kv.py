@@ -52,7 +52,7 @@ class KvService:
         """Join the parts; `later` is `loop.call_soon`."""
         self.range_total = 0
         self._writes = writes
-        self._store = store
+        self.store = store
         self._txn_ops_max = txn_ops_max
         self._later = later
         self._replies_bytes = 0
@@ -138,7 +138,7 @@ class KvService:
             fail(call, error)
             return
         self.range_total += 1
-        store = self._store
+        store = self.store
         try:
             if not request.range_end or self._is_small(request):
                 result = store.range(request)
@@ -152,14 +152,14 @@ class KvService:
         if 0 < request.limit <= AT_ONCE_MAX and not request.sort_target and not request.sort_order:
             return not request.revision
         end = b"" if request.range_end == b"\0" else request.range_end
-        return self._store.index.count(request.key, end) <= AT_ONCE_MAX and not request.revision
+        return self.store.index.count(request.key, end) <= AT_ONCE_MAX and not request.revision
 
     def _read_txn(self, call: Call, request: rpc_pb2.TxnRequest, error: Exception | None) -> None:
         if error is not None:
             fail(call, error)
             return
         try:
-            result = self._store.txn(request)
+            result = self.store.txn(request)
         except RequestError as refusal:
             fail(call, refusal)
             return

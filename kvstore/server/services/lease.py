@@ -27,7 +27,7 @@ class LeaseService:
         """Join the parts; `register` offers the methods."""
         self._writes = writes
         self._leases = leases
-        self._lessor = lessor
+        self.lessor = lessor
         self._random = random
 
     def register(self, server: Server) -> None:
@@ -50,7 +50,7 @@ class LeaseService:
             return
         if request.ID == 0:
             # Drawn here, before the log: every member must apply the same id.
-            while request.ID == 0 or request.ID in self._lessor.leases:
+            while request.ID == 0 or request.ID in self.lessor.leases:
                 request.ID = self._random.getrandbits(63)
             data = request.SerializeToString()
         self._writes.submit(call, ops.LEASE_GRANT, data)
@@ -70,7 +70,7 @@ class LeaseService:
         # The round first, so that a lease granted through another member is known here.
         if error is not None:
             fail(call, error)
-        elif request.ID not in self._lessor.leases:
+        elif request.ID not in self.lessor.leases:
             self._remaining(call, request, -1)
         else:
             self._leases.remaining(request.ID, partial(self._remaining, call, request))
@@ -81,12 +81,12 @@ class LeaseService:
         if isinstance(left, Exception):
             fail(call, left)
             return
-        lease = self._lessor.leases.get(request.ID)
+        lease = self.lessor.leases.get(request.ID)
         reply = rpc_pb2.LeaseTimeToLiveResponse(ID=request.ID, TTL=left if lease else -1)
         if lease is not None:
             reply.grantedTTL = lease.ttl_s
             if request.keys:
-                reply.keys.extend(self._lessor.keys(request.ID))
+                reply.keys.extend(self.lessor.keys(request.ID))
         call.reply(message_with_header(self._writes.header(), reply))
 
     def _list(self, call: Call, data: bytes) -> None:
@@ -99,7 +99,7 @@ class LeaseService:
             fail(call, error)
             return
         reply = rpc_pb2.LeaseLeasesResponse(
-            leases=[rpc_pb2.LeaseStatus(ID=lease_id) for lease_id in self._lessor.leases]
+            leases=[rpc_pb2.LeaseStatus(ID=lease_id) for lease_id in self.lessor.leases]
         )
         call.reply(message_with_header(self._writes.header(), reply))
 

@@ -1,0 +1,242 @@
+"""Snapshots between members: streams the store to a slow peer, takes one in and makes it ours.
+
+What is durable when, on the receiving side: the stream is written to a `.part` file, verified,
+fsynced and renamed to `snapshot-INDEX.lmdb`; then the log marks the snapshot (all older entries are
+void from there); then the file takes the place of `store.lmdb`. A crash between any two of these
+steps is settled at the next start by `settle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+from kvstore.mvcc.errors import StorageError
+from kvstore.mvcc.marks import AppliedMark, Marks
+from kvstore.mvcc.snapshot import SnapshotReceiver, snapshot_chunks
+from kvstore.peer.codec import CodecError, decode, encode
+from kvstore.peer.link import Channel, Links, frame
+from kvstore.ports import Backend, Disk
+from kvstore.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
+from kvstore.server.config import ServerConfig
+from kvstore.server.replica import map_size_bytes
+
+log = logging.getLogger("kvstore.snapshot")
+
+STORE_NAME = "store.lmdb"
+RECEIVED_PREFIX = "snapshot-"
+QUEUE_BYTES_MAX = 16 << 20
+"""Received and not yet written; beyond it the sender has to wait."""
+
+IDLE_TIMEOUT_S = 30.0
+"""Without progress for this long a transfer is given up."""
+
+
+async def send(
+    backend: Backend, links: Links, request: InstallSnapshot, configuration: Configuration
+) -> None:
+    """Stream the last commit to the peer that `request` names.
+
+    Any snapshot that lets the peer's log go on will do, so what is sent is what is committed now.
+
+    Raises:
+        OSError, HelloError, TimeoutError: The peer does not have it.
+    """
+    peer = request.target
+    endpoint = links.endpoint(peer)
+    if endpoint is None:
+        raise OSError(f"member {peer:x} is not a peer")
+    connection = await links.dial(peer, endpoint, Channel.SNAPSHOT)
+    assert connection.transport is not None
+    view = backend.view()
+    try:
+        mark = Marks.applied_in(view)
+        meta = SnapshotMeta(mark.index, mark.term, configuration)
+        message = InstallSnapshot(request.sender, peer, request.term, meta)
+        connection.transport.write(frame(encode(message)))
+        chunks = snapshot_chunks(view)
+        loop = asyncio.get_running_loop()
+        while (chunk := await loop.run_in_executor(None, _next, chunks)) is not None:
+            connection.transport.write(frame(chunk))
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                await connection.writable.wait()
+            if connection.lost.done():
+                break
+        connection.transport.write(frame(b""))
+        async with asyncio.timeout(IDLE_TIMEOUT_S):
+            await connection.accepted
+    finally:
+        view.close()
+        connection.transport.abort()
+
+
+def _next(chunks: Iterator[bytes]) -> bytes | None:
+    return next(chunks, None)
+
+
+class Installer(Protocol):
+    """The member, as a received snapshot needs it."""
+
+    async def install(self, message: InstallSnapshot) -> None:
+        """Take the file at `received_path`, which is durable, as the new state."""
+
+    def wants_snapshot(self, meta: SnapshotMeta) -> bool:
+        """Tell whether this snapshot would bring us forward."""
+
+
+class Incoming:
+    """One snapshot being received (`kvstore.peer.link.SnapshotSink`)."""
+
+    def __init__(
+        self,
+        installer: Installer,
+        disk: Disk,
+        config: ServerConfig,
+        *,
+        pause: Callable[[bool], None],
+        answer: Callable[[str], None],
+    ) -> None:
+        """Wait for frames.
+
+        Args:
+            installer: Takes the finished file.
+            disk: Where the file is built.
+            config: Names the folder and the map's size.
+            pause: Stops (True) or continues (False) reading from the connection.
+            answer: Tells the sender how it ended; an empty text is success.
+        """
+        self._installer = installer
+        self._disk = disk
+        self._config = config
+        self._pause = pause
+        self._answer = answer
+        self._frames: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._paused = False
+        self._more = asyncio.Event()
+        self._lost = False
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def frame(self, payload: bytes) -> None:
+        """Queue the next frame."""
+        self._frames.append(payload)
+        self._queued_bytes += len(payload)
+        self._more.set()
+        if self._queued_bytes > QUEUE_BYTES_MAX and not self._paused:
+            self._paused = True
+            self._pause(True)
+
+    def closed(self) -> None:
+        """The connection has ended; what is not complete is thrown away."""
+        self._lost = True
+        self._more.set()
+
+    async def _next(self) -> bytes:
+        while not self._frames:
+            if self._lost:
+                raise ConnectionResetError("the connection ended before the snapshot did")
+            self._more.clear()
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                await self._more.wait()
+        payload = self._frames.popleft()
+        self._queued_bytes -= len(payload)
+        if self._paused and self._queued_bytes < QUEUE_BYTES_MAX // 2:
+            self._paused = False
+            if not self._lost:
+                self._pause(False)
+        return payload
+
+    async def _run(self) -> None:
+        try:
+            await self._receive()
+        except (OSError, TimeoutError, CodecError, ValueError, SnapshotRefused) as error:
+            log.warning("snapshot not taken: %s", error)
+            self._answer(str(error) or type(error).__name__)
+        else:
+            self._answer("")
+
+    async def _receive(self) -> None:
+        message = decode(await self._next())
+        if not isinstance(message, InstallSnapshot):
+            raise SnapshotRefused("the first frame of a snapshot must describe it")
+        if not self._installer.wants_snapshot(message.snapshot):
+            return  # we have caught up meanwhile; the sender learns so from our answers
+        run = partial(asyncio.get_running_loop().run_in_executor, None)
+        path = received_path(self._config.data_dir, message.snapshot.index)
+        receiver = await run(partial(_receiver, path, self._config, self._disk))
+        try:
+            while payload := await self._next():
+                await run(_write, receiver, payload)
+            mark = await run(_finish, receiver)
+        except BaseException:
+            receiver.abort()
+            raise
+        meta = message.snapshot
+        if (mark.index, mark.term) != (meta.index, meta.term):
+            raise SnapshotRefused(f"the snapshot is of entry {mark.index}, announced {meta.index}")
+        await self._installer.install(message)
+
+
+class SnapshotRefused(Exception):  # noqa: N818 (the name says what happened)
+    """The stream cannot be used."""
+
+
+def _receiver(path: str, config: ServerConfig, disk: Disk) -> SnapshotReceiver:
+    return SnapshotReceiver(path, map_size_bytes=map_size_bytes(config), disk=disk)
+
+
+def _write(receiver: SnapshotReceiver, payload: bytes) -> None:
+    with _as_refusal():
+        receiver.write(payload)
+
+
+def _finish(receiver: SnapshotReceiver) -> AppliedMark:
+    with _as_refusal():
+        return receiver.finish()
+
+
+@contextlib.contextmanager
+def _as_refusal() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        raise SnapshotRefused(str(error)) from error
+
+
+def received_path(folder: str, index: int) -> str:
+    """Return where a received snapshot lies until it takes the store's place.
+
+    Every snapshot has a name of its own, as LMDB opens a path only once in a process.
+    """
+    return f"{folder}/{RECEIVED_PREFIX}{index:016x}.lmdb"
+
+
+def swap_in(disk: Disk, folder: str, index: int) -> None:
+    """Put a received file in the store's place, durably. It may be open."""
+    disk.rename(received_path(folder, index), f"{folder}/{STORE_NAME}")
+    disk.sync_folder(folder)
+
+
+def settle(disk: Disk, config: ServerConfig, marked: SnapshotMeta | None) -> None:
+    """At start: finish or drop an installation that a crash interrupted.
+
+    Args:
+        disk: The folder's disk.
+        config: Names the folder.
+        marked: The snapshot that the log says replaced the state, if any.
+    """
+    folder = config.data_dir
+    if marked is not None and disk.exists(received_path(folder, marked.index)):
+        log.info("finishing the installation of the snapshot of entry %d", marked.index)
+        swap_in(disk, folder, marked.index)
+    # Whatever else is there was never marked: the log still leads from the store to now.
+    leftovers = [name for name in disk.list(folder) if name.startswith(RECEIVED_PREFIX)]
+    for name in leftovers:
+        disk.remove(f"{folder}/{name}")
+    if leftovers:
+        disk.sync_folder(folder)
