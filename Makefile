@@ -21,6 +21,9 @@ up: setup ## run a three-node cluster in the foreground
 test: setup ## the quick test suite
 	@$(PY) -m pytest -q -m "not slow" $(ARGS)
 
+test-slow: setup ## the longer suites
+	@$(PY) -m pytest -q -m "slow" $(ARGS)
+
 check: setup ## lint, format and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -31,6 +34,9 @@ sim: setup ## simulate with fresh seeds for MINUTES; SEED=n replays one
 
 bench: setup ## benchmark beside etcd, results in bench/results
 	@$(PY) -m bench $(ARGS)
+
+bench-report: setup ## a short benchmark report (about a minute)
+	@$(PY) -m bench --ci
 
 proto: setup ## regenerate kvstore/pb
 	@proto/generate
