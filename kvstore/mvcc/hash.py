@@ -83,21 +83,17 @@ class HashSlices:
         hashed_to = self._revision
         # Records at or below this bound must be current to count.
         bound = pack_main(self._compacted + 1)
-        boundary = pack_main(max(self._compacted, 0))
         crc = google_crc32c.extend(0, b"key")
         alive = False
         parts: list[bytes] = []
         records = self._store.buffer.scan(pack_main(0), pack_main(hashed_to + 1))
         for number, (revision_key, record) in enumerate(records):
-            tombstone = len(revision_key) != KEY_BYTES
             if revision_key < bound:
-                if tombstone and revision_key[:8] == boundary:
-                    continue
-                # A tombstone's record has its mark elsewhere and never equals the stored key.
+                # A tombstone's record has its mark elsewhere and so never equals the stored key.
                 if newest_record(keyvalue.key_of(record), current_at) != revision_key:
                     continue
                 alive = True
-            elif not alive and not tombstone:
+            elif not alive and len(revision_key) == KEY_BYTES:
                 alive = newest_record(keyvalue.key_of(record), current_at) == revision_key
             parts += (revision_key, record)
             if number % SLICE_RECORDS == SLICE_RECORDS - 1:

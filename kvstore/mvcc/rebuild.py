@@ -80,8 +80,6 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
                 # A lease is behind the value; without one the value ends the record.
                 if end < len(record) and not _value_ends(record, end):
                     leases[key] = keyvalue.decode(record).lease
-                elif leases:
-                    leases.pop(key, None)
                 continue
             fields = keyvalue.decode(record)
             head = _pack_head(fields.create_revision, fields.version)

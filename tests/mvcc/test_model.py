@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from kvstore.mvcc import keyvalue, revision
 from kvstore.mvcc.errors import Compacted
 from kvstore.mvcc.marks import AppliedMark
 from kvstore.pb import kv_pb2, rpc_pb2
-from tests.mvcc.harness import Member, decoded
+from tests.mvcc.harness import Member, decoded, stored
 
 keys = st.sampled_from([b"a", b"aa", b"b", b"b\0", b"c", b"\xff"])
 ends = st.sampled_from([b"", b"\0", b"b", b"c", b"z"])
@@ -46,6 +47,17 @@ class Model:
             if kv is not None
             and (name == key if not end else key <= name and (end == b"\0" or name < end))
         ]
+
+    def kept(self) -> list[tuple[int, bool, bytes]]:
+        """What a finished purge leaves: main revision, deletion or not, key."""
+        found = []
+        for key, versions in self.versions.items():
+            # A key may change twice in one revision: position says which is newer.
+            old = [n for n, (main, _) in enumerate(versions) if main <= self.compacted]
+            for n, (main, kv) in enumerate(versions):
+                if n not in old or (n == old[-1] and (kv is not None or main == self.compacted)):
+                    found.append((main, kv is None, key))
+        return sorted(found)
 
     def put(self, key: bytes, value: bytes, lease: int, main: int) -> None:
         before = self.at(key, main)
@@ -95,8 +107,8 @@ class StoreMachine(RuleBasedStateMachine):
         before = self.model.at(key, self.model.revision)
         self.model.put(key, value, lease, self.model.revision + 1)
         request = rpc_pb2.PutRequest(key=key, value=value, lease=lease, prev_kv=prev)
-        revision, prev_kv = self.apply(lambda store: store.put(request))
-        assert revision == self.model.revision
+        main, prev_kv = self.apply(lambda store: store.put(request))
+        assert main == self.model.revision
         assert (decoded([prev_kv])[0] if prev_kv else None) == (before if prev else None)
 
     @rule(key=keys, end=ends)
@@ -171,6 +183,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.member.store.purge(records)
 
     @rule()
+    def finish_the_purge(self) -> None:
+        self.member.purge()
+        self.commit()
+        found = [
+            (revision.main_of(name), revision.is_tombstone(name), keyvalue.key_of(record))
+            for name, record in stored(self.member)
+        ]
+        assert sorted(found) == self.model.kept()
+
+    @rule()
     def commit(self) -> None:
         self.member.commit()
         self.log.clear()
@@ -230,15 +252,15 @@ class LmdbMachine(StoreMachine):
 
 TestMemory = StoreMachine.TestCase
 TestMemory.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=400,
+    stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestLmdb = LmdbMachine.TestCase
 TestLmdb.settings = settings(
-    max_examples=15,
-    stateful_step_count=40,
+    max_examples=80,
+    stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
