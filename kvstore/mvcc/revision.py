@@ -17,8 +17,8 @@ KEY_BYTES: Final = 17
 
 TOMBSTONE_MARK: Final = b"t"
 
-_FIELDS: Final = struct.Struct(">QcQ")
-_pack: Final = _FIELDS.pack
+pack_fields: Final[Callable[[int, bytes, int], bytes]] = struct.Struct(">QcQ").pack
+"""Main revision, `_`, sub revision to a put's key: `pack` without the call around it."""
 
 pack_main: Final[Callable[[int], bytes]] = struct.Struct(">Q").pack
 """Main revision to its 8 big-endian bytes."""
@@ -26,12 +26,12 @@ pack_main: Final[Callable[[int], bytes]] = struct.Struct(">Q").pack
 
 def pack(main: int, sub: int) -> bytes:
     """Return the key of a put."""
-    return _pack(main, b"_", sub)
+    return pack_fields(main, b"_", sub)
 
 
 def pack_tombstone(main: int, sub: int) -> bytes:
     """Return the key of a deletion."""
-    return _pack(main, b"_", sub) + TOMBSTONE_MARK
+    return pack_fields(main, b"_", sub) + TOMBSTONE_MARK
 
 
 def main_of(key: bytes) -> int:
