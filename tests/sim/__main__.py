@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -30,58 +29,29 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seed is not None:
         return replay(options.seed, options.profile or "swarm", options.events, trace=options.trace)
-    names = [options.profile] if options.profile else [name for name in PROFILES if name != "calm"]
+    names = (
+        [options.profile]
+        if options.profile
+        else [name for name in PROFILES if name not in ("calm", "script")]
+    )
     return search(options.minutes, names, options.events)
-
-
-def command(seed: int, profile: str, events: int) -> str:
-    """Return what replays a run."""
-    return f"python -m tests.sim --seed {seed} --profile {profile} --events {events}"
-
-
-def commit() -> str:
-    """Return the git commit of the working directory, with a + if it has changes."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def report(result: cluster.Result, events: int) -> None:
-    """Print a failure so that one line brings it back."""
-    assert result.failure is not None
-    print(f"\nFAILED at event {result.events}: {result.failure}")
-    if result.story:
-        print(result.story)
-    print(f"profile: {result.profile}")
-    print(f"replay: {command(result.seed, result.profile.name, events)}   # commit {commit()}")
 
 
 def replay(seed: int, profile: str, events: int, *, trace: bool) -> int:
     """Run one seed and say what happened."""
-    print(f"seed {seed}, profile {profile}, commit {commit()}", flush=True)
+    print(f"seed {seed}, profile {profile}, commit {cluster.commit()}", flush=True)
     started = time.process_time()
     result = cluster.run(seed, profile, events, trace=print if trace else None)
     summary(result.events, time.process_time() - started, Counter(result.marks))
-    print(f"digest {result.digest:08x}")
-    if result.failure is not None:
-        report(result, events)
-        return 1
-    print("passed")
-    return 0
+    print(result)
+    return int(result.failure is not None)
 
 
 def search(minutes: float, names: list[str], events: int) -> int:
     """Try fresh seeds until the time is over or something is found."""
     # The only randomness that does not come from a seed: which seeds to try. It is printed.
     seed = int.from_bytes(os.urandom(5), "big")
-    print(f"seeds from {seed}, profiles {' '.join(names)}, commit {commit()}", flush=True)
+    print(f"seeds from {seed}, profiles {' '.join(names)}, commit {cluster.commit()}", flush=True)
     end = time.monotonic() + 60 * minutes
     started = time.process_time()
     total = runs = 0
@@ -93,7 +63,7 @@ def search(minutes: float, names: list[str], events: int) -> int:
         marks.update(result.marks)
         if result.failure is not None:
             summary(total, time.process_time() - started, marks)
-            report(result, events)
+            print(result)
             return 1
         seed += 1
     summary(total, time.process_time() - started, marks)

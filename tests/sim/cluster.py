@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,7 +45,18 @@ class Result:
     failure: Violation | None = None
     story: str = ""
     """The traceback of an exception that is not a `Violation`, such as an assertion of the core."""
-    operations: int = 0
+    writes: int = 0
+    commands: str = ""
+    """What replays the run."""
+
+    def __str__(self) -> str:
+        text = f"seed {self.seed}, {self.events:,} events, digest {self.digest:08x}: "
+        if self.failure is None:
+            return text + "passed"
+        return (
+            f"{text}FAILED: {self.failure}\n{self.story}profile: {self.profile}\n"
+            f"replay: {self.commands}   # commit {commit()}"
+        )
 
 
 @dataclass
@@ -266,7 +278,23 @@ def _run(cluster: Cluster, events: int, *, liveness: bool) -> Result:
         failure,
         story,
         cluster.history.values,
+        f"python -m tests.sim --seed {cluster.seed} --profile {cluster.profile_name} "
+        f"--events {events}",
     )
+
+
+def commit() -> str:
+    """Return the git commit of the working directory, with a + if it has changes."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def events_max_of_liveness(events: int) -> int:

@@ -364,6 +364,13 @@ class Process:
             network.send(own, message.target, encode_message(message))
             name = POINTS.get(kind)
             if name is not None:
+                if kind is AppendResponse:
+                    if message.hint is not None:
+                        self.world.mark("append rejected")
+                        continue
+                elif kind is VoteResponse and not message.granted:
+                    self.world.mark("vote refused")
+                    continue
                 point(name, self)
             elif kind is PreVoteResponse and not message.granted:
                 self.world.mark("pre-vote refused")
@@ -551,7 +558,16 @@ class Process:
 
     def transfer_leadership(self, target: int) -> None:
         """Ask to hand over."""
-        self._attempt("transfer_leadership", target)
+        world, term = self.world, self.term
+        if self._attempt("transfer_leadership", target) and target != self.id:
+            world.mark("transfer asked")
+            timeout_ns = 3 * self.raft.config.election_ticks * self.member.tick_ns
+
+            def look(_: object) -> None:
+                if self.alive() and self.role is Role.LEADER and self.term == term:
+                    world.mark("transfer aborted")
+
+            world.after(timeout_ns, look)
 
     def campaign(self) -> None:
         """Start an election out of turn."""
@@ -566,15 +582,21 @@ class Process:
         self.raft.snapshot_sent(peer, ok=ok)
         self.pump()
 
-    def _attempt(self, name: str, *arguments: Any) -> None:
+    def _attempt(self, name: str, *arguments: Any) -> bool:
+        accepted = True
         try:
             getattr(self.raft, name)(*arguments)
         except RaftError:
             self.world.mark(f"{name} refused")
+            accepted = False
         self.pump()
+        return accepted
 
     def die(self) -> None:
         """Tell the clients what a broken connection tells them."""
+        if self.machine.index > self.disk.last_index:
+            # Only with `apply_before_durable`: the state beyond the own log is lost with us.
+            self.world.mark("crash with applied entries not durable")
         self._forget_pending()
         for _, done in self.batch:
             done(UNKNOWN, None, 0)

@@ -345,6 +345,16 @@ def _narrow_figure8(profile: Profile, rng: random.Random) -> None:
     profile.point_actions = ("crash",)
 
 
+def _narrow_script(profile: Profile, _: random.Random) -> None:
+    """Five members and silence: no client, no fault, no tick. A test says what happens."""
+    _narrow_calm(profile, _)
+    profile.nodes = 5
+    profile.clients = 0
+    profile.tick_ns = 1 << 50
+    profile.turn_ns = profile.apply_ns = 0
+    profile.core = {"message_entries_max": 1, "inflight_messages_max": 1}
+
+
 PROFILES: dict[str, Callable[[Profile, random.Random], None]] = {
     "swarm": _narrow_swarm,
     "calm": _narrow_calm,
@@ -354,4 +364,5 @@ PROFILES: dict[str, Callable[[Profile, random.Random], None]] = {
     "network": _narrow_network,
     "membership": _narrow_membership,
     "figure8": _narrow_figure8,
+    "script": _narrow_script,
 }
