@@ -84,13 +84,7 @@ class Cluster:
         self.configuration = Configuration(voters=tuple(range(1, profile.nodes + 1)))
         self.configured_index = 0
         self.leader_hint = 0
-        founders = self.configuration
-        self.members = [
-            Member(
-                self, i, self.parts.disk(self.world, profile.disk, Image(configuration=founders))
-            )
-            for i in range(self.size + 1)
-        ]
+        self.members = [self._member(member_id) for member_id in range(self.size + 1)]
         """By id; index 0 stays unused."""
         self.network.receivers = [member.receive for member in self.members]
         for member in self.members[1:]:
@@ -99,6 +93,13 @@ class Cluster:
             member.start()
         self.keys = Keys(profile.keys, profile.uses_per_key)
         self.clients = [Client(self, number) for number in range(profile.clients)]
+
+    def _member(self, member_id: int) -> Member:
+        # Founders start from the same configuration; who joins later knows none and gets it with
+        # a snapshot.
+        founder = member_id <= self.profile.nodes
+        image = Image(configuration=self.configuration if founder else Configuration(voters=()))
+        return Member(self, member_id, self.parts.disk(self.world, self.profile.disk, image))
 
     def _lost(self, source: int, target: int) -> None:
         if self.world.chance(self.profile.report_cuts):
