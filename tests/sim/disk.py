@@ -130,15 +130,14 @@ class Disk:
         world = self._world
         world.events += 1
         works, self._syncing = self._syncing, []
-        if any(work.must_sync for work in works):
-            for work in self._unsynced:
-                self._keep(work)
-            self._unsynced.clear()
-            for work in works:
-                self._keep(work)
-        else:
-            # Written, acknowledged, not durable: only what the core says may be lost.
-            self._unsynced.extend(works)
+        self._unsynced += works
+        for work in works:
+            if work.must_sync:
+                for written in self._unsynced:
+                    self._keep(written)
+                self._unsynced.clear()
+                break
+        # Else: written, acknowledged, not durable. Only what the core says may be lost.
         if self._queue:
             self._begin()
         assert self._durable is not None

@@ -14,6 +14,7 @@ from kvstore.raft.messages import (
     AppendResponse,
     AppendWork,
     Entry,
+    HardState,
     Heartbeat,
     Message,
     VoteRequest,
@@ -51,6 +52,10 @@ ALL = (
     LINEARIZABLE,
     LIVENESS,
 )
+
+
+PROMISES = frozenset((AppendRequest, AppendResponse, Heartbeat, VoteRequest, VoteResponse))
+"""Messages that `Invariants.leaving` looks at."""
 
 
 class Violation(AssertionError):  # noqa: N818 (a finding, the simulator works)
@@ -176,11 +181,11 @@ class Invariants:
         before = log.commit
         if commit < before:
             self.fail(MONOTONIC, f"member {member} moves commit from {before} to {commit}")
-        if commit > log.last:
-            self.fail(MONOTONIC, f"member {member} commits {commit} beyond its log {log.last}")
         log.commit = commit
         terms = self.committed
         base, mine = log.base, log.terms
+        if commit - base >= len(mine):
+            self.fail(MONOTONIC, f"member {member} commits {commit} beyond its log {log.last}")
         for index in range(max(before, base) + 1, commit + 1):
             term = mine[index - base]
             if index < len(terms):
@@ -208,19 +213,19 @@ class Invariants:
 
     # --- state machine ---
 
-    def applied(self, member: int, entry: Entry, previous: int) -> bool:
-        """Check one entry that a member is about to apply; True if it is the first to do so."""
+    def applied(self, member: int, entry: Entry, previous: int, digest: int) -> None:
+        """Check one entry that a member has applied after `previous`, and the state it has now."""
         index = entry.index
         if index != previous + 1:
             self.fail(MONOTONIC, f"member {member} applies {index} after {previous}")
-        self._check_committed(member, index, entry.term)
-        facts = self.applied_data
-        if index < len(facts):
-            if facts[index] is not entry.data and facts[index] != entry.data:
-                self.fail(STATE_MACHINE_SAFETY, f"member {member} applies other data at {index}")
-            return False
-        facts.append(entry.data)
-        return True
+        if index < len(self.committed) and self.committed[index] != entry.term:
+            self._differs(member, index, entry.term)
+        facts, digests = self.applied_data, self.digests
+        if index == len(facts):
+            facts.append(entry.data)
+            digests.append(digest)
+        elif facts[index] != entry.data or digests[index] != digest:
+            self.fail(STATE_MACHINE_SAFETY, f"member {member} has another state at index {index}")
 
     def first_applied(self, origin: Origin, index: int) -> None:
         """Check an origin the first time that its entry is applied anywhere."""
@@ -235,14 +240,6 @@ class Invariants:
         self.refused.add(origin)
         if origin in self.origins:
             self.fail(REFUSED, f"the batch {origin} was refused, it is at {self.origins[origin]}")
-
-    def state_is(self, member: int, index: int, digest: int) -> None:
-        """Check that all members have the same state at the same index."""
-        digests = self.digests
-        if index == len(digests):
-            digests.append(digest)
-        elif digests[index] != digest:
-            self.fail(STATE_MACHINE_SAFETY, f"member {member} has another state at index {index}")
 
     # --- clients ---
 
@@ -264,7 +261,11 @@ class Invariants:
         """Check that what a message promises is already durable (paper figure 2)."""
         kind = type(message)
         state = disk.hard_state
-        if kind is AppendResponse:
+        if kind is AppendRequest or kind is Heartbeat:
+            # Nobody may lead in a term that it could forget.
+            if state.term < message.term:
+                self.fail(DURABLE_FIRST, f"{message} leaves, the disk has term {state.term}")
+        elif kind is AppendResponse:
             assert isinstance(message, AppendResponse)
             # A rejection promises nothing.
             if message.hint is None and (
@@ -274,10 +275,6 @@ class Invariants:
                     DURABLE_FIRST,
                     f"{message} leaves, the disk ends at {disk.last_index} in term {state.term}",
                 )
-        elif kind is AppendRequest or kind is Heartbeat:
-            # Nobody may lead in a term that it could forget.
-            if state.term < message.term:
-                self.fail(DURABLE_FIRST, f"{message} leaves, the disk has term {state.term}")
         elif kind is VoteResponse:
             assert isinstance(message, VoteResponse)
             if message.granted and not self._voted(state, message.term, message.target):
@@ -286,5 +283,5 @@ class Invariants:
             self.fail(DURABLE_FIRST, f"{message} leaves, the disk has {state}")
 
     @staticmethod
-    def _voted(state: object, term: int, vote: int) -> bool:
-        return state.term > term or (state.term == term and state.vote == vote)  # type: ignore[attr-defined,no-any-return]
+    def _voted(state: HardState, term: int, vote: int) -> bool:
+        return state.term > term or (state.term == term and state.vote == vote)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappush
 
 from tests.sim.world import World
 
@@ -56,12 +57,11 @@ class Network:
     def send(self, source: int, target: int, frame: bytes) -> None:
         """Carry one frame, if no fault is in its way."""
         link = self.links[source][target]
-        if link.cut:
-            if self.lost is not None:
+        if link.cut or link.clogged:
+            if not link.cut:
+                link.held.append(frame)
+            elif self.lost is not None:
                 self.lost(source, target)
-            return
-        if link.clogged:
-            link.held.append(frame)
             return
         world, options = self._world, self.options
         rng = world.random
@@ -79,7 +79,9 @@ class Network:
                 return
             if fate > 1 - options.duplication:
                 world.at(at + rng.getrandbits(options.late_bits), receive, frame)
-        world.at(at, receive, frame)
+        # `world.at` without the call: half of all events pass here.
+        world.sequence = sequence = world.sequence + 1
+        heappush(world.heap, (at, sequence, receive, frame))
 
     # faults; all of them may be repeated and overlap
 

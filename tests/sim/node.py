@@ -33,7 +33,7 @@ from kvstore.raft.messages import (
 )
 from kvstore.raft.raft import Raft
 from tests.sim.disk import Disk
-from tests.sim.invariants import MONOTONIC, LogView
+from tests.sim.invariants import MONOTONIC, PROMISES, LogView
 from tests.sim.linear import READ, Value
 from tests.sim.machine import Image, Machine, Write, decode, encode
 from tests.sim.transfer import Transfer
@@ -49,13 +49,8 @@ Done = Callable[[str, "Value | None", int], None]
 Request = tuple[int, int, int, Done]
 """Key, PUT or APPEND or READ, value, whom to tell."""
 
-POINTS: dict[type, str] = {
-    VoteResponse: "vote sent",
-    AppendResponse: "append answered",
-    AppendRequest: "append sent",
-    TimeoutNow: "transfer started",
-}
-"""Where a crash is most telling: right after a promise left."""
+WATCHED = PROMISES | {InstallSnapshot, PreVoteResponse, TimeoutNow}
+"""Messages that are more to `Process.send` than bytes."""
 
 
 class Crashed(Exception):  # noqa: N818 (no error: it unwinds a process that dies)
@@ -119,7 +114,7 @@ class Member:
         message = codec.decode(frame)
         if world.lines is not None:
             world.trace(f"{self.id} <- {message}")
-        process.raft.step(message)
+        process.step(message)
         process.pump()
 
     def resume(self) -> None:
@@ -165,6 +160,8 @@ class Process:
                 applied=image.index,
             ),
         )
+        # Bound once: both are called for every message.
+        self.step, self.take = self.raft.step, self.raft.take
         self.log = LogView(
             recovered.compacted_index,
             recovered.compacted_term,
@@ -261,16 +258,14 @@ class Process:
     # --- one turn of the loop ---
 
     def _turn(self) -> None:
+        take = self.take
         try:
             if self.batch:
                 self._propose()
             if self.queued_reads and not self.asked_reads:
                 self._ask()
-            take = self.raft.take
-            ready = take()
-            while ready is not None:
+            while (ready := take()) is not None:
                 self._handle(ready)
-                ready = take()
         except Crashed:
             self.member.crash()
 
@@ -332,13 +327,13 @@ class Process:
             self.invariants.fail(MONOTONIC, f"member {self.id} goes back to term {ready.term}")
         if world.lines is not None:
             world.trace(f"{self.id} is {ready.role.name} of {ready.leader} in term {ready.term}")
-        old_role = self.role
+        old_role, newer = self.role, ready.term > self.term
         # The leader may have appended what it was sent before it lost its place: from here on
         # only `refused` could say more, and it has been looked at.
         if self.pending and (ready.term != self.term or ready.leader != self.leader):
             self._forget_pending()
         self.term, self.role, self.leader = ready.term, ready.role, ready.leader
-        if ready.role is Role.LEADER and old_role is not Role.LEADER:
+        if ready.role is Role.LEADER and (old_role is not Role.LEADER or newer):
             world.mark("leader elected")
             self.cluster.leader_hint = self.id
             self.invariants.became_leader(self.id, ready.term, self.log)
@@ -352,28 +347,37 @@ class Process:
 
     def send(self, messages: list[Message]) -> None:
         """Hand messages to the network, each checked for what it promises."""
-        network, disk = self.network, self.disk
-        leaving, point = self.invariants.leaving, self.point
-        own, encode_message = self.id, codec.encode
+        send, encode, own, watched = self.network.send, codec.encode, self.id, WATCHED
         for message in messages:
-            leaving(message, disk)
-            kind = type(message)
-            if kind is InstallSnapshot:
-                self._send_snapshot(message)
-                continue
-            network.send(own, message.target, encode_message(message))
-            name = POINTS.get(kind)
-            if name is not None:
-                if kind is AppendResponse:
-                    if message.hint is not None:
-                        self.world.mark("append rejected")
-                        continue
-                elif kind is VoteResponse and not message.granted:
-                    self.world.mark("vote refused")
-                    continue
-                point(name, self)
-            elif kind is PreVoteResponse and not message.granted:
-                self.world.mark("pre-vote refused")
+            if type(message) in watched:
+                self._send_watched(message)
+            else:
+                send(own, message.target, encode(message))
+
+    def _send_watched(self, message: Message) -> None:
+        kind = type(message)
+        if kind in PROMISES:
+            self.invariants.leaving(message, self.disk)
+        if kind is InstallSnapshot:
+            self._send_snapshot(message)  # type: ignore[arg-type]
+            return
+        self.network.send(self.id, message.target, codec.encode(message))
+        if kind is AppendRequest:
+            self.point("append sent", self)
+        elif isinstance(message, AppendResponse):
+            if message.hint is None:
+                self.point("append answered", self)
+            else:
+                self.world.mark("append rejected")
+        elif isinstance(message, VoteResponse):
+            if message.granted:
+                self.point("vote sent", self)
+            else:
+                self.world.mark("vote refused")
+        elif isinstance(message, PreVoteResponse):
+            self.world.mark("pre-vote granted" if message.granted else "pre-vote refused")
+        elif isinstance(message, TimeoutNow):
+            self.point("transfer started", self)
 
     # --- client operations ---
 
@@ -466,13 +470,12 @@ class Process:
         entries, self.applying = self.applying, []
         machine, invariants, raft = self.machine, self.invariants, self.raft
         for entry in entries:
-            first = invariants.applied(self.id, entry, machine.index)
-            machine.index, machine.term = entry.index, entry.term
+            previous, machine.index, machine.term = machine.index, entry.index, entry.term
             if entry.kind == CHANGE:
                 self._apply_change(entry)
             elif entry.data:
                 origin, writes = decode(entry.data)
-                if first:
+                if entry.index == len(invariants.applied_data):
                     invariants.first_applied(origin, entry.index)
                 results = machine.apply(writes)
                 if origin[0] == self.id and origin[1] == self.member.incarnation:
@@ -480,7 +483,7 @@ class Process:
                         done = self.pending.pop(origin[2] + i, None)
                         if done is not None:
                             done(APPLIED, result, entry.index)
-            invariants.state_is(self.id, entry.index, machine.digest)
+            invariants.applied(self.id, entry, previous, machine.digest)
         if entries:
             raft.applied(machine.index)
             if len(self.sent) > 64 and not self.pending:

@@ -128,7 +128,7 @@ def draw(rng: random.Random, name: str = "swarm") -> Profile:
 def _swarm(rng: random.Random) -> Profile:
     pick = rng.choice
     election_ticks = pick((3, 5, 10, 10, 20))
-    tick_ns = pick((2, 5, 10, 20)) * MS
+    tick_ns = pick((5, 10, 20, 40)) * MS
     patience_ns = election_ticks * tick_ns * pick((1, 3, 10))
     weights = {name: pick((0, 0, 1, 2)) for name in FAULTS}
     weights["crash"] += 1
@@ -190,8 +190,8 @@ def _swarm(rng: random.Random) -> Profile:
         snapshot_chunks=pick((1, 2, 8)),
         snapshot_chunk_ns=pick((100, 1000, 5000)) * US,
         operations_per_entry_max=pick((1, 1, 3, 100)),
-        clients=pick((1, 3, 6, 12)),
-        think_ns=pick((100, 1000, 5000)) * US,
+        clients=pick((2, 4, 8, 16)),
+        think_ns=pick((100, 500, 2000)) * US,
         patience_ns=patience_ns,
         keys=pick((1, 2, 5)),
         uses_per_key=pick((10, 30, 60)),
@@ -224,6 +224,7 @@ def _narrow_swarm(profile: Profile, rng: random.Random) -> None:
 def _narrow_calm(profile: Profile, _: random.Random) -> None:
     """No fault at all, ordinary knobs: what the speed is measured with."""
     profile.nodes = 3
+    profile.turn_ns = profile.apply_ns = 0
     _only(profile)
     profile.points = {}
     profile.tick_skew = 0.0
@@ -244,7 +245,7 @@ def _narrow_election(profile: Profile, rng: random.Random) -> None:
     span_ns = profile.core["election_ticks"] * profile.tick_ns
     profile.fault_every_ns = span_ns // rng.choice((1, 2, 4))
     profile.restart_ns = rng.choice((1 * MS, span_ns // 4, span_ns))
-    profile.think_ns = rng.choice((1, 5, 20)) * MS
+    profile.think_ns = rng.choice((1, 5)) * MS
 
 
 def _narrow_disk(profile: Profile, rng: random.Random) -> None:

@@ -26,7 +26,6 @@ class World:
     """
 
     __slots__ = (
-        "_sequence",
         "digest",
         "events",
         "heap",
@@ -35,6 +34,7 @@ class World:
         "now_ns",
         "random",
         "seed",
+        "sequence",
     )
 
     def __init__(self, seed: int, *, trace: Callable[[str], None] | None = None) -> None:
@@ -48,16 +48,16 @@ class World:
         self.lines = trace
         # (time, sequence) is unique, so a tie never compares what follows.
         self.heap: list[tuple[int, int, Act, Any]] = []
-        self._sequence = 0
+        self.sequence = 0
 
     def after(self, delay_ns: int, act: Act, argument: Any = None) -> None:
         """Call `act(argument)` when `delay_ns` of virtual time have passed."""
-        self._sequence = sequence = self._sequence + 1
+        self.sequence = sequence = self.sequence + 1
         heappush(self.heap, (self.now_ns + delay_ns, sequence, act, argument))
 
     def at(self, time_ns: int, act: Act, argument: Any) -> None:
         """Call `act(argument)` at a time that has not passed."""
-        self._sequence = sequence = self._sequence + 1
+        self.sequence = sequence = self.sequence + 1
         heappush(self.heap, (time_ns, sequence, act, argument))
 
     def run(self, events_max: int, until_ns: int | None = None) -> None:
@@ -65,13 +65,13 @@ class World:
         heap = self.heap
         end = until_ns if until_ns is not None else 1 << 62
         while self.events < events_max and heap:
-            item = heappop(heap)
-            if item[0] > end:
+            item = time_ns, _, act, argument = heappop(heap)
+            if time_ns > end:
                 heappush(heap, item)
                 self.now_ns = end
                 return
-            self.now_ns = item[0]
-            item[2](item[3])
+            self.now_ns = time_ns
+            act(argument)
 
     def chance(self, probability: float) -> bool:
         """Draw once."""
