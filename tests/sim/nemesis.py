@@ -171,6 +171,9 @@ class Nemesis:
 
     def _transfer(self) -> None:
         target = self._any()
+        if self._world.chance(0.2):
+            # To a member that does not hear of it: the leader has to give up.
+            self._isolate(target)
         self._with_process(
             self._leader_or_any(), lambda process: process.transfer_leadership(target)
         )

@@ -19,6 +19,7 @@ from kvstore.raft.raft import Raft
 from tests.sim.cluster import Parts, Result, run
 from tests.sim.disk import Disk, Recovered
 from tests.sim.invariants import DURABLE_FIRST, MONOTONIC
+from tests.sim.machine import Image
 from tests.sim.node import Process
 
 
@@ -207,3 +208,19 @@ def hunt(bug: PlantedBug, first_seed: int, events_max: int | None = None) -> Hun
         if result.failure is not None:
             return Hunt(result, events, runs)
     return Hunt(None, events, runs)
+
+
+class TrustingDisk(Disk):
+    """Lets the store go ahead of the log."""
+
+    def commit_store(self, image: Image) -> None:
+        self.store = image
+
+
+class CommitsStoreEarly(Process):
+    """Makes the state durable as soon as it is applied, wherever the own log ends."""
+
+    def _commit_store(self) -> None:
+        image, self.sealed = self.sealed, None
+        if image is not None and not self.installing:
+            self.disk.commit_store(image)

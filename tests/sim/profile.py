@@ -295,7 +295,9 @@ def _narrow_network(profile: Profile, rng: random.Random) -> None:
         "transfer",
         "unreachable",
     )
-    profile.points = {"leader": 0.2, "transfer started": 0.3, "read asked": 0.005}
+    # A transfer is aborted when the target falls silent just then.
+    profile.fault_weights["transfer"] = 4
+    profile.points = {"leader": 0.2, "transfer started": 0.5, "read asked": 0.005}
     profile.point_actions = ("isolate", "pause")
 
 
