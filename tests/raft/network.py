@@ -23,9 +23,11 @@ from kvstore.raft.messages import (
     HardState,
     InstallSnapshot,
     Message,
+    PreVoteResponse,
     Ready,
     Role,
     SnapshotMeta,
+    VoteResponse,
 )
 from kvstore.raft.raft import Raft
 
@@ -321,3 +323,34 @@ def snapshot_of(raft: Raft) -> SnapshotMeta:
     term = raft.log.term(index)
     assert term is not None
     return SnapshotMeta(index, term, raft.configuration)
+
+
+def lead(raft: Raft) -> list[Message]:
+    """Win an election with the votes of all other voters; return what the new leader sends."""
+    raft.campaign()
+    drain(raft)
+    others = [voter for voter in raft.configuration.voters if voter != raft.id]
+    for other in others:
+        raft.step(PreVoteResponse(other, raft.id, raft.term + 1, granted=True))
+        if raft.role is not Role.PRE_CANDIDATE:
+            break
+    drain(raft)
+    for other in others:
+        raft.step(VoteResponse(other, raft.id, raft.term, granted=True))
+        if raft.role is Role.LEADER:
+            break
+    assert raft.role is Role.LEADER
+    return drain(raft)
+
+
+def candidate(**state: object) -> Raft:
+    """Member 1 in an election, its own vote on disk."""
+    raft = core(1, **state)  # type: ignore[arg-type]
+    raft.campaign()
+    drain(raft)
+    for voter in raft.configuration.voters:
+        if voter != 1 and raft.role is Role.PRE_CANDIDATE:
+            raft.step(PreVoteResponse(voter, 1, raft.term + 1, granted=True))
+    drain(raft)
+    assert raft.role is Role.CANDIDATE
+    return raft
