@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from kvstore.client import Client, KvError
 
 START_TIMEOUT_S = 30.0
 _LOOPBACK = "127.0.0.1"
@@ -39,20 +41,6 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def post(endpoint: str, path: str, body: dict[str, object]) -> dict[str, Any] | None:
-    """POST JSON to a member's gateway; None when it does not answer with 200."""
-    host, _, port = endpoint.partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=2)
-    try:
-        connection.request("POST", path, json.dumps(body))
-        response = connection.getresponse()
-        return json.loads(response.read()) if response.status == 200 else None
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
 def is_healthy(endpoint: str) -> bool:
     """Tell whether a member serves, by its /health."""
     host, _, port = endpoint.partition(":")
@@ -65,6 +53,16 @@ def is_healthy(endpoint: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def leads(endpoint: str) -> bool:
+    """Tell whether a member answers and takes itself for the leader."""
+    with Client([endpoint], timeout_s=2) as client:
+        try:
+            status = client.status(endpoint)
+        except KvError:
+            return False
+    return status.leader_id == status.member_id
 
 
 class Cluster:
@@ -131,6 +129,16 @@ class Cluster:
         process.kill()
         process.wait()
 
+    def terminate(self, index: int) -> int:
+        """SIGTERM one member and return its exit code."""
+        process = self._processes.pop(index)
+        process.terminate()
+        return process.wait(timeout=START_TIMEOUT_S)
+
+    def log_of(self, index: int) -> str:
+        """Return what a member has written to its output so far."""
+        return (self.folder / f"e{index + 1}.log").read_text(errors="replace")
+
     def restart(self, index: int) -> None:
         """Start a killed member again, with its data, and return when it serves."""
         self._spawn(index)
@@ -159,8 +167,7 @@ class Cluster:
         ends_at = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < ends_at:
             for index in self._processes:
-                answer = post(self.endpoints[index], "/v3/maintenance/status", {})
-                if answer is not None and answer.get("leader") == answer["header"]["member_id"]:
+                if leads(self.endpoints[index]):
                     return index
             time.sleep(0.02)
         raise AssertionError("no leader")
@@ -190,8 +197,9 @@ class Cluster:
         ends_at = time.monotonic() + START_TIMEOUT_S
         while not self._serves(index):
             if self._processes[index].poll() is not None or time.monotonic() > ends_at:
-                log = (self.folder / f"e{index + 1}.log").read_text(errors="replace")
-                raise AssertionError(f"member {index} does not serve:\n{log[-2000:]}")
+                raise AssertionError(
+                    f"member {index} does not serve:\n{self.log_of(index)[-2000:]}"
+                )
             time.sleep(0.02)  # nothing to await: another process's port
 
     def _serves(self, index: int) -> bool:

@@ -221,7 +221,7 @@ class Member:
                 "copy, or remove the data directory and let the member join again"
             )
         self._compacted = self.store.compacted
-        self.db_size = self.backend.size_bytes()
+        self.used_bytes = self.backend.used_bytes()
 
     @property
     def store(self) -> Store:
@@ -275,7 +275,7 @@ class Member:
             self.node,
             self.store,
             self.headers,
-            size_bytes=lambda: self.db_size + self.store.buffered_bytes,
+            size_bytes=lambda: self.used_bytes + self.store.buffered_bytes,
             request_size_max=config.max_request_bytes,
             quota_bytes=config.quota_bytes,
         )
@@ -434,7 +434,7 @@ class Member:
 
     def _committed(self, mark: AppliedMark, duration_s: float) -> None:
         self.metrics.commit.observe(duration_s)
-        self.db_size = self.backend.size_bytes()
+        self.used_bytes = self.backend.used_bytes()
         raft_log = self.raft.log
         release = mark.index - self.config.snapshot_count
         if (excess := raft_log.size_bytes - TRAILING_BYTES) > 0:
@@ -524,7 +524,7 @@ class Member:
         self.kv.store = replica.store
         self.leases.lessor = self.lease_service.lessor = replica.lessor
         self.lease_clock = self.leases.clock = LeaseClock(replica.lessor)
-        self.db_size = replica.backend.size_bytes()
+        self.used_bytes = replica.backend.used_bytes()
         self._compacted = replica.store.compacted
         self.node.installed(replica.applier, replica.applied.index, replica.applied.term)
         self.watches.restored(replica.store)

@@ -162,6 +162,8 @@ class Observer:
             "The revision of the last compaction in store.",
             store.compacted,
         )
+        yield Reading("kvstore_log_first_index", "Oldest entry kept in the log.", raft.first_index)
+        yield Reading("kvstore_log_bytes", "Bytes of the entries kept.", raft.log_bytes)
         watch = member.watches.statistics()
         yield Reading(
             "etcd_debugging_mvcc_watch_stream_total",
@@ -239,6 +241,14 @@ class Observer:
             "etcd_network_peer_received_bytes",
             "The total number of bytes received from peers.",
             member.links.received_bytes,
+        )
+        yield Reading(
+            "kvstore_snapshots_sent", "Snapshots sent to other members.", member.snapshots_sent
+        )
+        yield Reading(
+            "kvstore_snapshots_installed",
+            "Snapshots received and put in place.",
+            member.snapshots_installed,
         )
         rpc = member.server.statistics()
         yield Reading(

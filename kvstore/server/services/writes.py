@@ -41,7 +41,8 @@ class Writes:
             node: Takes the operations.
             store: For the current revision.
             headers: Of this member.
-            size_bytes: Returns the size of the store on disk, a little late at most.
+            size_bytes: Returns what the store holds, a little late at most. Not the file's size:
+                free pages are used again, so what was deleted and compacted does not count.
             request_size_max: `--max-request-bytes`.
             quota_bytes: `--quota-backend-bytes`; beyond it the NOSPACE alarm is raised.
         """
