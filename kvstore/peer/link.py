@@ -312,7 +312,11 @@ class Link:
     def send(self, payload: bytes) -> bool:
         """Queue one message; False if it was dropped because the peer is down or too slow."""
         transport = self._transport
-        if transport is None or transport.get_write_buffer_size() > UNSENT_MAX:
+        if (
+            transport is None
+            or transport.is_closing()
+            or transport.get_write_buffer_size() > UNSENT_MAX
+        ):
             self.dropped += 1
             return False
         transport.write(len(payload).to_bytes(4) + payload)

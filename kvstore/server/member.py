@@ -133,7 +133,7 @@ class Member:
                 role=self._role_changed,
                 led=self._led,
                 snapshot=self._snapshot_wanted,
-                fatal=fatal,
+                fatal=partial(fatal, what="this member cannot go on"),
             ),
             round(config.request_timeout_s * 1e9),
         )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvstore.apply.applier import Applied, Applier
-from kvstore.apply.errors import FatalError
 from kvstore.peer.codec import CodecError, decode, encode
 from kvstore.peer.link import Channel
 from kvstore.ports import Clock
@@ -126,6 +125,7 @@ class Node:
         self._loop = loop
         self._timeout_ns = request_timeout_ns
         self._scheduled = False
+        self._forward_failed = False
         self._applying: deque[Entry] = deque()
         self._installing: asyncio.Future[None] | None = None
         self._stopped = False
@@ -245,11 +245,18 @@ class Node:
         self._scheduled = False
         if self._stopped:
             return
-        self._propose()
-        self.reads.start()
-        self._advance()
-        if self._applying and self._installing is None:
-            self._apply()
+        try:
+            self._propose()
+            self.reads.start()
+            self._advance()
+            if self._applying and self._installing is None:
+                self._apply()
+        except Exception as error:
+            # Part of what the core asked for is done and part is not, and it will not ask again:
+            # to go on would break promises. The log has what counts.
+            log.exception("the node failed")
+            self.hooks.fatal(error)
+            raise
 
     def _propose(self) -> None:
         proposals = self.proposals
@@ -267,6 +274,10 @@ class Node:
                     self.proposals.refused(batch[0])
                     return
             self._advance()
+            if self._forward_failed:
+                # The leader cannot be reached; it waits for the next turn, not in this loop.
+                self._forward_failed = False
+                return
 
     def _propose_here(self) -> bool:
         batch = self.proposals.next_batch(self.term)
@@ -317,6 +328,7 @@ class Node:
             message.target, Channel.BULK if bulk else Channel.CONTROL, encode(message)
         )
         if not sent and isinstance(message, Forward):
+            self._forward_failed = True
             self.proposals.refused(message.forward_id)
 
     def _apply(self) -> None:
@@ -338,11 +350,7 @@ class Node:
         self._advance()
 
     def _apply_normal(self, entry: Entry) -> None:
-        try:
-            applied = self.applier.apply(entry)
-        except FatalError as error:
-            self.hooks.fatal(error)
-            raise
+        applied = self.applier.apply(entry)
         self.applied_index = entry.index
         if entry.term != self.applied_term:
             self.applied_term = entry.term

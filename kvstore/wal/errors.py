@@ -81,13 +81,15 @@ class BrokenError(WalError):
     """The object refuses: a write failed before, or it is closed."""
 
 
-def fatal(error: BaseException) -> NoReturn:
+def fatal(error: BaseException, *, what: str = "the disk failed") -> NoReturn:
     """End the process at once with one line on stderr; nothing in flight is answered.
+
+    `what`: the cause in words, where it is another than the disk.
 
     After a failed write or fsync nobody knows what the disk holds, and asking again can succeed
     with the data gone (Linux marks the pages clean). So no handler, no retry and no clean-up runs:
     each could acknowledge something. At the next start recovery reads what is really there.
     """
-    line = f"kvstore: fatal: the disk failed, ending now: {type(error).__name__}: {error}\n"
+    line = f"kvstore: fatal: {what}, ending now: {type(error).__name__}: {error}\n"
     os.write(2, line.replace("\n", " ").rstrip().encode("utf-8", "replace") + b"\n")
     os._exit(EXIT_DISK)

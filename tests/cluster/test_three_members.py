@@ -25,15 +25,15 @@ class Numbers:
         """Go on until that many more are acknowledged."""
         wanted = len(self.acknowledged) + count
         while len(self.acknowledged) < wanted:
-            self._last += 1
+            number = self._last = self._last + 1
             try:
-                await self._client.put(b"n/%08d" % self._last, b"%d" % self._last)
+                await self._client.put(b"n/%08d" % number, b"%d" % number)
             except OutcomeUnknownError:
-                self.unknown.add(self._last)
+                self.unknown.add(number)
             except AvailabilityError:
                 continue
             else:
-                self.acknowledged.add(self._last)
+                self.acknowledged.add(number)
 
 
 async def hashes(client: AsyncClient, cluster: Kvstore) -> set[tuple[int, int]]:
@@ -156,8 +156,8 @@ async def test_a_watch_on_a_member_that_installs_a_snapshot_misses_nothing() -> 
             AsyncClient([cluster.endpoints[away]], timeout_s=30) as there,
             AsyncClient(running) as client,
         ):
-            watcher = there.watch(b"k", prefix=True)
             first = await client.put(b"k", b"0")
+            watcher = there.watch(b"k", prefix=True, start_revision=first.revision)
             batch = await anext(watcher)
             assert [event.kv.mod_revision for event in batch.events] == [first.revision]
             cluster.pause(away)
@@ -172,7 +172,7 @@ async def test_a_watch_on_a_member_that_installs_a_snapshot_misses_nothing() -> 
                     batch = await anext(watcher)
                     seen += [event.kv.mod_revision for event in batch.events]
             assert seen == revisions
-            await watcher.close()
+            await watcher.aclose()
 
 
 async def first_log_index(endpoint: str) -> float:
