@@ -48,6 +48,7 @@ class Observer:
             isLearner=member.cluster.members[member.id].is_learner,
             storageVersion=STORAGE_VERSION,
             dbSizeQuota=member.config.quota_bytes,
+            downgradeInfo=rpc_pb2.DowngradeInfo(),
         )
 
     def errors(self) -> list[str]:
