@@ -41,6 +41,17 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def free_base_port() -> int:
+    """Return a client port for `kvstore up` with three members: all six ports are free now."""
+    while True:
+        base = random.randrange(12_000, 32_000)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for port in (base, base + 20_000, base + 30_000):
+                for number in (port, port + 1):
+                    held.enter_context(socket.socket()).bind((_LOOPBACK, number))
+            return base
+
+
 def is_healthy(endpoint: str) -> bool:
     """Tell whether a member serves, by its /health."""
     host, _, port = endpoint.partition(":")
@@ -83,7 +94,7 @@ class Cluster:
         self._flags = flags
         self._scheme = scheme
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._peer_urls: list[str] = []
+        self.peer_urls: list[str] = []
 
     @staticmethod
     def missing() -> str | None:
@@ -107,7 +118,7 @@ class Cluster:
         """Start all members and return when each serves."""
         ports = free_ports(2 * self.nodes)
         self.endpoints = [f"{_LOOPBACK}:{port}" for port in ports[: self.nodes]]
-        self._peer_urls = [f"http://{_LOOPBACK}:{port}" for port in ports[self.nodes :]]
+        self.peer_urls = [f"http://{_LOOPBACK}:{port}" for port in ports[self.nodes :]]
         for index in range(self.nodes):
             self._spawn(index)
         for index in range(self.nodes):
@@ -174,13 +185,13 @@ class Cluster:
 
     def _spawn(self, index: int) -> None:
         client_url = f"{self._scheme}://{self.endpoints[index]}"
-        initial = ",".join(f"e{number + 1}={url}" for number, url in enumerate(self._peer_urls))
+        initial = ",".join(f"e{number + 1}={url}" for number, url in enumerate(self.peer_urls))
         command = [
             *self.command,
             *("--name", f"e{index + 1}", "--data-dir", str(self.folder / f"e{index + 1}")),
             *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),
-            *("--listen-peer-urls", self._peer_urls[index]),
-            *("--initial-advertise-peer-urls", self._peer_urls[index]),
+            *("--listen-peer-urls", self.peer_urls[index]),
+            *("--initial-advertise-peer-urls", self.peer_urls[index]),
             *("--initial-cluster", initial, "--initial-cluster-state", "new"),
             *("--log-level", "error", *self._flags),
         ]
