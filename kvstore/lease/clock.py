@@ -24,7 +24,7 @@ _SECOND_NS: Final = 1_000_000_000
 _SLOT_SHIFT: Final = 27
 """A wheel slot is 2**27 ns (134 ms): by that much an expiry is late, beside the caller's tick."""
 
-_MOVES_MAX: Final = 10_000
+_MOVES_MAX: Final = 5_000
 """Leases touched in one call of `expired`, so that it holds the loop for some milliseconds only."""
 
 

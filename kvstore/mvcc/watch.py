@@ -259,6 +259,8 @@ class WatchHub:
         else:
             del self._ahead[watcher]
         del watcher.stream.watchers[watcher.id]
+        if not watcher.stream.watchers:
+            self._progress.drop(watcher.stream)
         group.size -= 1
         if not group.size:
             self._matcher.remove(group.start, group.end)

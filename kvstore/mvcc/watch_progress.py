@@ -45,6 +45,10 @@ class Progress:
         self._asking.pop(stream, None)
         self._due.pop(stream, None)
 
+    def drop(self, stream: WatchStream) -> None:
+        """Forget that a stream asked: it has no watchers left."""
+        self._asking.pop(stream, None)
+
     def ask(self, stream: WatchStream) -> None:
         """Tell a stream's progress as soon as all its watchers have got everything.
 
@@ -56,7 +60,7 @@ class Progress:
     def answer(self) -> None:
         """Tell those who asked, where it can be told now."""
         for stream in list(self._asking):
-            if not stream.watchers or self._tell_all(stream):
+            if self._tell_all(stream):
                 self._asking.pop(stream, None)
 
     def tick(self, now_ns: int) -> None:
