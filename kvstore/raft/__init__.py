@@ -1,6 +1,6 @@
 """The consensus core: a pure Raft state machine. No clock, socket, file, thread or randomness."""
 
-from kvstore.raft.config import Config, PeerStatus, Restored, Status
+from kvstore.raft.config import Config, Restored
 from kvstore.raft.errors import (
     ChangePending,
     ChangeRefused,
@@ -14,6 +14,7 @@ from kvstore.raft.errors import (
 )
 from kvstore.raft.membership import Change, ChangeKind, change_configuration
 from kvstore.raft.raft import Raft
+from kvstore.raft.status import PeerStatus, Status
 
 __all__ = [
     "Change",

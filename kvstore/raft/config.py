@@ -1,4 +1,4 @@
-"""What a core is made of: its settings, what was restored from disk, and the status it reports."""
+"""What a core is made of: its settings, and what was restored from disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from kvstore.raft.messages import (
     HardState,
     Index,
     MemberId,
-    Role,
     Term,
 )
 
@@ -96,39 +95,3 @@ class Restored:
 
     applied: Index = 0
     """What the durable state machine contains; between `compacted` and the last entry."""
-
-
-@dataclass(slots=True)
-class PeerStatus:
-    """The leader's view of one member."""
-
-    member: MemberId
-    match: Index
-    next: Index
-    state: str
-    active: bool
-    inflight_messages: int
-    inflight_bytes: int
-
-
-@dataclass(slots=True)
-class Status:
-    """A snapshot of the core for metrics and operators."""
-
-    id: MemberId
-    role: Role
-    term: Term
-    vote: MemberId
-    leader: MemberId
-    configuration: Configuration
-    first_index: Index
-    last_index: Index
-    committed: Index
-    applied: Index
-    durable: Index
-    log_bytes: int
-    uncommitted_bytes: int
-    reads_pending: int
-    disk_jobs: int
-    transfer_target: MemberId
-    peers: list[PeerStatus]

@@ -10,7 +10,7 @@ invariant is broken (lost disk, corrupt message) and the process must end.
 from __future__ import annotations
 
 from kvstore.raft.candidate import Candidate
-from kvstore.raft.config import Config, PeerStatus, Restored, Status
+from kvstore.raft.config import Config, Restored
 from kvstore.raft.errors import NotLeader
 from kvstore.raft.follower import Follower
 from kvstore.raft.leader import Leader
@@ -46,6 +46,7 @@ from kvstore.raft.messages import (
     VoteRequest,
 )
 from kvstore.raft.state import State
+from kvstore.raft.status import Status, status_of
 
 _FROM_LEADER = (AppendRequest, Heartbeat, CommitNotice, InstallSnapshot)
 _OF_ANY_TERM = (Forward, ForwardRefused, ReadRequest)
@@ -341,38 +342,7 @@ class Raft:
 
     def status(self) -> Status:
         """Return a snapshot for metrics and operators."""
-        log = self.log
-        leader = self.state if isinstance(self.state, Leader) else None
-        return Status(
-            id=self.id,
-            role=self.role,
-            term=self.term,
-            vote=self.vote,
-            leader=self.leader,
-            configuration=self.configuration,
-            first_index=log.offset + 1,
-            last_index=log.last_index,
-            committed=log.committed,
-            applied=log.applied,
-            durable=log.durable,
-            log_bytes=log.size_bytes,
-            uncommitted_bytes=leader.uncommitted_bytes if leader else 0,
-            reads_pending=self.state.reads_pending(),
-            disk_jobs=len(log.outstanding),
-            transfer_target=leader.transfer_target if leader else NOBODY,
-            peers=[
-                PeerStatus(
-                    member,
-                    progress.match,
-                    progress.next,
-                    progress.state.name,
-                    progress.active,
-                    len(progress.inflight),
-                    progress.inflight_bytes,
-                )
-                for member, progress in (leader.peers if leader else {}).items()
-            ],
-        )
+        return status_of(self)
 
     # --- terms (paper 5.1) ---
 
