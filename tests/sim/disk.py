@@ -169,7 +169,8 @@ class Disk:
 
     def commit_store(self, image: Image) -> None:
         """See `Storage`."""
-        assert image.index <= self.last_index, "the store would be ahead of the durable log"
+        same = self.term_at(image.index) == image.term
+        assert same, "the store would be ahead of the durable log"
         self.store = image
 
     def release(self, index: int) -> None:

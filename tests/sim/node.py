@@ -519,8 +519,10 @@ class Process:
 
     def _commit_store(self) -> None:
         image = self.sealed
-        if image is None or self.installing or self.disk.last_index < image.index:
-            return  # never ahead of the own log: the entries might be gone after a crash
+        # Never ahead of the own log: the entries might be gone after a crash. The core's mark and
+        # not the disk's last index, which may still count entries that are being replaced.
+        if image is None or self.installing or self.raft.log.durable < image.index:
+            return
         self.sealed = None
         self.disk.commit_store(image)
         self.point("store committed", self)
