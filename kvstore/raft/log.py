@@ -17,7 +17,10 @@ ENTRY_OVERHEAD_BYTES = 32
 
 def entries_bytes(entries: Sequence[Entry]) -> int:
     """Return what `entries` count for in every bound of the core."""
-    return sum([len(entry.data) for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
+    size = ENTRY_OVERHEAD_BYTES * len(entries)
+    for entry in entries:  # mostly one: a generator or list for `sum` costs twice as much
+        size += len(entry.data)
+    return size
 
 
 class RaftLog:

@@ -295,8 +295,7 @@ class Raft:
         work = self._take_work()
         log = self.log
         apply: list[Entry] = []
-        limit = log.apply_limit()
-        if log.applying < limit:
+        if log.applying < log.committed and log.applying < (limit := log.apply_limit()):
             apply, _ = log.slice(
                 log.applying + 1,
                 limit,
@@ -315,10 +314,12 @@ class Raft:
 
     def _take_work(self) -> AppendWork | None:
         log = self.log
-        entries = log.take_unhanded()
-        snapshot, log.snapshot = log.snapshot, None
         term, vote, commit = self._handed_hard_state
         elected = term != self.term or vote != self.vote
+        if not (elected or self.promises or log.handed != log.last_index or log.snapshot):
+            return None  # most turns
+        entries = log.take_unhanded()
+        snapshot, log.snapshot = log.snapshot, None
         promises = self.promises
         must_sync = elected or snapshot is not None or bool(entries)
         if not must_sync:
