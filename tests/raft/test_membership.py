@@ -164,6 +164,21 @@ def test_a_new_leader_assumes_that_one_is_pending() -> None:
         raft.propose_change(Change(LEARN, 4))
 
 
+def test_an_inherited_change_must_be_applied_first() -> None:
+    # Committed together with our no-op, handed out, not applied yet.
+    raft = core(1, log=[1], term=1)
+    raft.log.extend([Entry(2, 1, CHANGE, Change(LEARN, 4).encode())])
+    lead(raft)
+    raft.step(AppendResponse(2, 1, 2, 3, None))
+    drain_without_apply(raft)
+    assert raft.log.committed == 3
+    with pytest.raises(ChangePending):
+        raft.propose_change(Change(LEARN, 5))
+    raft.applied(2, Configuration((1, 2, 3), learners=(4,)))
+    raft.applied(3)
+    raft.propose_change(Change(LEARN, 5))
+
+
 def test_no_change_before_the_first_commit_of_the_term() -> None:
     # One-at-a-time changes are unsafe else (Ongaro, raft-dev, July 2015).
     raft = core(1)

@@ -261,10 +261,22 @@ def test_no_vote_once_a_leader_is_known() -> None:
     assert drain(raft) == [VoteResponse(1, 3, 1, granted=False)]
 
 
-def test_a_granted_vote_restarts_the_timeout() -> None:
+def test_the_first_answer_of_a_voter_counts() -> None:
+    raft = core(1, voters=range(1, 6))
+    raft.become_candidate(transfer=False)
+    drain(raft)
+    raft.step(VoteResponse(2, 1, 1, granted=True))
+    raft.step(VoteResponse(2, 1, 1, granted=False))
+    raft.step(VoteResponse(3, 1, 1, granted=True))
+    assert raft.role is Role.LEADER
+
+
+@pytest.mark.parametrize("term", [0, 1])
+def test_a_granted_vote_restarts_the_timeout(term: int) -> None:
     # Figure 2, followers: "If election timeout elapses without receiving AppendEntries RPC from
-    # current leader or granting vote to candidate: convert to candidate".
-    raft = core(1)
+    # current leader or granting vote to candidate: convert to candidate". In the same term as well
+    # as when the request brings a new one.
+    raft = core(1, term=term)
     for _ in range(raft.timeout - 1):
         raft.tick()
     raft.step(VoteRequest(2, 1, 1, 0, 0, transfer=False))

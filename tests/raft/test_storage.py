@@ -58,6 +58,16 @@ def test_a_vote_waits_for_the_disk() -> None:
     assert work.messages == [VoteResponse(1, 2, 1, granted=True)]
 
 
+def test_a_vote_in_a_term_that_is_on_disk_waits_too() -> None:
+    raft = core(1, term=1)
+    raft.step(VoteRequest(2, 1, 1, 0, 0, transfer=False))
+    work = work_of(raft)
+    assert work.must_sync
+    assert work.hard_state is not None
+    assert (work.hard_state.term, work.hard_state.vote) == (1, 2)
+    assert work.messages == [VoteResponse(1, 2, 1, granted=True)]
+
+
 def test_a_refusal_does_not_wait() -> None:
     raft = core(1, log=[1], term=1)
     raft.step(VoteRequest(2, 1, 2, 0, 0, transfer=False))
