@@ -18,7 +18,7 @@ from kvstore.client.leasing import LeaseCalls
 from kvstore.client.maintenance import MaintenanceCalls
 from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Request, Response
 from kvstore.client.pages import Pages
-from kvstore.client.transport import Transport
+from kvstore.client.transport import CONNECT_TIMEOUT_S, Transport
 from kvstore.client.txn import Txn
 from kvstore.client.types import (
     DeleteResult,
@@ -66,6 +66,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls):
         password: str | None = None,
         tls: Tls | None = None,
         timeout_s: float = 5.0,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Remember where the cluster is; connections are made at first use.
 
@@ -76,9 +77,16 @@ class AsyncClient(LeaseCalls, MaintenanceCalls):
             password: Its password.
             tls: Certificate files. Endpoints without a scheme are then https.
             timeout_s: Seconds a call may take, retries included, where it does not say itself.
+            connect_timeout_s: Seconds of these that one endpoint may take to connect before the
+                next is tried: what a host that drops packets costs.
         """
         self._transport = Transport(
-            endpoints, user=user, password=password, tls=tls, timeout_s=timeout_s
+            endpoints,
+            user=user,
+            password=password,
+            tls=tls,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
         )
         self._keeper = LeaseKeeper(self._transport)
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()

@@ -86,6 +86,13 @@ class LeaseCalls:
 
         Source: etcd v3 Lease.LeaseKeepAlive (proto/rpc.proto).
         """
+        response = await self.keep_alive_response(lease_id, timeout_s=timeout_s)
+        return LeaseGrant(response.ID, response.TTL) if response.TTL > 0 else None
+
+    async def keep_alive_response(
+        self, lease_id: int, *, timeout_s: float | None = None
+    ) -> pb.LeaseKeepAliveResponse:
+        """As `lease_keep_alive_once`, but return the API's own message; its TTL 0 is the end."""
         limit_s = self._transport.timeout_s if timeout_s is None else timeout_s
         failure: KvError = ReadFailedError("keep-alive: no answer in time")
         try:
@@ -99,11 +106,11 @@ class LeaseCalls:
         except TimeoutError:
             raise failure from None
 
-    async def _renew_once(self, lease_id: int) -> LeaseGrant | None:
+    async def _renew_once(self, lease_id: int) -> pb.LeaseKeepAliveResponse:
         link, stream = await self._transport.open_stream(LEASE_KEEP_ALIVE)
         try:
             await stream.write(pb.LeaseKeepAliveRequest(ID=lease_id))
-            response = await read(stream)
+            response: pb.LeaseKeepAliveResponse = await read(stream)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             self._transport.turn_from(link)
             if isinstance(error, grpc.aio.AioRpcError):
@@ -111,7 +118,7 @@ class LeaseCalls:
             raise ReadFailedError("the keep-alive stream broke") from error
         finally:
             stream.cancel()
-        return LeaseGrant(response.ID, response.TTL) if response.TTL > 0 else None
+        return response
 
     async def lease_time_to_live(
         self, lease_id: int, *, keys: bool = False, timeout_s: float | None = None

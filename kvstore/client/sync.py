@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kvstore.client.aio import AsyncClient
 from kvstore.client.errors import ClosedError
+from kvstore.client.transport import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -261,9 +262,15 @@ class Client:
         password: str | None = None,
         tls: Tls | None = None,
         timeout_s: float = 5.0,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._client = AsyncClient(
-            endpoints, user=user, password=password, tls=tls, timeout_s=timeout_s
+            endpoints,
+            user=user,
+            password=password,
+            tls=tls,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
         )
         self._loop = _Loop()
 

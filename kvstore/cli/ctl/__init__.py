@@ -1,0 +1,1 @@
+"""The commands of kvctl, one module for each group; the entry point is `kvstore.cli.kvctl`."""
