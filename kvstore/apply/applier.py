@@ -15,6 +15,7 @@ owes the answer encodes it (`kvstore.apply.responses`).
     ALARM               (revision, [(alarm type, member id), ...])
     CLUSTER_VERSION     (revision,)
     MEMBER_ATTRIBUTES   (revision,)
+    IN_TERM             that of the operation inside, or StaleTerm
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from google.protobuf.message import DecodeError
 
 from kvstore.apply import ops as op_kinds
-from kvstore.apply.errors import ApplyFailed, Corrupt, MalformedRequest, NoSpace, RefusedError
+from kvstore.apply.errors import (
+    ApplyFailed,
+    Corrupt,
+    MalformedRequest,
+    NoSpace,
+    RefusedError,
+    StaleTerm,
+)
 from kvstore.apply.ops import decode_batch
 from kvstore.lease.errors import LeaseError
 from kvstore.mvcc.errors import RequestError
@@ -50,6 +58,10 @@ class Entry(Protocol):
     @property
     def index(self) -> int:
         """Position in the log."""
+
+    @property
+    def term(self) -> int:
+        """Term of the leader that appended it."""
 
     @property
     def data(self) -> bytes:
@@ -103,7 +115,7 @@ class Applier:
                 if op[0] == _PUT and not restricted:
                     append(put(parse_put(op[1])))
                 else:
-                    append(self._apply(op[0], op[1]))
+                    append(self._apply(op[0], op[1], entry.term))
                     restricted = alarms.nospace or alarms.corrupt
             except _REFUSALS as error:
                 append(error.with_traceback(None))  # the frames would keep the whole batch alive
@@ -113,9 +125,13 @@ class Applier:
                 raise ApplyFailed(entry.index, len(results), op[0], error) from error
         return Applied(entry.index, origin, incarnation, first_sequence, results)
 
-    def _apply(self, kind: int, payload: bytes) -> Result:
+    def _apply(self, kind: int, payload: bytes, term: int) -> Result:
         store = self._store
         alarms = self._alarms
+        if kind == op_kinds.IN_TERM:
+            if int.from_bytes(payload[:8], "big") != term:
+                raise StaleTerm
+            return self._apply(payload[8], payload[9:], term)
         if alarms.corrupt and kind in _REFUSED_WHEN_CORRUPT:
             raise Corrupt
         if kind == op_kinds.PUT:

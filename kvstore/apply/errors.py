@@ -4,7 +4,8 @@ ApplyError
 ├── RefusedError            a result: every member reaches the same verdict, nothing was changed
 │   ├── NoSpace             the NOSPACE alarm is active
 │   ├── Corrupt             the CORRUPT alarm is active
-│   └── MalformedRequest    the payload is not the protobuf message of its kind
+│   ├── MalformedRequest    the payload is not the protobuf message of its kind
+│   └── StaleTerm           a leader's own decision that reached the log in a later term
 └── FatalError              this member cannot go on; the process ends with the text
     ├── BadEntry            the entry's bytes are not an operation batch
     ├── NewerFormat         written by a later release
@@ -36,6 +37,10 @@ class MalformedRequest(RefusedError):
     A result and not a failure: bytes that a client chose must never end every member at once,
     should the edge let them through unparsed.
     """
+
+
+class StaleTerm(RefusedError):
+    """A decision of one leader stands in another's term; no client ever sees this."""
 
 
 class FatalError(ApplyError):

@@ -31,6 +31,7 @@ LEASE_CHECKPOINT: Final = 7
 ALARM: Final = 8
 CLUSTER_VERSION: Final = 9
 MEMBER_ATTRIBUTES: Final = 10
+IN_TERM: Final = 11
 
 KIND_NAMES: Final = {
     PUT: "put",
@@ -43,9 +44,10 @@ KIND_NAMES: Final = {
     ALARM: "alarm",
     CLUSTER_VERSION: "cluster_version",
     MEMBER_ATTRIBUTES: "member_attributes",
+    IN_TERM: "in_term",
 }
 """Payloads: the etcdserverpb request of that name; CLUSTER_VERSION the version as UTF-8 text;
-MEMBER_ATTRIBUTES an etcdserverpb.Member with ID, name and clientURLs."""
+MEMBER_ATTRIBUTES an etcdserverpb.Member with ID, name, clientURLs; IN_TERM what `in_term` makes."""
 
 ENTRY_BYTES_MAX: Final = 1 << 20
 ENTRY_OPS_MAX: Final = 1024
@@ -107,6 +109,16 @@ def decode_batch(data: bytes) -> Batch:
     if items[0] != FORMAT or len(items) != 5 or type(items[4]) is not tuple:
         raise BadEntry(f"entry data is no batch of format {FORMAT}")
     return Batch._make(items[1:])
+
+
+def in_term(term: int, kind: int, payload: bytes) -> Op:
+    """Return an operation that applies only if its entry is of this term.
+
+    For what a leader decides by its own clock, the end of a lease and its checkpoints. A proposal
+    that waited while leadership changed is forwarded, or proposed again in a later term of the
+    same member; by then another leader may have renewed the lease, and the client counts on that.
+    """
+    return (IN_TERM, term.to_bytes(8, "big") + bytes((kind,)) + payload)
 
 
 def op_size_bytes(op: Op) -> int:

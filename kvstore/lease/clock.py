@@ -166,7 +166,8 @@ class LeaseClock:
         """Return up to `limit` leases whose life is over, for the caller to propose revokes.
 
         A bounded slice of work; call it again at the next tick. A returned lease comes again
-        after `retry_ns` while it exists.
+        after `retry_ns` while it exists. Propose the revokes for this term only
+        (`kvstore.apply.ops.in_term`): in a later one another leader may have renewed the lease.
         """
         moves = self._place_new(now_ns)
         over: list[int] = []
@@ -192,8 +193,7 @@ class LeaseClock:
         """Return up to `limit` leases and the seconds left to them, for the caller to propose.
 
         Rounded up: the successor must not end a lease earlier than this clock would. Propose them
-        on this member's own log only; forwarded to another leader they could arrive after a
-        renewal that it granted.
+        for this term only, as for `expired`.
         """
         reports: list[tuple[int, int]] = []
         due = self._due_checkpoints

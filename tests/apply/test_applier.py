@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from kvstore.apply import ops, responses
 from kvstore.apply.applier import Result
-from kvstore.apply.errors import ApplyFailed, BadEntry, Corrupt, MalformedRequest, NoSpace
+from kvstore.apply.errors import (
+    ApplyFailed,
+    BadEntry,
+    Corrupt,
+    MalformedRequest,
+    NoSpace,
+    StaleTerm,
+)
 from kvstore.apply.state import State, open_state
 from kvstore.lease.errors import LeaseExists, LeaseNotFound, LeaseTTLTooLarge
 from kvstore.mvcc import errors as mvcc_errors
@@ -26,6 +33,7 @@ ACTIVATE, DEACTIVATE = rpc_pb2.AlarmRequest.ACTIVATE, rpc_pb2.AlarmRequest.DEACT
 class Entry:
     index: int
     data: bytes
+    term: int = 4
 
 
 class Member:
@@ -204,6 +212,30 @@ def test_checkpoints_apply_to_those_that_still_live(member: Member) -> None:
 
     assert result == (1,)
     assert member.state.lessor.leases[5].remaining_s == 40
+
+
+def test_a_leaders_decision_counts_in_its_own_term_only(member: Member) -> None:
+    # A revoke for an expired lease that reached the log in a later term must not end a lease that
+    # another leader has renewed meanwhile.
+    member.one(ops.LEASE_GRANT, rpc_pb2.LeaseGrantRequest(ID=5, TTL=100))
+    member.put(b"k", lease=5)
+    revoke = rpc_pb2.LeaseRevokeRequest(ID=5).SerializeToString()
+
+    [stale] = member.apply(ops.in_term(3, ops.LEASE_REVOKE, revoke))
+    assert isinstance(stale, StaleTerm)
+    assert member.state.lessor.keys(5) == [b"k"]
+    [result, again] = member.apply(*[ops.in_term(4, ops.LEASE_REVOKE, revoke)] * 2)
+    assert result == (3,)
+    assert isinstance(again, LeaseNotFound)
+
+
+def test_an_alarm_holds_for_a_leaders_decision_too(member: Member) -> None:
+    member.alarm(ACTIVATE, CORRUPT)
+    revoke = rpc_pb2.LeaseRevokeRequest(ID=5).SerializeToString()
+
+    [result] = member.apply(ops.in_term(4, ops.LEASE_REVOKE, revoke))
+
+    assert isinstance(result, Corrupt)
 
 
 # alarms

@@ -41,6 +41,7 @@ def test_kinds_in_logs_keep_their_numbers() -> None:
         8: "alarm",
         9: "cluster_version",
         10: "member_attributes",
+        11: "in_term",
     }
 
 
