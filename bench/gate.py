@@ -36,9 +36,8 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
                 found[f"{name}: reads/s"] = round(reads.rate)
                 found[f"{name}: put p99 ms"] = puts.put_ms.get("p99", float("inf"))
                 found[f"{name}: elections"] = cluster.term() - term
-                for text, outcome in (("reads", reads), ("puts", puts)):
-                    if not outcome.clean:
-                        found[f"{name}: {text} unclean"] = str(outcome.errors or "unanswered")
+                if problems := [*reads.problems(), *puts.problems()]:
+                    found[f"{name}: problems"] = "; ".join(problems)
     found["target"] = f"put p99 <= {PUT_P99_MAX_MS:.0f} ms, no election, {seconds:.0f} s each"
     return found
 

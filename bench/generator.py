@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter, deque
 from dataclasses import asdict
+from itertools import count
 from typing import cast
 from urllib.parse import unquote_to_bytes
 
@@ -58,6 +59,7 @@ class Run:
             load.profile, put_share=share, authority=load.targets[0], seed=load.seed
         )
         self.requests = (draws(load, 0) if share else [], draws(load, 1) if share < 1 else [])
+        self.numbers = count()
         self.outcome = Outcome()
         self.errors: Counter[str] = Counter()
         self.latencies: tuple[list[float], list[float]] = ([], [])
@@ -91,7 +93,9 @@ class Connection(asyncio.Protocol):
     def __init__(self, run: Run, number: int) -> None:
         load = run.load
         self._run = run
-        self._choose = tuple(chooser(load, kind, number, run.requests[kind]) for kind in (0, 1))
+        self._choose = tuple(
+            chooser(load, kind, number, run.requests[kind], run.numbers) for kind in (0, 1)
+        )
         self._decoder = Blocks()
         self._pending: dict[int, tuple[float, int]] = {}
         self._bytes: dict[int, int] = {}
@@ -126,23 +130,22 @@ class Connection(asyncio.Protocol):
         self._closing = True
         run.settle()
 
-    def launch(self, count: int) -> None:
+    def launch(self, wanted: int) -> None:
         """Send that many requests, fewer when the run ends."""
         run = self._run
         if run.stopping or self._closing:
             run.settle()
             return
-        if run.left < count:
-            count = run.left
-        run.left -= count
-        run.in_flight += count
+        requests = min(wanted, run.left)
+        run.left -= requests
+        run.in_flight += requests
         blocks, choose, pack, pending = run.blocks.items, self._choose, STREAM.pack, self._pending
-        while len(blocks) < self._sent + count:
+        while len(blocks) < self._sent + requests:
             run.blocks.extend()
         out: list[bytes] = []
         now = time.perf_counter()
         stream, window = self._next_stream, self._window
-        for number in range(self._sent, self._sent + count):
+        for number in range(self._sent, self._sent + requests):
             kind, start, block = blocks[number]
             data_start, payload = choose[kind](number)
             name = pack(stream)
@@ -155,13 +158,13 @@ class Connection(asyncio.Protocol):
                 self._outgoing.append(Outgoing(stream, payload, self._stream_window))
             pending[stream] = (now, kind)
             stream += 2
-        self._sent += count
+        self._sent += requests
         self._next_stream, self._window = stream, window
         if self._outgoing:
             self._send_more(out)
         if out:
             self._transport.write(b"".join(out))
-        if not count:
+        if not requests:
             run.settle()
 
     def _send_more(self, out: list[bytes]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from math import exp, log
@@ -91,10 +91,14 @@ class Outcome:
     cpu_s: float = 0.0
     """Of the generator itself, in the measured time."""
 
-    @property
-    def clean(self) -> bool:
-        """Tell whether every request was answered as it should be."""
-        return not self.errors and not self.unanswered and not self.short_replies
+    def problems(self) -> list[str]:
+        """Return what was not as it should be; empty for a clean run."""
+        found = [f"{count} x {text}" for text, count in self.errors.items()]
+        if self.unanswered:
+            found.append(f"{self.unanswered} requests unanswered")
+        if self.short_replies:
+            found.append(f"{self.short_replies} replies without what was asked for")
+        return found
 
 
 def key(number: int) -> bytes:
@@ -113,18 +117,19 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def chooser(
-    load: Load, kind: int, connection: int, requests: Sequence[Request]
+    load: Load, kind: int, connection: int, requests: Sequence[Request], numbers: Iterator[int]
 ) -> Callable[[int], Request]:
     """Return what gives the n-th request of a kind (0 put, 1 range) on a connection.
 
-    `requests` are the draws of that kind, shared by all connections; each begins elsewhere.
+    All connections share `requests`, the draws of that kind (each begins elsewhere), and
+    `numbers`, the key numbers of a sequence.
     """
     if load.distribution == "sequence":
         assert load.value_bytes, "a load has one value size"
         value = value_of(load.value_bytes)
 
-        def numbered(number: int) -> Request:
-            return request(load, kind, key(number * load.connections + connection), value)
+        def numbered(_: int) -> Request:
+            return request(load, kind, key(next(numbers)), value)
 
         return numbered
     count = len(requests)

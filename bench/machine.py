@@ -36,7 +36,8 @@ def _first_line(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return "not installed"
-    return (done.stdout or done.stderr).strip().splitlines()[0]
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return lines[0] if lines else "unknown"
 
 
 def facts(data_root: str | None) -> dict[str, str | int | float]:
@@ -50,7 +51,7 @@ def facts(data_root: str | None) -> dict[str, str | int | float]:
         "data on": filesystem(data_root or tempfile.gettempdir()),
         "kernel": platform.release(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "etcd": _first_line("etcd", "--version"),
+        "etcd": _first_line("etcd", "--version").removeprefix("etcd Version: "),
         "h2load": _first_line("h2load", "--version"),
         "uvloop": version("uvloop"),
         "grpcio": version("grpcio"),

@@ -185,11 +185,7 @@ def measure(
     after = [process.cpu_s(member.pid) for member in members]
     moved = cluster.revision() - revision
 
-    problems = [f"{count} x {text}" for text, count in outcome.errors.items()]
-    if outcome.unanswered:
-        problems.append(f"{outcome.unanswered} requests unanswered")
-    if outcome.short_replies:
-        problems.append(f"{outcome.short_replies} replies without what was asked for")
+    problems = outcome.problems()
     if moved != outcome.acknowledged_puts:
         problems.append(
             f"{outcome.acknowledged_puts} puts acknowledged, the revision moved by {moved}"
@@ -220,17 +216,17 @@ def measure(
 
 def preload(cluster: Cluster, keys: int, value_bytes: int = 256) -> Outcome:
     """Write keys 0 to `keys` - 1 once each. Raises DriverError when one is not acknowledged."""
-    connections = 8
-    assert keys % connections == 0, "each connection writes the same number of keys"
     load = Load(
         targets=[],
-        connections=connections,
+        connections=8,
         streams=32,
         requests=keys,
         distribution="sequence",
         value_bytes=value_bytes,
     )
     outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
-    if not outcome.clean or outcome.acknowledged_puts != keys:
-        raise DriverError(f"loading {keys} keys: {outcome.errors or outcome}")
+    if outcome.problems() or outcome.acknowledged_puts != keys:
+        raise DriverError(
+            f"loading {keys} keys: {outcome.acknowledged_puts} acknowledged, {outcome.problems()}"
+        )
     return outcome

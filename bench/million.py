@@ -57,7 +57,7 @@ class Stalls:
 
 def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, object]:
     """Load, measure rates at 10 k and at 1 M keys, memory, heavy calls, and both restarts."""
-    many = max(2 * KEYS, round(KEYS_MANY * scale) // 8 * 8)
+    many = max(2 * KEYS, round(KEYS_MANY * scale))
     found: dict[str, object] = {"keys": many}
     with Cluster(kind, data_root=data_root) as cluster:
         preload(cluster, KEYS)
@@ -88,8 +88,8 @@ def _rates(cluster: Cluster, keys: int) -> dict[str, float]:
     for name, share in (("put", 1.0), ("range", 0.0)):
         load = Load(targets=[], seconds=SECONDS, keys=keys, put_share=share)
         outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
-        if not outcome.clean:
-            raise RuntimeError(f"{name} at {keys} keys: {outcome.errors or outcome}")
+        if problems := outcome.problems():
+            raise RuntimeError(f"{name} at {keys} keys: {'; '.join(problems)}")
         rates[name] = outcome.rate
     return rates
 
