@@ -6,8 +6,10 @@ import asyncio
 import dataclasses
 import difflib
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +65,28 @@ def run_member(config: ServerConfig) -> int:
         print(f"kvstore: {error}", file=sys.stderr)
         return 2
     set_up(config.log_level)
-    try:
-        import uvloop
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
+    factory = loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
             return runner.run(_serve(config))
         except StartError as error:
             print(f"kvstore: {error}", file=sys.stderr)
             return 1
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop where it is installed, None for asyncio's own loop.
+
+    KVSTORE_LOOP=asyncio in the environment asks for asyncio's; both are tested.
+    """
+    if os.environ.get("KVSTORE_LOOP") == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 async def _serve(config: ServerConfig) -> int:
