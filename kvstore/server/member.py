@@ -42,6 +42,7 @@ from kvstore.server.node import Node, NodeHooks
 from kvstore.server.observe import Observer
 from kvstore.server.proposals import Proposals
 from kvstore.server.replica import Replica, create_store, next_incarnation, open_backend
+from kvstore.server.services.base import LeaderGuard
 from kvstore.server.services.cluster import ClusterService
 from kvstore.server.services.health import HealthService
 from kvstore.server.services.kv import KvService
@@ -294,6 +295,7 @@ class Member:
             http=self.http.handle,
             on_error=self._handler_failed,
         )
+        guard = LeaderGuard(self.server, lambda: bool(self.node.leader))
         for service in (
             self.kv,
             self.watch_service,
@@ -302,7 +304,7 @@ class Member:
             MaintenanceService(self.writes, self.observer.status, self._hash_kv),
             HealthService(),
         ):
-            service.register(self.server)
+            service.register(guard)
         for url in config.client_urls:
             await self._listen_clients(url)
 

@@ -320,7 +320,13 @@ LEASES = [
     case("put leased/late 1 --lease={L2}"),
     case("lease grant 2"),
     case("put expiring 1 --lease={L6}"),
-    watching("watch expiring --rev={next} --prev-kv", Await("DELETE"), Await("1")),
+    watching(
+        "watch expiring --rev={next} --prev-kv",
+        Await("DELETE"),
+        Await("1"),
+        Await("expiring"),
+        Await(""),
+    ),
     case("get expiring -w json"),
 ]
 

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from kvstore.rpc import Call
-from kvstore.server.errors import Code, wire_error
+from kvstore.rpc import Call, StreamHandler
+from kvstore.server.errors import Code, NoLeaderError, wire_error
 
 M = TypeVar("M", bound=Message)
 M_co = TypeVar("M_co", bound=Message, covariant=True)
+
+
+class Routes(Protocol):
+    """Where a service registers its methods; `kvstore.rpc.Server` fits."""
+
+    def unary(self, path: str, handler: Callable[[Call, bytes], None]) -> None:
+        """Serve a method with one request and one reply."""
+
+    def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
+        """Serve a method with streams."""
+
+
+class LeaderGuard:
+    """Refuses calls that ask for a member with a leader, while this one has none.
+
+    Clients say so with the metadata `hasleader: true`, to find out at once and go elsewhere.
+    """
+
+    def __init__(self, routes: Routes, has_leader: Callable[[], bool]) -> None:
+        """Stand in front of `routes`."""
+        self._routes = routes
+        self._has_leader = has_leader
+
+    def unary(self, path: str, handler: Callable[[Call, bytes], None]) -> None:
+        """Serve a method behind the guard."""
+        has_leader = self._has_leader
+
+        def guarded(call: Call, data: bytes) -> None:
+            if not has_leader() and call.metadata(b"hasleader") == b"true":
+                fail(call, NoLeaderError())
+            else:
+                handler(call, data)
+
+        self._routes.unary(path, guarded)
+
+    def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
+        """Streams watch for themselves whether the leader is lost."""
+        self._routes.stream(path, handler)
 
 
 class Parser(Protocol[M_co]):

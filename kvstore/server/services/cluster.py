@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call, Server
+from kvstore.rpc import Call
 from kvstore.server.cluster import Cluster
 from kvstore.server.header import Headers
 from kvstore.server.node import Node
-from kvstore.server.services.base import fail, message_with_header, parse
+from kvstore.server.services.base import Routes, fail, message_with_header, parse
 
 
 class ClusterService:
@@ -21,7 +21,7 @@ class ClusterService:
         self._cluster = cluster
         self._headers = headers
 
-    def register(self, server: Server) -> None:
+    def register(self, server: Routes) -> None:
         """Serve the methods."""
         server.unary("/etcdserverpb.Cluster/MemberList", self._list)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from kvstore.pb import health_pb2
-from kvstore.rpc import Call, Server
+from kvstore.rpc import Call
 from kvstore.server.errors import Code
-from kvstore.server.services.base import parse
+from kvstore.server.services.base import Routes, parse
 
 SERVING = health_pb2.HealthCheckResponse(
     status=health_pb2.HealthCheckResponse.SERVING
@@ -20,7 +20,7 @@ UNKNOWN_SERVICE = health_pb2.HealthCheckResponse(
 class HealthService:
     """Check and Watch. A member that answers at all serves; what it lacks, /readyz tells."""
 
-    def register(self, server: Server) -> None:
+    def register(self, server: Routes) -> None:
         """Serve the methods."""
         server.unary("/grpc.health.v1.Health/Check", self._check)
         server.stream("/grpc.health.v1.Health/Watch", HealthWatch)

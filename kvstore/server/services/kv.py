@@ -22,10 +22,10 @@ from kvstore.mvcc.results import (
 )
 from kvstore.mvcc.store import Store
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call, Server
+from kvstore.rpc import Call
 from kvstore.server.errors import Code
 from kvstore.server.header import varint
-from kvstore.server.services.base import fail, parse, with_header
+from kvstore.server.services.base import Routes, fail, parse, with_header
 from kvstore.server.services.writes import Writes
 
 AT_ONCE_MAX = 500
@@ -57,7 +57,7 @@ class KvService:
         self._later = later
         self._replies_bytes = 0
 
-    def register(self, server: Server) -> None:
+    def register(self, server: Routes) -> None:
         """Serve the methods."""
         prefix = "/etcdserverpb.KV/"
         server.unary(prefix + "Range", self._range)

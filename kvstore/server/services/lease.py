@@ -11,10 +11,10 @@ from kvstore.apply import ops
 from kvstore.lease.lessor import TTL_MAX_S, Lessor
 from kvstore.pb import rpc_pb2
 from kvstore.ports import Random
-from kvstore.rpc import Call, Server
+from kvstore.rpc import Call
 from kvstore.server.errors import Code, NoLeaderError, wire_error
 from kvstore.server.leases import Leases
-from kvstore.server.services.base import fail, message_with_header, parse
+from kvstore.server.services.base import Routes, fail, message_with_header, parse
 from kvstore.server.services.writes import Writes
 
 UNSENT_MAX = 1 << 20
@@ -30,7 +30,7 @@ class LeaseService:
         self.lessor = lessor
         self._random = random
 
-    def register(self, server: Server) -> None:
+    def register(self, server: Routes) -> None:
         """Serve the methods."""
         prefix = "/etcdserverpb.Lease/"
         server.unary(prefix + "LeaseGrant", self._grant)

@@ -8,8 +8,8 @@ from functools import partial
 from kvstore.apply import ops
 from kvstore.mvcc.errors import RequestError
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call, Server
-from kvstore.server.services.base import fail, message_with_header, parse
+from kvstore.rpc import Call
+from kvstore.server.services.base import Routes, fail, message_with_header, parse
 from kvstore.server.services.writes import Writes
 
 HashDone = Callable[[tuple[int, int, int] | Exception], None]
@@ -36,7 +36,7 @@ class MaintenanceService:
         self._status = status
         self._hash_kv = hash_kv
 
-    def register(self, server: Server) -> None:
+    def register(self, server: Routes) -> None:
         """Serve the methods."""
         prefix = "/etcdserverpb.Maintenance/"
         server.unary(prefix + "Status", self._get_status)

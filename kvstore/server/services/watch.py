@@ -9,8 +9,9 @@ from google.protobuf.message import DecodeError
 from kvstore.mvcc.watch import WatchHub
 from kvstore.mvcc.watch_stream import WatchStream
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call, Server
+from kvstore.rpc import Call
 from kvstore.server.errors import Code
+from kvstore.server.services.base import Routes
 
 
 class WatchService:
@@ -35,7 +36,7 @@ class WatchService:
         self._later = later
         self._catching_up = False
 
-    def register(self, server: Server) -> None:
+    def register(self, server: Routes) -> None:
         """Serve the method."""
         server.stream("/etcdserverpb.Watch/Watch", self._open)
 
