@@ -154,6 +154,7 @@ TABLE: dict[type[Exception], tuple[Code, str]] = {
     lease_errors.LeaseTTLTooLarge: (Code.OUT_OF_RANGE, "etcdserver: too large lease TTL"),
     apply_errors.NoSpace: (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
     apply_errors.Corrupt: (Code.DATA_LOSS, "etcdserver: corrupt cluster"),
+    apply_errors.StaleTerm: (Code.UNAVAILABLE, "etcdserver: leader changed"),
     apply_errors.MalformedRequest: (
         Code.INTERNAL,
         "grpc: error unmarshalling request",

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from google.protobuf.message import Message
+
 from kvstore.apply import ops
 from kvstore.lease.clock import EXPIRED, RESET_FIRST, LeaseClock
 from kvstore.lease.lessor import Lessor
@@ -150,7 +152,7 @@ class Leases:
         request = rpc_pb2.LeaseCheckpointRequest(
             checkpoints=[rpc_pb2.LeaseCheckpoint(ID=lease_id, remaining_TTL=0)]
         )
-        self._propose(ops.LEASE_CHECKPOINT, request.SerializeToString(), applied)
+        self._propose(self._node.term, ops.LEASE_CHECKPOINT, request, applied)
 
     # remaining lives
 
@@ -195,9 +197,10 @@ class Leases:
         if not self.clock.leading or now_ns < self._next_expiry_ns:
             return
         self._next_expiry_ns = now_ns + EXPIRY_INTERVAL_NS
+        term = self._node.term
         over = self.clock.expired(now_ns, REVOKES_MAX)
         if over:
-            self._node.linearizable(partial(self._revoke, over))
+            self._node.linearizable(partial(self._revoke, over, term))
         points = self.clock.checkpoints(now_ns, CHECKPOINTS_MAX)
         if points and self._node.role is Role.LEADER:
             request = rpc_pb2.LeaseCheckpointRequest(
@@ -206,19 +209,25 @@ class Leases:
                     for lease_id, left_s in points
                 ]
             )
-            self._propose(ops.LEASE_CHECKPOINT, request.SerializeToString(), _ignore)
+            self._propose(term, ops.LEASE_CHECKPOINT, request, _ignore)
 
-    def _revoke(self, lease_ids: list[int], error: Exception | None) -> None:
+    def _revoke(self, lease_ids: list[int], term: int, error: Exception | None) -> None:
         if error is not None or not self.clock.leading:
             return  # the clock reports them again; a successor has its own
         for lease_id in lease_ids:
             request = rpc_pb2.LeaseRevokeRequest(ID=lease_id)
             self.expired += 1
-            self._propose(ops.LEASE_REVOKE, request.SerializeToString(), _ignore)
+            self._propose(term, ops.LEASE_REVOKE, request, _ignore)
 
-    def _propose(self, kind: int, payload: bytes, done: Callable[[Any], None]) -> None:
+    def _propose(self, term: int, kind: int, request: Message, done: Callable[[Any], None]) -> None:
+        """Propose what only the leader of `term` may decide.
+
+        In a later term it would be another's matter: the new leader may have renewed the lease
+        since, so the operation is void there (`ops.in_term`).
+        """
+        wrapped, payload = ops.in_term(term, kind, request.SerializeToString())[:2]
         try:
-            self._node.propose(kind, payload, done)
+            self._node.propose(wrapped, payload, done)
         except TooManyRequestsError as error:
             done(error)
 

@@ -113,7 +113,12 @@ class Member:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.headers = Headers(self.cluster.cluster_id, self.id)
         self.headers.set_term(self.recovered.hard_state.term)
-        self.watches = WatchHub(self.store, self.headers)
+        self.watches = WatchHub(
+            self.store,
+            self.headers,
+            fragment_bytes=config.max_request_bytes + GRPC_OVERHEAD,
+            jitter=lambda bound: self.random.randrange(0, bound),
+        )
         self.links = Links(
             self.cluster.cluster_id, self.id, self, self.random, on_lost=self._link_lost
         )

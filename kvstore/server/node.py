@@ -34,6 +34,8 @@ from kvstore.server.reads import Reads
 
 log = logging.getLogger("kvstore.node")
 
+BULK_MESSAGES = (AppendRequest, Forward)
+
 DISK_DEPTH = 2
 """Append works at the disk before new operations wait to become a larger batch."""
 
@@ -298,6 +300,9 @@ class Node:
         """Carry out what the core wants until it wants nothing more."""
         take = self.raft.take
         while (ready := take()) is not None:
+            # First, in the term that the refusals are of.
+            for forward_id in ready.refused:
+                self.proposals.refused(forward_id)
             if ready.term != self.term or ready.leader != self.leader or ready.role != self.role:
                 self._role_changed(ready)
             for message in ready.messages:
@@ -306,8 +311,6 @@ class Node:
                 self._disk.submit(ready.append)
             if ready.apply:
                 self._applying.extend(ready.apply)
-            for forward_id in ready.refused:
-                self.proposals.refused(forward_id)
             for read in ready.reads:
                 self.reads.ready(read.read_id, read.index, self.applied_index)
 
@@ -321,9 +324,8 @@ class Node:
         if isinstance(message, InstallSnapshot):
             self.hooks.snapshot(message)
             return
-        bulk = isinstance(message, Forward) or (
-            isinstance(message, AppendRequest) and bool(message.entries)
-        )
+        # An empty append too: on the other channel it would overtake entries and be rejected.
+        bulk = isinstance(message, BULK_MESSAGES)
         sent = self._wires.send(
             message.target, Channel.BULK if bulk else Channel.CONTROL, encode(message)
         )

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from kvstore.apply.alarms import Alarms
-from kvstore.apply.applier import Applier
-from kvstore.apply.members import Members
-from kvstore.lease.lessor import Lessor
+from kvstore.apply.state import open_state
 from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.mvcc.marks import AppliedMark
-from kvstore.mvcc.store import Store
 from kvstore.ports import Backend, Change, Disk
 from kvstore.server.config import ServerConfig
 
@@ -28,18 +24,14 @@ class Replica:
             StorageError, ValueError: The stored data is damaged or of a newer format.
         """
         self.backend = backend
-        self.lessor = Lessor(config.lease_ttl_min_s)
-        self.lessor.restore(backend)
-        self.store = Store(backend, leases=self.lessor, txn_ops_max=config.max_txn_ops)
-        self.lessor.write = self._write
-        self.published = Members(self._write)
-        self.published.restore(backend)
-        self.alarms = Alarms(self._write)
-        self.alarms.restore(backend)
-        self.applier = Applier(self.store, self.lessor, self.alarms, self.published)
-
-    def _write(self, table: str, key: bytes, value: bytes | None) -> None:
-        self.store.write(table, key, value)
+        state = open_state(
+            backend, minimum_ttl_s=config.lease_ttl_min_s, txn_ops_max=config.max_txn_ops
+        )
+        self.store = state.store
+        self.lessor = state.lessor
+        self.alarms = state.alarms
+        self.published = state.members
+        self.applier = state.applier
 
     @property
     def applied(self) -> AppliedMark:

@@ -89,9 +89,7 @@ class WatchCall:
         self._service.poke()
 
     def half_closed(self) -> None:
-        """The client is done; etcd ends the stream then."""
-        self._close()
-        self._call.finish()
+        """The client asks for nothing more; it still gets its events, as from etcd."""
 
     def cancelled(self) -> None:
         """The client is gone."""
