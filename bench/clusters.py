@@ -112,7 +112,11 @@ class Member:
     ) -> None:
         self.name = name
         self.ports = ports
-        self.command = ["taskset", "-c", cpu_list, *command] if cpu_list else command
+        pinned = ["taskset", "-c", cpu_list] if cpu_list else []
+        # A benchmark that is killed cannot tidy up: the kernel then ends the members for it.
+        # setpriv becomes the member (exec), so the process id is the member's own.
+        bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        self.command = [*bound, *pinned, *command]
         self.log_path = log_path
         self.process: subprocess.Popen[bytes] | None = None
 

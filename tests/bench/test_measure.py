@@ -1,0 +1,91 @@
+"""A measurement is checked against the store, on a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from bench import failover, h2load
+from bench.clusters import ETCD, Cluster
+from bench.load import Load, Outcome
+from bench.measure import Ceilings, Driver, measure, preload
+from tests.compat.conftest import need
+
+pytestmark = [pytest.mark.etcd, pytest.mark.cluster]
+LOAD = Load(targets=[], connections=2, streams=10, seconds=0.5, warmup_s=0.2, keys=800)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    need("etcd")
+    with Cluster(ETCD) as cluster:
+        yield cluster
+
+
+def test_a_clean_run_has_no_problems_and_real_costs(cluster: Cluster) -> None:
+    preload(cluster, 800)
+    load = Load(**{**LOAD.__dict__, "put_share": 0.5})
+
+    sample = measure("P1-mix", cluster, Driver("generator", load), Ceilings(0.3), 0)
+
+    assert [problem for problem in sample.problems if "null server" not in problem] == []
+    assert sample.rate > 0
+    assert sample.leader_us > 0
+    assert sample.follower_us > 0
+    assert sample.driver_rate > sample.rate
+
+
+def test_puts_that_did_not_happen_are_found(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A driver that claims one put more than it made, as h2load would when etcd refuses calls.
+    run = Driver.run
+
+    def boast(self: Driver, targets: list[str], kind: str) -> tuple[Outcome, str]:
+        outcome, command = run(self, targets, kind)
+        if kind == ETCD and targets == [cluster.leader().target]:
+            outcome.acknowledged_puts += 1
+        return outcome, command
+
+    monkeypatch.setattr(Driver, "run", boast)
+
+    sample = measure("P1", cluster, Driver("generator", LOAD), Ceilings(0.3), 0)
+
+    assert any("the revision moved by" in problem for problem in sample.problems)
+
+
+@pytest.mark.h2load
+def test_h2load_is_checked_by_the_revision(cluster: Cluster) -> None:
+    if not h2load.available():
+        pytest.skip("h2load is not installed (Debian package nghttp2-client)")
+    load = Load(targets=[], connections=2, streams=10, requests=2_000, distribution="one")
+
+    sample = measure("P1-h2load", cluster, Driver("h2load", load), Ceilings(0.3), 0)
+
+    assert sample.problems == []
+    assert sample.p99_ms >= sample.p50_ms > 0
+    assert sample.command.startswith("h2load -n 2000 -c 2 -m 10")
+
+
+def test_the_python_program_counts_what_it_wrote(cluster: Cluster) -> None:
+    driver = Driver("program", LOAD, tasks=20)
+
+    sample = measure("P4", cluster, driver, Ceilings(0.3), 0)
+
+    assert [problem for problem in sample.problems if "null server" not in problem] == []
+    assert sample.rate > 0
+
+
+@pytest.mark.slow
+def test_a_killed_leader_costs_no_acknowledged_write(cluster: Cluster) -> None:
+    gaps, ledger = asyncio.run(failover.drive(cluster, 1))
+    pairs = failover.stored(cluster.leader().target)
+
+    assert len(gaps) == 1
+    assert 0 < gaps[0] < 10
+    assert ledger.acknowledged
+    assert ledger.acknowledged.items() <= pairs.items()
+    assert not ledger.refused & pairs.keys()
+    assert pairs.keys() <= ledger.acknowledged.keys() | ledger.unknown
