@@ -267,7 +267,9 @@ class Node:
                 if not self._propose_here():
                     return
             else:
-                batch = proposals.next_batch(self.term)
+                # The core's own term, which may be ahead of what its last output told us: the
+                # batch is sent in it, and must count as sent in it.
+                batch = proposals.next_batch(self.raft.term)
                 assert batch is not None
                 # Sent once and never again: a second copy could be applied a second time.
                 try:
@@ -282,7 +284,7 @@ class Node:
                 return
 
     def _propose_here(self) -> bool:
-        batch = self.proposals.next_batch(self.term)
+        batch = self.proposals.next_batch(self.raft.term)
         assert batch is not None
         first, data = batch
         try:
@@ -356,7 +358,8 @@ class Node:
         self.applied_index = entry.index
         if entry.term != self.applied_term:
             self.applied_term = entry.term
-            self.proposals.term_applied(entry.term)
+            if self.proposals.term_applied(entry.term) and not self._scheduled:
+                self._wake()
             if self.role is Role.LEADER and entry.term == self.term:
                 self.hooks.led()
         self.applied_ops += len(applied.results)

@@ -141,10 +141,15 @@ class Proposals:
         if batch is not None:
             self._requeued.append(batch)
 
-    def term_applied(self, term: int) -> None:
-        """Queue every batch of an earlier term again: an entry of `term` was applied before it."""
-        for first in [first for first, batch in self._sent.items() if batch.term < term]:
+    def term_applied(self, term: int) -> bool:
+        """Queue every batch of an earlier term again; return whether there was one.
+
+        An entry of `term` was applied before it, so it is lost.
+        """
+        lost = [first for first, batch in self._sent.items() if batch.term < term]
+        for first in lost:
             self._requeued.append(self._sent.pop(first))
+        return bool(lost)
 
     def skipped(self) -> None:
         """A snapshot replaced part of the log: nobody can say what became of the batches sent."""

@@ -1,0 +1,212 @@
+"""The node around a real core: what counts as sent in which term, and what it does on failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kvstore.apply.ops import PUT
+from kvstore.peer.codec import decode, encode
+from kvstore.peer.link import Channel
+from kvstore.raft.config import Config, Restored
+from kvstore.raft.messages import (
+    AppendRequest,
+    AppendWork,
+    Configuration,
+    Entry,
+    Forward,
+    Heartbeat,
+    Message,
+)
+from kvstore.raft.raft import Raft
+from kvstore.server.node import Node, NodeHooks
+from kvstore.server.proposals import Proposals
+
+SELF, OLD, NEW = 1, 2, 3
+INCARNATION = 1
+
+
+class Result:
+    """What an applier returns."""
+
+    def __init__(self, origin: int, incarnation: int, first: int, results: list[Any]) -> None:
+        self.origin = origin
+        self.incarnation = incarnation
+        self.first_sequence = first
+        self.results = results
+
+
+class Applier:
+    """Applies nothing; entries of our own batches answer with their index."""
+
+    def __init__(self) -> None:
+        self.batches: dict[bytes, int] = {}
+
+    def apply(self, entry: Entry) -> Result:
+        if entry.data == b"bad":
+            raise RuntimeError("the state is wrong")
+        first = self.batches.get(entry.data, 0)
+        return Result(SELF if first else 0, INCARNATION, first, [entry.index] if first else [])
+
+
+class World:
+    """A node of three members; loop, disk, wires and clock are lists to look at."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], object]] = []
+        self.works: list[AppendWork] = []
+        self.sent: list[Message] = []
+        self.down: set[int] = set()
+        self.inflight = 0
+        self.now_ns = 0
+        self.fatal: list[BaseException] = []
+        self.applier = Applier()
+        nothing: Callable[..., None] = lambda *_: None  # noqa: E731
+        self.node = Node(
+            Raft(
+                Config(id=SELF, draw_timeout=lambda start, stop: stop - 1),
+                Restored(configuration=Configuration(voters=(SELF, OLD, NEW))),
+            ),
+            self.applier,  # type: ignore[arg-type]
+            Proposals(SELF, INCARNATION, 7_000_000_000),
+            self,
+            self,
+            self,
+            self,
+            NodeHooks(
+                applied=nothing, changed=nothing, role=nothing, led=nothing, snapshot=nothing,
+                fatal=self.fatal.append,
+            ),
+            7_000_000_000,
+        )  # fmt: skip
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        self.soon.append(lambda: callback(*args))
+
+    def submit(self, work: AppendWork) -> None:
+        self.works.append(work)
+
+    def send(self, peer: int, channel: Channel, payload: bytes) -> bool:
+        if peer in self.down:
+            return False
+        self.sent.append(decode(payload))
+        return True
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def wall_ns(self) -> int:
+        return 0
+
+    def turn(self) -> None:
+        """Run what waits for the next loop turn, and let the disk finish."""
+        while self.soon or self.works:
+            soon, self.soon = self.soon, []
+            for callback in soon:
+                callback()
+            works, self.works = self.works, []
+            if works:
+                self.node.saved(works)
+
+    def hear(self, *messages: Message) -> None:
+        for message in messages:
+            self.node.receive(message.sender, [encode(message)])
+
+    def forwards(self) -> list[Forward]:
+        return [message for message in self.sent if isinstance(message, Forward)]
+
+
+def heartbeat(leader: int, term: int) -> Heartbeat:
+    return Heartbeat(leader, SELF, term, 0, 0)
+
+
+def append(leader: int, term: int, index: int, prev_term: int, data: bytes) -> AppendRequest:
+    return AppendRequest(
+        leader, SELF, term, index - 1, prev_term, index, [Entry(index, term, 0, data)]
+    )
+
+
+def following(leader: int, term: int) -> World:
+    world = World()
+    world.hear(heartbeat(leader, term))
+    world.turn()
+    assert world.node.leader == leader
+    return world
+
+
+def test_a_batch_counts_as_sent_in_the_term_it_travels_in() -> None:
+    # The new leader is heard and an operation arrives in one turn. Were the batch counted to the
+    # old term, the new leader's first entry would make us send it a second time, and the store
+    # would apply it twice.
+    world = following(OLD, term=1)
+    ended: list[Any] = []
+    world.hear(heartbeat(NEW, 2))
+    world.node.propose(PUT, b"x", ended.append)
+    world.turn()
+    [forward] = world.forwards()
+    assert (forward.target, forward.term) == (NEW, 2)
+    world.hear(append(NEW, 2, 1, 0, b""))
+    world.turn()
+    assert len(world.forwards()) == 1
+    world.applier.batches[forward.data] = forward.forward_id
+    world.hear(append(NEW, 2, 2, 2, forward.data))
+    world.turn()
+    assert ended == [2]
+
+
+def test_a_batch_that_a_new_term_overtook_is_sent_again() -> None:
+    world = following(OLD, term=1)
+    ended: list[Any] = []
+    world.node.propose(PUT, b"x", ended.append)
+    world.turn()
+    world.hear(heartbeat(NEW, 2))
+    world.turn()
+    assert len(world.forwards()) == 1  # not before it is certain that it is lost
+    world.hear(append(NEW, 2, 1, 0, b""))
+    world.turn()
+    first, again = world.forwards()
+    assert (again.target, again.term) == (NEW, 2)
+    assert again.forward_id > first.forward_id
+    assert ended == []
+
+
+def test_an_unreachable_leader_does_not_make_the_loop_spin() -> None:
+    # A member whose leader was killed tried to forward for ever and never held an election.
+    world = following(OLD, term=1)
+    world.down.add(OLD)
+    world.node.propose(PUT, b"x", lambda _: None)
+    world.turn()
+    assert world.forwards() == []
+    world.down.clear()
+    world.node.tick()
+    assert len(world.forwards()) == 1
+
+
+def test_operations_wait_for_a_leader() -> None:
+    world = World()
+    world.node.propose(PUT, b"x", lambda _: None)
+    world.turn()
+    assert world.sent == []
+    world.hear(heartbeat(NEW, 1))
+    world.turn()
+    world.node.tick()
+    assert [forward.target for forward in world.forwards()] == [NEW]
+
+
+def test_a_failed_application_ends_the_member() -> None:
+    # To go on after half an entry would make this member differ from the others.
+    world = following(OLD, term=1)
+    world.hear(append(OLD, 1, 1, 0, b"bad"))
+    with pytest.raises(RuntimeError):
+        world.turn()
+    assert [str(error) for error in world.fatal] == ["the state is wrong"]
+
+
+def test_messages_in_another_members_name_are_dropped() -> None:
+    world = following(OLD, term=1)
+    world.node.receive(NEW, [encode(heartbeat(OLD, 9))])
+    world.node.receive(NEW, [b"\xff\xff"])
+    world.turn()
+    assert world.node.term == 1
