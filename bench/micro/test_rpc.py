@@ -1,0 +1,141 @@
+"""Header decoding and the whole way of a unary call through the engine, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from bench import messages
+from bench.load import Load, draws
+from bench.profiles import NAMES, sequence
+from bench.wire import (
+    HEADERS,
+    STREAM,
+    WINDOW_DEFAULT,
+    WINDOW_MAX,
+    frame,
+    settings,
+    window_update,
+)
+from kvstore.rpc.call import Call
+from kvstore.rpc.connection import Connection
+from kvstore.rpc.engine import Engine
+from kvstore.rpc.head import Route
+from kvstore.rpc.hpack import Decoder
+from kvstore.rpc.limits import Limits
+
+BATCH = 50
+REPLY = messages.blob(1, b"\x08\x80\x80\x80\x80\x80\x80\x80\x80\x40\x18\x80\x80\x08\x20\x02")
+
+
+@pytest.mark.parametrize("profile", NAMES)
+def test_decode_headers(profile: str, per_operation: Callable[..., Any]) -> None:
+    """Decode the blocks of successive calls on one connection."""
+    blocks = sequence(profile, put_share=1.0, authority="127.0.0.1:2379")
+    decoder = Decoder(16_384)
+    at = 0
+
+    def setup() -> tuple[list[bytes]]:
+        nonlocal at
+        while len(blocks.items) < at + BATCH:
+            blocks.extend()
+        batch = [block for _, _, block in blocks.items[at : at + BATCH]]
+        at += BATCH
+        return (batch,)
+
+    def decode(batch: list[bytes]) -> Any:
+        fields: Any = None
+        for block in batch:
+            fields = decoder.decode(block)
+        return fields
+
+    assert per_operation(decode, BATCH, setup)
+
+
+class Sink:
+    """A transport that keeps what is written and never blocks."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.written += sum(map(len, parts))
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Ignore: nothing is ever buffered."""
+
+    def get_extra_info(self, _: str, default: object = None) -> object:
+        return default
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Yield a loop that runs only when told to."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize("profile", ["h2load", "grpc-go-deadline"])
+def test_unary_call(
+    profile: str, loop: asyncio.AbstractEventLoop, per_operation: Callable[..., Any]
+) -> None:
+    """Parse one chunk with 50 puts, call the handler for each, write the replies."""
+    sink = Sink()
+    answered = 0
+
+    def handler(call: Call, _: bytes) -> None:
+        nonlocal answered
+        answered += 1
+        call.reply(REPLY)
+
+    routes = {messages.PUT.encode(): Route(messages.PUT, handler, unary=True)}
+
+    async def connect() -> Connection:
+        engine = Engine(Limits(), raise_it, routes, {"etcdserverpb.KV"}, None)
+        connection = Connection(engine, cast("asyncio.Transport", sink))
+        # Without room in the window the replies would wait, and later calls be refused.
+        connection.start(settings({}) + window_update(0, WINDOW_MAX - WINDOW_DEFAULT))
+        return connection
+
+    connection = loop.run_until_complete(connect())
+    blocks = sequence(profile, put_share=1.0, authority="127.0.0.1:2379")
+    [(start, payload), *_] = draws(Load(targets=[], keys=1), 0)
+    at = 0
+
+    def setup() -> tuple[bytes]:
+        nonlocal at
+        while len(blocks.items) < at + BATCH:
+            blocks.extend()
+        out = []
+        for number in range(at, at + BATCH):
+            name = STREAM.pack(2 * number + 1)
+            _, head, block = blocks.items[number]
+            out += [head, name, block, start, name, payload]
+        at += BATCH
+        return (b"".join(out),)
+
+    def one_turn(data: bytes) -> None:
+        connection.data_received(data)
+        loop.run_until_complete(asyncio.sleep(0))
+
+    per_operation(one_turn, BATCH, setup)
+    assert answered == at
+    assert sink.written > answered * len(frame(HEADERS, 0, 1, REPLY))
+
+
+def raise_it(error: BaseException) -> None:
+    """Let a handler's bug end the benchmark."""
+    raise error
