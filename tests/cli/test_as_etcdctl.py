@@ -73,7 +73,7 @@ KNOWN = [
         etcd="err: Error: rpc error: code = ResourceExhausted desc = trying to send message larger"
         " than max (2252810 vs. 2097152)",
         ours="err: Error: rpc error: code = ResourceExhausted desc = grpc: received message larger"
-        " than max (2252810 vs. 2097152)",
+        r" than max \(2252810 vs\. 2097152\)",
     ),
 ]
 
