@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kvstore.rpc.outbound import Outbound
     from kvstore.rpc.plain import HttpRequest, HttpResponse
     from kvstore.rpc.sniff import Sniffer
+    from kvstore.rpc.tls import TlsTransport
 
 HttpHandler = Callable[["HttpRequest"], Awaitable["HttpResponse"]]
 
@@ -100,7 +102,10 @@ class Engine:
         self.deadlines = Deadlines(self.loop)
         self.counters = Counters()
         self.connections: set[Connection] = set()
-        self.sniffing: set[Sniffer] = set()
+        self.opening: set[Sniffer | TlsTransport] = set()
+        """Connections whose protocol is not known yet."""
+        self.handshakes: deque[TlsTransport] = deque()
+        """TLS connections with a handshake step to do."""
         self.http1: Http1 | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Event | None = None
@@ -121,6 +126,25 @@ class Engine:
             except Exception as error:  # noqa: BLE001  # one connection's bug is not the others'
                 self.report(error)
                 connection.abort()
+
+    def queue_handshake(self, transport: TlsTransport) -> None:
+        """Let `transport.handshake` run when it is its turn: a few in each turn of the loop."""
+        if not self.handshakes:
+            self.loop.call_soon(self._run_handshakes)
+        self.handshakes.append(transport)
+
+    def _run_handshakes(self) -> None:
+        handshakes = self.handshakes
+        for _ in range(min(len(handshakes), self.limits.handshakes_per_turn)):
+            transport = handshakes[0]
+            try:
+                transport.handshake()
+            except Exception as error:  # noqa: BLE001  # one connection's bug is not the others'
+                self.report(error)
+                transport.abort()
+            handshakes.popleft()
+        if handshakes:
+            self.loop.call_soon(self._run_handshakes)
 
     def forget(self, connection: Connection) -> None:
         """Take out a connection that is lost."""

@@ -10,6 +10,7 @@ from kvstore.rpc.head import Route
 from kvstore.rpc.http1 import Http1
 from kvstore.rpc.limits import Limits
 from kvstore.rpc.sniff import Sniffer
+from kvstore.rpc.tls import TlsTransport
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,6 +51,7 @@ class Statistics:
     tls_handshakes: int
     tls_failures: int
     tls_waiting: int
+    """Connections with a handshake step to do."""
 
 
 class Server:
@@ -117,12 +119,17 @@ class Server:
                 self._engine.http1 = Http1(self._engine, self._http)
             self._schedule_sweep(self._engine)
         engine = self._engine
-        assert tls is None
 
-        def accept() -> asyncio.Protocol:
+        def sniff() -> asyncio.Protocol:
             return Sniffer(engine)
 
-        listener = await engine.loop.create_server(accept, host, port, backlog=self._limits.backlog)
+        def wrap() -> asyncio.Protocol:
+            assert tls is not None
+            return TlsTransport(engine, tls, sniff)
+
+        listener = await engine.loop.create_server(
+            sniff if tls is None else wrap, host, port, backlog=self._limits.backlog
+        )
         self._listeners.append(listener)
         bound: Any = listener.sockets[0].getsockname()
         return int(bound[1])
@@ -150,8 +157,8 @@ class Server:
         engine = self._engine
         if engine is None:
             return
-        for sniffer in list(engine.sniffing):
-            sniffer.abort()
+        for opening in list(engine.opening):
+            opening.abort()
         for connection in list(engine.connections):
             connection.drain()
         http1 = engine.http1
@@ -198,5 +205,5 @@ class Server:
             handler_errors=counters.handler_errors,
             tls_handshakes=counters.tls_handshakes,
             tls_failures=counters.tls_failures,
-            tls_waiting=0,
+            tls_waiting=len(engine.handshakes),
         )

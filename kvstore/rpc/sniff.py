@@ -29,7 +29,7 @@ class Sniffer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for bytes, not for ever."""
         self._transport = cast("asyncio.Transport", transport)
-        self._engine.sniffing.add(self)
+        self._engine.opening.add(self)
         self._timer = self._engine.loop.call_later(
             self._engine.limits.handshake_timeout_s, self.abort
         )
@@ -67,4 +67,4 @@ class Sniffer(asyncio.Protocol):
 
     def _done(self) -> None:
         self._timer.cancel()
-        self._engine.sniffing.discard(self)
+        self._engine.opening.discard(self)
