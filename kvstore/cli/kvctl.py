@@ -1,7 +1,7 @@
 """kvctl: etcdctl's commands, flags and outputs; here are the global flags and nothing of a command.
 
 The command modules, and gRPC with them, are imported only when a command needs them: `kvctl --help`
-and a refused argument cost no more than Python and click.
+and a misspelt command cost no more than Python and click.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def spawn_kvctl(args: Sequence[str], stdin: bytes = b"", **environment: str) -> 
         input=stdin,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=15,
         env={"PATH": os.environ["PATH"], **environment},
     )
     return Done(done.returncode, done.stdout, done.stderr)
@@ -66,7 +66,7 @@ def spawn_etcdctl(args: Sequence[str], stdin: bytes = b"", **environment: str) -
         input=stdin,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=15,
         env={"PATH": os.environ["PATH"], "ETCDCTL_API": "3", **environment},
     )
     lines = done.stderr.splitlines(keepends=True)

@@ -78,6 +78,7 @@ KNOWN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_every_command_prints_what_etcdctl_prints() -> None:
     need("etcd", "etcdctl")

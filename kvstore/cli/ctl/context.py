@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -82,6 +81,7 @@ class Settings:
 
     def run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, Result]]) -> Result:
         """Run `work` with a client on an event loop."""
+        import asyncio  # here, as it costs as much as click does and --help needs none
 
         async def main() -> Result:
             async with self.client() as client:
