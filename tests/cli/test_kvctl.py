@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,9 @@ READS = [
 ]
 
 
+NEW_FIELDS = re.compile(rb',"(hash_revision|storageVersion|dbSizeQuota)":("[^"]*"|[0-9]+)')
+"""What servers from 3.5 on say and kvctl shows; etcdctl 3.4 does not know it."""
+
 LEFT_OUT = {
     ("alarm list", "fields"),  # etcdctl panics
     ("lease list", "protobuf"),  # etcdctl prints the header alone ...
@@ -167,6 +171,8 @@ def test_every_format_of_every_read(server: Cluster, etcdctl: str, output: str) 
             theirs = theirs._replace(out=theirs.out.replace(b"%!", b"%"))
             if b"%" in theirs.out + ours.out:
                 continue
+        if output == "json":
+            ours = ours._replace(out=NEW_FIELDS.sub(b"", ours.out))
         assert (line, ours.code, ours.out) == (line, theirs.code, theirs.out)
         assert first_line(ours.err) == first_line(theirs.err)
 

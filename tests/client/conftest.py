@@ -42,7 +42,14 @@ def fresh_server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(
+    scope="session",
+    params=[
+        # In the quick suite our own server; the client was written against etcd, which takes longer.
+        pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.slow]),
+        pytest.param("kvstore", marks=pytest.mark.cluster),
+    ],
+)
 def three_members(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     skip_unless_there(request.param)
     with SERVERS[request.param](3) as cluster:

@@ -285,7 +285,7 @@ async def test_an_endpoint_that_answers_nothing_costs_its_share_only(server: Clu
     # A port that accepts and never speaks: no HTTP/2 settings arrive.
     async with (
         Proxy(server.endpoints[0]) as proxy,
-        AsyncClient([proxy.endpoint, server.endpoints[0]]) as client,
+        AsyncClient([proxy.endpoint, server.endpoints[0]], connect_timeout_s=0.3) as client,
     ):
         proxy.hold_answers()
         await client.put(b"silent/first", b"v")

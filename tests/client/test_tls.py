@@ -1,0 +1,122 @@
+"""Encrypted connections, with and without client certificates, and refusals of wrong ones."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from kvstore.client import AsyncClient, Tls, UnreachableError
+from tests.client.conftest import skip_unless_there
+from tests.servers import SERVERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.servers import Cluster
+
+
+def make_certificates(folder: Path) -> None:
+    """Write an authority, and a certificate of it for server and client."""
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+    ca = _builder(ca_name, ca_name, ca_key.public_key()).add_extension(
+        x509.BasicConstraints(ca=True, path_length=None), critical=True
+    )
+    _write(folder / "ca.pem", ca.sign(ca_key, hashes.SHA256()))
+    for name in ("server", "client"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        certificate = _builder(subject, ca_name, key.public_key()).add_extension(
+            x509.SubjectAlternativeName(addresses), critical=False
+        )
+        _write(folder / f"{name}.pem", certificate.sign(ca_key, hashes.SHA256()))
+        (folder / f"{name}-key.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key) -> x509.CertificateBuilder:
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+    )
+
+
+def _write(path: Path, certificate: x509.Certificate) -> None:
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("certificates")
+    make_certificates(path)
+    return path
+
+
+WAITING = pytest.mark.xfail(reason="our server does not listen with TLS yet", strict=True)
+KINDS = [
+    pytest.param("etcd", marks=pytest.mark.etcd),
+    pytest.param("kvstore", marks=[pytest.mark.cluster, WAITING]),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def strict_server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Cluster]:
+    """A member that demands a client certificate."""
+    skip_unless_there(request.param)
+    flags = (
+        *("--cert-file", str(folder / "server.pem"), "--key-file", str(folder / "server-key.pem")),
+        *("--trusted-ca-file", str(folder / "ca.pem"), "--client-cert-auth=true"),
+    )
+    with SERVERS[request.param](1, flags, scheme="https") as cluster:
+        yield cluster
+
+
+async def test_a_client_with_a_certificate_is_served(strict_server: Cluster, folder: Path) -> None:
+    tls = Tls(str(folder / "ca.pem"), str(folder / "client.pem"), str(folder / "client-key.pem"))
+    [address] = strict_server.endpoints
+    for endpoint in (address, f"https://{address}"):
+        async with AsyncClient([endpoint], tls=tls) as client, client.watch(b"tls") as watcher:
+            put = await client.put(b"tls", b"v")
+            assert (await anext(watcher)).revision == put.revision
+
+
+async def test_wrong_credentials_never_get_through(strict_server: Cluster, folder: Path) -> None:
+    [address] = strict_server.endpoints
+    authority = str(folder / "ca.pem")
+    certificate = (str(folder / "client.pem"), str(folder / "client-key.pem"))
+    attempts = {
+        "no certificate": (f"https://{address}", Tls(authority)),
+        "an authority that did not sign the server": (address, Tls(None, *certificate)),
+        "the wrong name": (address, Tls(authority, *certificate, server_name="other.example")),
+        "plain text": (f"http://{address}", None),
+    }
+    for what, (endpoint, tls) in attempts.items():
+        async with AsyncClient([endpoint], tls=tls, timeout_s=1) as client:
+            with pytest.raises(UnreachableError):
+                await client.put(b"tls", what.encode())
+
+
+async def test_a_missing_file_is_named(folder: Path) -> None:
+    async with AsyncClient(["127.0.0.1:1"], tls=Tls(str(folder / "absent.pem"))) as client:
+        with pytest.raises(FileNotFoundError, match=r"absent\.pem"):
+            await client.get(b"k")
