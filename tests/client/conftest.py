@@ -45,7 +45,7 @@ def fresh_server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 @pytest.fixture(
     scope="session",
     params=[
-        # In the quick suite our own server; the client was written against etcd, which takes longer.
+        # The quick suite takes our own server; etcd's elections and restarts take longer.
         pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.slow]),
         pytest.param("kvstore", marks=pytest.mark.cluster),
     ],

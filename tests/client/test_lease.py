@@ -145,6 +145,7 @@ async def test_a_lease_is_lost_when_no_server_answers(fresh_server: Cluster) -> 
     assert waited_s <= lease.ttl_s + 0.5
 
 
+@pytest.mark.slow
 async def test_many_leases_share_the_stream(client: AsyncClient, prefix: bytes) -> None:
     leases = [client.lease(2) for _ in range(200)]
     await asyncio.gather(*(lease.start() for lease in leases))

@@ -111,7 +111,7 @@ async def test_wrong_credentials_never_get_through(strict_server: Cluster, folde
         "plain text": (f"http://{address}", None),
     }
     for what, (endpoint, tls) in attempts.items():
-        async with AsyncClient([endpoint], tls=tls, timeout_s=1) as client:
+        async with AsyncClient([endpoint], tls=tls, timeout_s=0.5) as client:
             with pytest.raises(UnreachableError):
                 await client.put(b"tls", what.encode())
 
