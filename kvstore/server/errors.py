@@ -105,7 +105,7 @@ class TimedOutError(ServerError):
         "connection": "etcdserver: request timed out, possibly due to connection lost",
         "snapshot": "etcdserver: request timed out, possibly due to connection lost",
         "applied": "etcdserver: request timed out, waiting for the applied index took too long",
-        "stopped": "etcdserver: server stopped",
+        "stopped": "etcdserver: request timed out",
     }
 
     def __init__(self, cause: str = "") -> None:
