@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Self
 
 import lmdb
@@ -23,11 +24,18 @@ class UnreadableError(Exception):
 
 
 class StoreReader:
-    """Client side; use as a context manager."""
+    """Client side; use as a context manager.
+
+    `command`: module and arguments of the process; it answers each path with one line, the hex of
+    a msgpack array of applied index, keys and error.
+    """
+
+    def __init__(self, *command: str) -> None:
+        self._command = command or ("tests.wal.store_reader",)
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.wal.store_reader"],
+            [sys.executable, "-m", *self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -41,7 +49,7 @@ class StoreReader:
         self._process.wait()
 
     def read(self, path: str) -> tuple[int, dict[bytes, bytes]]:
-        """Return the applied index and the keys of a store; it is made if it is not there."""
+        """Return applied index and keys of what is at the path; it is made if it is not there."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -72,11 +80,12 @@ def _read(path: str) -> tuple[int, dict[bytes, bytes], str]:
         store.close()
 
 
-def main() -> None:
+def answer(read: Callable[[str], tuple[int, dict[bytes, bytes], str]]) -> None:
+    """Server side: read what stdin names until it ends."""
     for line in sys.stdin:
-        sys.stdout.write(msgpack.packb(_read(line.rstrip("\n"))).hex() + "\n")
+        sys.stdout.write(msgpack.packb(read(line.rstrip("\n"))).hex() + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    answer(_read)

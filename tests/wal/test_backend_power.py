@@ -111,7 +111,7 @@ def test_log_and_store_belong_together_after_every_power_cut(folder: Path) -> No
     applied = [outcome for outcome in outcomes if outcome.startswith("at ")]
     assert len(applied) == ENTRIES // STORE_EVERY + 1  # each commit was seen, and the empty store
     # LMDB syncs its first pages only with its first commit. Nothing is lost, but the operator has
-    # to remove the file; a store that got its name when it was whole would need nobody.
+    # to remove the file; so the member gives a new store its name when it is whole.
     assert all("MDB_INVALID" in outcome for outcome in outcomes if outcome.startswith("unread"))
     kinds = Counter(call.kind for call in trace.calls)
     assert kinds["sync_range"] > ENTRIES // STORE_EVERY  # LMDB's meta page, with O_DSYNC
