@@ -25,6 +25,9 @@ class DiskOptions:
     jitter_bits: int
     """An fsync takes `sync_ns` plus up to 2**jitter_bits ns more."""
 
+    skew: int = 1
+    """Some member's disk is up to this many times slower: a leader's may be the slowest."""
+
 
 @dataclass(slots=True)
 class Recovered:
@@ -65,7 +68,7 @@ class Disk:
     def __init__(self, world: World, options: DiskOptions, image: Image) -> None:
         self._world = world
         self._options = options
-        self.slow_factor = 1
+        self.usual_factor = self.slow_factor = world.between(1, options.skew)
         self.hard_state = HardState(0, 0, 0)
         self.entries: list[Entry] = []
         self.compacted_index = 0

@@ -158,7 +158,7 @@ class Nemesis:
         disk.slow_factor = self._world.between(2, 100)
 
         def recover(_: object) -> None:
-            disk.slow_factor = 1
+            disk.slow_factor = disk.usual_factor
 
         self._world.after(self._length_ns(), recover)
 

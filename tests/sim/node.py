@@ -22,6 +22,7 @@ from kvstore.raft.messages import (
     AppendResponse,
     AppendWork,
     Entry,
+    Heartbeat,
     InstallSnapshot,
     Message,
     PreVoteResponse,
@@ -177,6 +178,8 @@ class Process:
         """Do what the core wants: now, or together with what else this turn of the loop brings."""
         self.sequence = 0
         self.forwards = member.incarnation << 32
+        self.asked = False
+        """A client asked for something since the last turn."""
         self.batch: list[tuple[Write, Done]] = []
         self.pending: dict[int, Done] = {}
         """By sequence number: writes whose entry this process has not applied yet."""
@@ -239,6 +242,7 @@ class Process:
             self.queued_reads.append((key, done))
         else:
             self.batch.append(((key, kind, value), done))
+        self.asked = True
         self.pump()
 
     def _turn_soon(self) -> None:
@@ -260,10 +264,9 @@ class Process:
     def _turn(self) -> None:
         take = self.take
         try:
-            if self.batch:
-                self._propose()
-            if self.queued_reads and not self.asked_reads:
-                self._ask()
+            if self.asked:
+                self.asked = False
+                self._take_operations()
             while (ready := take()) is not None:
                 self._handle(ready)
         except Crashed:
@@ -364,6 +367,8 @@ class Process:
         self.network.send(self.id, message.target, codec.encode(message))
         if kind is AppendRequest:
             self.point("append sent", self)
+        elif kind is Heartbeat:
+            return
         elif isinstance(message, AppendResponse):
             if message.hint is None:
                 self.point("append answered", self)
@@ -380,6 +385,12 @@ class Process:
             self.point("transfer started", self)
 
     # --- client operations ---
+
+    def _take_operations(self) -> None:
+        if self.batch:
+            self._propose()
+        if self.queued_reads and not self.asked_reads:
+            self._ask()
 
     def _propose(self) -> None:
         world = self.world

@@ -179,6 +179,7 @@ def _swarm(rng: random.Random) -> Profile:
         disk=DiskOptions(
             sync_ns=pick((1, 50, 300, 1000)) * US,
             jitter_bits=pick((10, 18, 20)),
+            skew=pick((1, 1, 4, 20)),
         ),
         tick_ns=tick_ns,
         tick_skew=pick((0.0, 0.05, 0.3)),
@@ -225,6 +226,7 @@ def _narrow_calm(profile: Profile, _: random.Random) -> None:
     """No fault at all, ordinary knobs: what the speed is measured with."""
     profile.nodes = 3
     profile.turn_ns = profile.apply_ns = 0
+    profile.store_every = profile.trailing = profile.compact_every = 100
     _only(profile)
     profile.points = {}
     profile.tick_skew = 0.0
@@ -253,7 +255,8 @@ def _narrow_disk(profile: Profile, rng: random.Random) -> None:
     profile.nodes = rng.choice((3, 3, 5))
     profile.points["append answered"] = 0.005
     profile.points["append sent"] = 0.002
-    profile.points["leader committed"] = 0.01
+    profile.points["leader committed"] = rng.choice((0.01, 0.1))
+    profile.disk.skew = rng.choice((1, 4, 20))
     profile.point_actions = ("crash",)
     profile.fault_weights["crash"] = 4
     profile.fault_weights["crash leader"] = 4
