@@ -267,9 +267,12 @@ class Invariants:
                 self.fail(DURABLE_FIRST, f"{message} leaves, the disk has term {state.term}")
         elif kind is AppendResponse:
             assert isinstance(message, AppendResponse)
-            # A rejection promises nothing.
+            # A rejection promises nothing. If the disk is in a later term already, one fsync served
+            # this answer's entries and those of the next leader, which may replace them: the same
+            # as an answer that was long on its way. Within a term nothing is replaced.
             if message.hint is None and (
-                disk.last_index < message.index or state.term < message.term
+                state.term < message.term
+                or (state.term == message.term and disk.last_index < message.index)
             ):
                 self.fail(
                     DURABLE_FIRST,

@@ -177,6 +177,7 @@ def test_an_answer_before_its_entries_or_its_term_are_durable() -> None:
         with pytest.raises(Violation, match=DURABLE_FIRST):
             facts.leaving(answer, kept)
     facts.leaving(AppendResponse(2, 1, 3, 5, (4, 2)), disk())  # a rejection promises nothing
+    facts.leaving(answer, disk(term=4, entries=3))  # replaced since, by a leader of term 4
 
 
 def test_a_vote_before_it_is_durable() -> None:
