@@ -92,8 +92,7 @@ async def test_a_forgotten_token_is_replaced_unnoticed(guarded: Cluster) -> None
         assert await client.lease_keep_alive_once(grant.lease_id) == grant
 
 
+@pytest.mark.parametrize("server", KINDS, indirect=True)
 async def test_a_name_given_to_a_cluster_that_asks_for_none_is_no_error(server: Cluster) -> None:
-    if type(server) is SERVERS["kvstore"]:
-        pytest.skip("our server has no Auth service yet")
     async with AsyncClient(server.endpoints, user="root", password="r") as client:
         await client.put(b"auth/off", b"v")

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from kvstore.client import AsyncClient, Tls, UnreachableError
-from tests.client.conftest import skip_unless_there
+from tests.client.conftest import KINDS, skip_unless_there
 from tests.servers import SERVERS
 
 if TYPE_CHECKING:
@@ -70,13 +70,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("certificates")
     make_certificates(path)
     return path
-
-
-WAITING = pytest.mark.xfail(reason="our server does not listen with TLS yet", strict=True)
-KINDS = [
-    pytest.param("etcd", marks=pytest.mark.etcd),
-    pytest.param("kvstore", marks=[pytest.mark.cluster, WAITING]),
-]
 
 
 @pytest.fixture(scope="module", params=KINDS)
