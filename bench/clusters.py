@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import grpc
+import psutil
 
 from bench import messages
 
@@ -193,6 +194,10 @@ class Member:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-15:])
 
 
+def _stopped(member: Member) -> bool:
+    return bool(psutil.Process(member.pid).status() == psutil.STATUS_STOPPED)
+
+
 class Cluster:
     """A local cluster; a context manager that starts it and removes its data."""
 
@@ -334,6 +339,8 @@ class Cluster:
         """SIGSTOP every member, so that this cluster costs nothing while the other is measured."""
         for member in self.members:
             member.signal_group(signal.SIGSTOP)
+        # The signal takes effect a moment later, and the next measurement begins at once.
+        wait_until(lambda: all(map(_stopped, self.members)), STOP_S, "the freeze of all members")
 
     def thaw(self) -> None:
         """SIGCONT every member and wait until the cluster serves again."""
