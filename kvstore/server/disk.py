@@ -76,6 +76,8 @@ class DiskThread:
                     self._wal.release(release)
                 if closing:
                     self._wal.close()
+                elif self._queue.empty():
+                    self._wal.prepare()  # the next segment, while nobody waits for us
             except Exception as error:  # noqa: BLE001 (every failure of the log ends the process)
                 fatal(error)
 

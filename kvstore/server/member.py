@@ -180,8 +180,8 @@ class Member:
         config = self.config
         folder = config.data_dir
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
             disk = self._real_disk = RealDisk()
+            disk.make_folder(folder)
             identity = Identity(config.cluster_id, self.id)
             path = f"{folder}/{STORE_NAME}"
             if Wal.exists(disk, f"{folder}/wal"):
@@ -286,7 +286,11 @@ class Member:
             quota_bytes=config.quota_bytes,
         )
         self.kv = KvService(
-            self.writes, self.store, txn_ops_max=config.max_txn_ops, later=loop.call_soon
+            self.writes,
+            self.store,
+            txn_ops_max=config.max_txn_ops,
+            later=loop.call_soon,
+            later_s=loop.call_later,
         )
         self.watch_service = WatchService(
             self.watches, lambda: bool(self.node.leader), loop.call_soon

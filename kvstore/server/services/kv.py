@@ -34,6 +34,9 @@ AT_ONCE_MAX = 500
 REPLIES_SIZE_MAX = 512 << 20
 """Bytes of large replies being built or sent; above it a large range is refused."""
 
+PURGE_POLL_S = 0.02
+"""The purge goes on in slices of milliseconds; nobody waits for its end but this."""
+
 PUT_OVERHEAD = 256
 """etcd's estimate of what a put costs beside key and value."""
 
@@ -48,13 +51,15 @@ class KvService:
         *,
         txn_ops_max: int,
         later: Callable[[Callable[[], None]], object],
+        later_s: Callable[..., object],
     ) -> None:
-        """Join the parts; `later` is `loop.call_soon`."""
+        """Join the parts; `later` is `loop.call_soon`, `later_s` is `loop.call_later`."""
         self.range_total = 0
         self._writes = writes
         self.store = store
         self._txn_ops_max = txn_ops_max
         self._later = later
+        self._later_s = later_s
         self._replies_bytes = 0
 
     def register(self, server: Routes) -> None:
@@ -93,8 +98,19 @@ class KvService:
 
     def _compact(self, call: Call, data: bytes) -> None:
         request = parse(call, rpc_pb2.CompactionRequest.FromString, data)
-        if request is not None:
+        if request is None:
+            return
+        if request.physical:
+            self._writes.submit(call, ops.COMPACT, data, partial(self._when_purged, call))
+        else:
             self._writes.submit(call, ops.COMPACT, data)
+
+    def _when_purged(self, call: Call, message: bytes) -> None:
+        """Answer a physical compaction when this member has removed the records."""
+        if not self.store.purging:
+            call.reply(message)
+        elif not call.cancelled:
+            self._later_s(PURGE_POLL_S, self._when_purged, call, message)
 
     def _txn(self, call: Call, data: bytes) -> None:
         request = parse(call, rpc_pb2.TxnRequest.FromString, data)

@@ -59,21 +59,26 @@ class Writes:
         """Return the header with the store's current revision."""
         return self.headers(self.store.revision)
 
-    def submit(self, call: Call, kind: int, payload: bytes) -> None:
-        """Bring an operation into the log and answer the call with its result."""
+    def submit(
+        self, call: Call, kind: int, payload: bytes, reply: Callable[[bytes], None] | None = None
+    ) -> None:
+        """Bring an operation into the log and answer the call with its result.
+
+        `reply` takes the encoded success instead of the call, for those that still wait.
+        """
         if len(payload) > self._size_max:
             fail(call, RequestTooLargeError())
             return
         try:
-            self.node.propose(kind, payload, partial(self._done, call, kind))
+            self.node.propose(kind, payload, partial(self._done, call, kind, reply or call.reply))
         except TooManyRequestsError as error:
             fail(call, error)
 
-    def _done(self, call: Call, kind: int, result: Any) -> None:
+    def _done(self, call: Call, kind: int, reply: Callable[[bytes], None], result: Any) -> None:
         if isinstance(result, Exception):
             fail(call, result)
         else:
-            call.reply(encode(kind, result, self.headers(result[0])))
+            reply(encode(kind, result, self.headers(result[0])))
 
     def submit_put(self, call: Call, payload: bytes) -> None:
         """`submit` for a put: the hot path, without the general encoder."""
