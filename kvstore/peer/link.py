@@ -33,7 +33,7 @@ UNSENT_MAX = 64 << 20
 """Bytes waiting for one peer before further messages to it are dropped, which Raft tolerates."""
 
 BACKOFF_MIN_S = 0.02
-BACKOFF_MAX_S = 1.0
+BACKOFF_MAX_S = 0.25
 HELLO_TIMEOUT_S = 5.0
 QUIET_S = 3.0
 """A peer may be away this long before it is worth a line in the log."""
