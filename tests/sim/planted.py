@@ -204,7 +204,7 @@ BUGS = (
         Parts(core=CommitsOldTerms),
         "figure8",
         20_000,
-        5_000_000,
+        1_500_000,
         (1_000, 2_000, 3_000, 4_000, 5_000),
         slow=True,
     ),

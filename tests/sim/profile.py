@@ -342,11 +342,16 @@ def _narrow_figure8(profile: Profile, rng: random.Random) -> None:
     profile.fault_every_ns = rng.choice((10, 30)) * MS
     profile.fault_ns = 20 * MS
     profile.restart_ns = rng.choice((5, 15)) * MS
-    profile.store_every = 1_000_000
+    # Whoever restarts replays little, and nobody needs a snapshot.
+    profile.store_every = 20
+    profile.trailing = 200
+    profile.compact_every = 50
     profile.points = {
-        "leader": 0.1,
-        "append sent": rng.choice((0.05, 0.1)),
-        "leader committed": rng.choice((0.1, 0.3)),
+        "leader": rng.choice((0.0, 0.05)),
+        # Dead between two peers: the entry reaches some of them.
+        "append sent": rng.choice((0.05, 0.1, 0.2)),
+        # Dead when the entry of the past is committed and its own is not.
+        "leader committed": rng.choice((0.3, 0.6)),
     }
     profile.point_actions = ("crash",)
 
