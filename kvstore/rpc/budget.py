@@ -20,11 +20,17 @@ class Budget:
         self._since_s = 0.0
 
     def spend(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Use one; False when none is left. Looks at the clock only when the burst is used up."""
+        """Use one; False when none is left.
+
+        Looks at the clock only at the first use and when the burst is used up.
+        """
+        if self._used + 1 > self._burst:
+            now = loop.time()
+            self._used = max(0.0, self._used - (now - self._since_s) * self._per_s)
+            self._since_s = now
+            if self._used + 1 > self._burst:
+                return False
+        elif not self._used:
+            self._since_s = loop.time()  # nothing comes back for the time before the first use
         self._used += 1
-        if self._used <= self._burst:
-            return True
-        now = loop.time()
-        self._used = max(0.0, self._used - (now - self._since_s) * self._per_s)
-        self._since_s = now
-        return self._used <= self._burst
+        return True

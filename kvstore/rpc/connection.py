@@ -122,11 +122,11 @@ class Connection(Requests, asyncio.Protocol):
         # GOAWAY on its way. So end our side only, and drop what comes until the client has read it.
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            if self.paused:
+            if self.holding:
                 self.transport.resume_reading()
-            self.engine.loop.call_later(_LINGER_S, self.transport.abort)
         else:
             self.transport.close()
+        self.engine.loop.call_later(_LINGER_S, self.transport.abort)
 
     # Bytes in
 
@@ -450,7 +450,7 @@ class Connection(Requests, asyncio.Protocol):
             self.engine.loop.call_soon(self._close_drained)
 
     def _close_drained(self) -> None:
-        if not self.streams:
+        if not self.streams and not self.closed:
             self.flush()
             self.closed = True
             self.transport.close()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from kvstore.rpc.plain import FAILED, TOO_LARGE, HttpRequest, HttpResponse
+from kvstore.rpc.plain import FAILED, TOO_LARGE, TOO_SLOW, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
-    import asyncio
-
     from kvstore.rpc.engine import Engine, HttpHandler
 
 _KEEPALIVE_S = 75.0
+_BODY_S = 60.0
 _LINGER_S = 2.0
 
 
@@ -30,6 +30,8 @@ class Http1:
             lingering_time=_LINGER_S,
             access_log=None,
         )
+        # aiohttp bounds the wait for later requests, not for a connection's first one.
+        self._first: dict[web.RequestHandler, asyncio.TimerHandle] = {}
 
     @property
     def open_count(self) -> int:
@@ -41,6 +43,9 @@ class Http1:
         self._engine.counters.connections_http1 += 1
         protocol = self._server()
         transport.set_protocol(protocol)
+        self._first[protocol] = self._engine.loop.call_later(
+            self._engine.limits.handshake_timeout_s, self._expire, protocol, transport
+        )
         protocol.connection_made(transport)
         protocol.data_received(data)
 
@@ -49,7 +54,14 @@ class Http1:
         self._server.pre_shutdown()
         await self._server.shutdown(grace_s)
 
+    def _expire(self, protocol: web.RequestHandler, transport: asyncio.Transport) -> None:
+        del self._first[protocol]
+        transport.abort()
+
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        timer = self._first.pop(request.protocol, None)
+        if timer is not None:
+            timer.cancel()
         response = await self._answer(request)
         body = response.body
         if isinstance(body, bytes):
@@ -76,11 +88,15 @@ class Http1:
         bytes_max = self._engine.limits.http_body_bytes_max
         parts = []
         size = 0
-        async for chunk in request.content.iter_any():
-            size += len(chunk)
-            if size > bytes_max:
-                return TOO_LARGE
-            parts.append(chunk)
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for chunk in request.content.iter_any():
+                    size += len(chunk)
+                    if size > bytes_max:
+                        return TOO_LARGE
+                    parts.append(chunk)
+        except TimeoutError:
+            return TOO_SLOW
         headers: dict[str, str] = {}
         for name, value in request.headers.items():
             headers.setdefault(name.lower(), value)

@@ -42,6 +42,10 @@ class Limits:
     stream_low_bytes: int = 64 * KIB
     """`StreamHandler.writable` is called below this many."""
 
+    connection_high_bytes: int = 2 * MIB
+    """Unsent bytes of one connection above which we stop reading its requests, where they wait for
+    the socket and not for WINDOW_UPDATE frames that we would have to read."""
+
     unsent_bytes_max: int = 512 * MIB
     """Replies of all connections that wait for slow readers; beyond it new ones are refused."""
 

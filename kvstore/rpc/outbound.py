@@ -42,6 +42,7 @@ class Outbound:
 
     __slots__ = (
         "_peer",
+        "backlog_bytes",
         "closed",
         "credit",
         "dirty",
@@ -49,6 +50,7 @@ class Outbound:
         "frame_bytes_max",
         "granted",
         "headers_sent",
+        "holding",
         "out",
         "paused",
         "primed",
@@ -70,7 +72,9 @@ class Outbound:
         self.out: list[bytes | memoryview] = []
         self.dirty = False
         self.closed = False
-        self.paused = False
+        self.paused = False  # the transport's buffer is full
+        self.holding = False  # we do not read
+        self.backlog_bytes = 0  # unsent bytes of all streams
         self.streams: dict[int, Call] = {}
         self.ready: deque[Call] | None = None
         self.granted = frames.WINDOW_DEFAULT
@@ -134,20 +138,34 @@ class Outbound:
         if self.ready and not self.paused and self.reserve and not self.dirty:
             self.dirty = True  # more than one turn's share is waiting
             self.engine.mark_dirty(self)
+        if self.holding or self.paused or self.backlog_bytes:
+            self._balance()
+
+    def _balance(self) -> None:
+        # Read no requests while too many replies wait. But never stop reading while only a
+        # WINDOW_UPDATE can help: it would not be seen. And not for every full buffer: a stream
+        # that keeps the socket busy can only be cancelled by a frame that we read.
+        high = self.engine.limits.connection_high_bytes
+        if self.paused:
+            hold = self.backlog_bytes > high or self.transport.get_write_buffer_size() > high
+        else:
+            hold = self.backlog_bytes > high and bool(self.ready) and self.credit + self.reserve > 0
+        if hold != self.holding and not self.transport.is_closing():
+            self.holding = hold
+            if hold:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
 
     def pause_writing(self) -> None:
-        """Stop DATA, and stop reading too: who does not read gets no more work done."""
+        """Stop DATA: the socket does not keep up."""
         self.paused = True
         self.reserve += self.credit
         self.credit = 0
-        if not self.transport.is_closing():
-            self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Continue after `pause_writing`."""
         self.paused = False
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
         if not self.dirty:
             self.dirty = True
             self.engine.mark_dirty(self)
@@ -228,8 +246,11 @@ class Outbound:
             queue = call.queue = deque()
         queue.extend(parts)
         call.unsent_bytes += size_bytes
+        self.backlog_bytes += size_bytes
         self.engine.counters.unsent_bytes += size_bytes
         self.wake(call)
+        if self.backlog_bytes > self.engine.limits.connection_high_bytes and not self.holding:
+            self._balance()  # now: uvloop may read 8 MiB of requests before this turn ends
 
     def wake(self, call: Call) -> None:
         """Let a stream with queued data take its turn again."""
@@ -273,6 +294,7 @@ class Outbound:
         self.credit -= size
         call.delta -= size
         call.unsent_bytes -= size
+        self.backlog_bytes -= size
         self.engine.counters.unsent_bytes -= size
         while size:
             part = queue[0]
@@ -288,6 +310,7 @@ class Outbound:
 
     def drop_queue(self, call: Call) -> None:
         """Forget what a stream has not sent."""
+        self.backlog_bytes -= call.unsent_bytes
         self.engine.counters.unsent_bytes -= call.unsent_bytes
         call.unsent_bytes = 0
         call.queue = None

@@ -35,6 +35,7 @@ class Statistics:
     connections_http1_total: int
     streams_open: int
     calls_total: int
+    """By the stream ids of the connections; clients number without gaps."""
     received_bytes: int
     """Of HTTP/2, after TLS."""
     sent_bytes: int

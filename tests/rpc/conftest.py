@@ -204,8 +204,8 @@ def running(
         listening = asyncio.run_coroutine_threadsafe(server.listen("127.0.0.1", 0, tls=tls), loop)
         ours.port = listening.result(10)
         yield ours
-        ours.drain(0.0).result(20)
     finally:
+        ours.drain(0.0).result(20)  # also after a failure: uvloop waits for open handles
         asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)

@@ -64,14 +64,21 @@ def request_fields(path: str = "/t.Test/Echo", *more: tuple[str, str]) -> list[t
 class Wire:
     """One connection. After `hello` both sides have exchanged their SETTINGS."""
 
-    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
-        raw = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def __init__(
+        self, port: int, tls: ssl.SSLContext | None = None, *, buffer_bytes: int | None = None
+    ) -> None:
+        raw = socket.socket()
+        raw.settimeout(20)
+        if buffer_bytes is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        raw.connect(("127.0.0.1", port))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = tls.wrap_socket(raw, server_hostname="localhost") if tls else raw
         self.encoder = hpack.Encoder()
         self.decoder = hpack.Decoder()
-        self.buffer = b""
+        self.buffer = bytearray()
         self.seen: list[Frame] = []
+        self.own_stream = 100_001  # of the helpers below, above all that tests number themselves
 
     def __enter__(self) -> Self:
         return self
@@ -110,8 +117,8 @@ class Wire:
                 word, flags, stream = struct.unpack_from(">LBL", self.buffer)
                 stop = 9 + (word >> 8)
                 if len(self.buffer) >= stop:
-                    payload = self.buffer[9:stop]
-                    self.buffer = self.buffer[stop:]
+                    payload = bytes(self.buffer[9:stop])
+                    del self.buffer[:stop]
                     fields = {}
                     if word & 0xFF == HEADERS:  # each block, so that the tables stay in step
                         assert flags & END_HEADERS
@@ -151,7 +158,7 @@ class Wire:
         """Read one whole response: headers, body, trailers (empty for trailers-only)."""
         headers: dict[str, str] | None = None
         trailers: dict[str, str] = {}
-        body = b""
+        body = bytearray()
         while True:
             got = self.read()
             assert got is not None, f"closed during a response; seen {self.seen[-5:]}"
@@ -166,13 +173,17 @@ class Wire:
                 trailers = got.fields
             if got.flags & END_STREAM:
                 assert headers is not None
-                return headers, body, trailers
+                return headers, bytes(body), trailers
+
+    def new_stream(self) -> int:
+        self.own_stream += 2
+        return self.own_stream
 
     def alive(self) -> None:
         """Prove that the connection still works: a call is answered."""
-        self.next_stream = getattr(self, "next_stream", 100_001) + 2
-        self.send(self.call(self.next_stream, b"alive"))
-        headers, body, trailers = self.response(self.next_stream)
+        stream = self.new_stream()
+        self.send(self.call(stream, b"alive"))
+        headers, body, trailers = self.response(stream)
         assert headers[":status"] == "200"
         assert body == message(b"alive")
         assert trailers == {"grpc-status": "0"}
