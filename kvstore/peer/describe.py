@@ -1,8 +1,8 @@
 """Asking a member who is a member, before one belongs to the cluster; nothing is decided here.
 
 The question is a hello on channel DESCRIBE. The answer is one frame: `MAGIC`, the protocol version
-and msgpack `[cluster_id, members, removed]` with `[id, peer_urls, is_learner, is_started]` for
-each member; or a text that says why there is no answer.
+and msgpack `[cluster_id, applied, members, removed]`, each member `[id, peer_urls, is_learner,
+is_started]`; or a text that says why there is no answer.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class Description:
     """A running cluster."""
 
     cluster_id: int
+    applied: int
+    """The log index as of which this is so; the newest of several answers counts."""
+
     members: tuple[Described, ...]
     removed: tuple[int, ...]
 
@@ -56,7 +59,9 @@ def encode_description(description: Description) -> bytes:
         [member.id, list(member.peer_urls), member.is_learner, member.is_started]
         for member in description.members
     ]
-    body: bytes = msgpack.packb([description.cluster_id, members, list(description.removed)])
+    body: bytes = msgpack.packb(
+        [description.cluster_id, description.applied, members, list(description.removed)]
+    )
     return _HEAD + body
 
 
@@ -69,9 +74,10 @@ def decode_description(payload: bytes) -> Description:
     if payload[:4] != _HEAD:
         raise HelloError(payload.decode(errors="replace"))
     try:
-        cluster_id, members, removed = msgpack.unpackb(payload[4:])
+        cluster_id, applied, members, removed = msgpack.unpackb(payload[4:])
         return Description(
             int(cluster_id),
+            int(applied),
             tuple(
                 Described(int(number), tuple(map(str, urls)), bool(learner), bool(started))
                 for number, urls, learner, started in members

@@ -124,10 +124,11 @@ class Cluster:
         member = self.members.get(member_id)
         return member is not None and member.is_learner
 
-    def description(self) -> Description:
-        """Return what a member that wants to join is told."""
+    def description(self, applied: int) -> Description:
+        """Return what a member that wants to join is told; `applied` is the log index of this."""
         return Description(
             self.cluster_id,
+            applied,
             tuple(
                 Described(each.id, each.peer_urls, each.is_learner, bool(each.name))
                 for each in self.list()

@@ -55,7 +55,7 @@ async def join(config: ServerConfig) -> Start:
             "--initial-cluster-state existing needs the members of the running cluster in "
             "--initial-cluster; `kvctl member add` prints it"
         )
-    description = await _ask_any(others)
+    description = await _ask_all(others)
     me = match(config, description)
     cluster = Cluster(
         description.cluster_id,
@@ -69,18 +69,20 @@ async def join(config: ServerConfig) -> Start:
     return Start(Identity(description.cluster_id, me.id), cluster)
 
 
-async def _ask_any(others: list[Endpoint]) -> Description:
+async def _ask_all(others: list[Endpoint]) -> Description:
     loop = asyncio.get_running_loop()
     ends_at_s = loop.time() + ASK_S
     while True:
+        answers = await asyncio.gather(*map(ask, others), return_exceptions=True)
+        told = [answer for answer in answers if isinstance(answer, Description)]
+        if told:
+            return max(told, key=lambda description: description.applied)
         complaints = []
-        for endpoint in others:
-            try:
-                return await ask(endpoint)
-            except (OSError, HelloError, TimeoutError) as error:
-                complaints.append(
-                    f"{endpoint.host}:{endpoint.port}: {error or type(error).__name__}"
-                )
+        for endpoint, error in zip(others, answers, strict=True):
+            if not isinstance(error, (OSError, HelloError, TimeoutError)):
+                assert isinstance(error, BaseException)
+                raise error
+            complaints.append(f"{endpoint.host}:{endpoint.port}: {error or type(error).__name__}")
         if loop.time() > ends_at_s:
             raise StartError(
                 "--initial-cluster-state existing: no member of --initial-cluster could tell who "
@@ -129,7 +131,7 @@ def check_restart(config: ServerConfig, identity: Identity, cluster: Cluster) ->
 
     The log knows who we are. The flags of a member that was added later, or whose URLs were
     changed, do not lead to its id; they say `existing`, and then its name or its URLs must be
-    those that the cluster knows.
+    those that the store knows. (Killed early, it may not know the name yet.)
 
     Raises:
         IdentityError: Neither fits.
@@ -137,7 +139,7 @@ def check_restart(config: ServerConfig, identity: Identity, cluster: Cluster) ->
     if config.initial_cluster_state == "existing":
         known = {each.id: each for each in cluster.list()}.get(identity.member)
         if known is not None and (
-            known.name == config.name or set(known.peer_urls) == set(config.member.peer_urls)
+            known.name in {"", config.name} or set(known.peer_urls) == set(config.member.peer_urls)
         ):
             return
     check_identity(

@@ -12,8 +12,8 @@ from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, parse_urls
 from kvstore.server.reconfig import Sight
 
-SETTLED_S = 5.0
-"""Connected for this long, a member counts as healthy, as etcd."""
+SETTLED_ELECTIONS = 5
+"""Connected for so many election timeouts, a member counts as healthy; by default 5 s, as etcd."""
 
 LINGER_S = 2.0
 """A removed member is still sent to for this long: what it asked for, and that it was removed."""
@@ -28,6 +28,7 @@ class Peers:
         self._raft = raft
         self._cluster = cluster
         self._config = config
+        self._settled_s = SETTLED_ELECTIONS * config.election_timeout / 1000
 
     def refresh(self) -> None:
         """Dial the members that there are now, and no others."""
@@ -58,7 +59,7 @@ class Peers:
         """Return how a leader sees the members now."""
         status = self._raft.status()
         peers = {peer.member: peer for peer in status.peers}
-        settled_at_s = asyncio.get_running_loop().time() - SETTLED_S
+        settled_at_s = asyncio.get_running_loop().time() - self._settled_s
 
         def is_active(member: int) -> bool:
             peer = peers.get(member)
