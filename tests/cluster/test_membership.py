@@ -164,6 +164,8 @@ async def test_a_learner_serves_little_until_it_is_promoted() -> None:
             endpoint = cluster.endpoints[index]
             assert (await client.status(endpoint)).is_learner
             assert await metric(endpoint, "etcd_server_is_learner") == 1
+            # Although the leader's log reaches back to its start: that knows no first members.
+            assert await metric(endpoint, "kvstore_snapshots_installed_total") == 1
             async with AsyncClient([endpoint], timeout_s=2) as there:
                 kv = await there.get(b"k", serializable=True)
                 assert kv is not None
@@ -245,8 +247,9 @@ async def test_a_member_that_was_down_when_removed_learns_it_at_its_start() -> N
 
 
 async def test_the_leader_removes_itself_and_the_cluster_goes_on() -> None:
-    with members_of(3) as cluster:
+    with members_of(3, "--log-level", "info") as cluster:
         leader = cluster.leader()
+        elections = pre_votes(cluster)
         running = [cluster.endpoints[index] for index in range(3) if index != leader]
         async with AsyncClient(running) as client:
             numbers = Numbers(client)
@@ -260,6 +263,13 @@ async def test_the_leader_removes_itself_and_the_cluster_goes_on() -> None:
             stored = {int(kv.value) async for kv in client.get_range(b"n/", prefix=True)}
             assert numbers.acknowledged <= stored
             await client.put(b"k", b"1")
+        # The leadership was handed over; nobody had to miss the leader first.
+        assert pre_votes(cluster) == elections
+
+
+def pre_votes(cluster: Kvstore) -> int:
+    """Return how often a member has missed its leader so far."""
+    return sum(cluster.log_of(index).count('"pre_candidate"') for index in range(3))
 
 
 async def test_of_two_members_the_leader_can_be_removed() -> None:

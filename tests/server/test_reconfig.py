@@ -9,6 +9,7 @@ import pytest
 from kvstore.apply.members import Members
 from kvstore.pb import rpc_pb2
 from kvstore.raft.membership import Change, ChangeKind
+from kvstore.raft.messages import Configuration
 from kvstore.server.cluster import Cluster, decode_urls
 from kvstore.server.errors import (
     LEARNER_NOT_READY,
@@ -237,3 +238,21 @@ def test_the_record_keeps_who_is_a_member() -> None:
     assert set(configuration.voters) == {1, 3, member_id(NEW, "", added_at_s=NOW_S)}
     assert configuration.removed == (2,)
     assert [member.name for member in loaded.list() if member.id == 1] == ["m1"]
+
+
+def test_a_member_that_joins_knows_the_others_and_no_configuration() -> None:
+    # With the one that it was told it would replay the log from its start with wrong majorities.
+    joining = cluster_of(3)
+    joining.is_joining = True
+    assert joining.configuration() == Configuration(voters=())
+    record = joining.change()[2]
+
+    class View:
+        def get(self, table: str, key: bytes) -> bytes | None:
+            return record
+
+    loaded = Cluster.load(View(), joining.published)  # type: ignore[arg-type]
+    assert loaded == joining
+    assert loaded.configuration() == Configuration(voters=())
+    loaded.adopt(cluster_of(2))
+    assert loaded.configuration() == Configuration(voters=(1, 2))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.snapshot import snapshot_chunks
-from kvstore.peer.codec import encode
+from kvstore.peer.codec import decode, encode
+from kvstore.peer.link import Endpoint, Links
 from kvstore.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
+from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig
+from kvstore.server.identity import Member
 from kvstore.server.replica import open_backend
-from kvstore.server.snapshots import STORE_NAME, Incoming, received_path, settle
+from kvstore.server.snapshots import STORE_NAME, Incoming, received_path, send, settle
 from kvstore.wal import RealDisk
 
 NEW, OLD = 50, 7
@@ -189,3 +194,60 @@ async def test_an_unwanted_snapshot_is_answered_and_not_received(config: ServerC
     transfer.incoming.frame(encode(MESSAGE))
     assert await transfer.ended() == ""
     assert names(config) == {STORE_NAME}
+
+
+class Receiver:
+    """The other end of a link; takes one snapshot."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def receive(self, sender: int, payloads: list[bytes]) -> None:
+        raise AssertionError("only a snapshot is sent")
+
+    def describe(self, answer: Callable[[bytes], None]) -> None:
+        raise AssertionError("nobody asks")
+
+    def snapshot_opened(
+        self, sender: int, pause: Callable[[bool], None], answer: Callable[[str], None]
+    ) -> Receiver:
+        self.answer = answer
+        return self
+
+    def frame(self, payload: bytes) -> None:
+        self.frames.append(payload)
+        if not payload:
+            self.answer("")
+
+    def closed(self) -> None:
+        pass
+
+
+def links(member: int, receiver: Receiver) -> Links:
+    return Links(
+        9, member, receiver, random.Random(member), on_lost=lambda *_: None, on_removed=lambda: None
+    )
+
+
+async def test_what_is_sent_names_the_members_as_of_its_own_index(config: ServerConfig) -> None:
+    # The request names an index and a configuration of the core's; what is streamed is a commit
+    # of its own. A member with the configuration of another moment would count wrong majorities.
+    backend = open_backend(f"{config.data_dir}/{STORE_NAME}", config)
+    members = {number: Member(number, "", (f"http://h:{number}",)) for number in (1, 2, 4)}
+    members[5] = Member(5, "", ("http://h:5",), (), True)
+    backend.commit([Cluster(9, members, (3,)).change()])
+    receiver = Receiver()
+    here, there = links(1, Receiver()), links(2, receiver)
+    port = await there.listen("127.0.0.1", 0)
+    here.set_peers({2: Endpoint("127.0.0.1", port)})
+    try:
+        await send(backend, here, MESSAGE)
+    finally:
+        await here.close()
+        await there.close()
+        backend.close()
+    message = decode(receiver.frames[0])
+    assert isinstance(message, InstallSnapshot)
+    assert message.snapshot == SnapshotMeta(
+        OLD, 3, Configuration(voters=(1, 2, 4), learners=(5,), removed=(3,))
+    )
