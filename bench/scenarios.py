@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench import failover, gate, idle, million
+from bench import failover, gate, idle, million, reconnect
 
 Scenario = Callable[..., dict[str, object]]
 """Takes the kind of cluster, `data_root` and `scale` (1.0: the full size); returns figures."""
@@ -14,4 +14,5 @@ SCENARIOS: dict[str, Scenario] = {
     "P8": failover.run,
     "P6": million.run,
     "idle": idle.run,
+    "tls": reconnect.run,
 }
