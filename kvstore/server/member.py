@@ -167,8 +167,10 @@ class Member:
         self.storage.start()
         if self.cluster.configuration().voters == (self.id,):
             self.raft.campaign()  # nobody else could win: why wait
-        self._tasks.add(loop.create_task(self._tick()))
-        self._tasks.add(loop.create_task(self._publish()))
+        for work in (self._tick(), self._publish()):
+            task = loop.create_task(work)
+            task.add_done_callback(_fatal_if_failed)
+            self._tasks.add(task)
         await self._serve_clients()
         # What exists now lives as long as the process; collections need not look at it again.
         gc.collect()
@@ -559,6 +561,13 @@ class Member:
 
 
 CALL_HEAD = bytes([CALL_FRAME])
+
+
+def _fatal_if_failed(task: asyncio.Task[None]) -> None:
+    """End the process when a task failed without which the member is only half alive."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task of the member failed", exc_info=error)
+        fatal(error, what="this member cannot go on")
 
 
 def _settle(done: asyncio.Future[object], result: object) -> None:

@@ -10,7 +10,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol
 
 from kvstore.apply.applier import Applied, Applier
 from kvstore.peer.codec import CodecError, decode, encode
@@ -35,6 +36,8 @@ from kvstore.server.reads import Reads
 
 log = logging.getLogger("kvstore.node")
 
+P = ParamSpec("P")
+
 BULK_MESSAGES = (AppendRequest, Forward)
 
 DISK_DEPTH = 2
@@ -42,6 +45,27 @@ DISK_DEPTH = 2
 
 APPLY_SLICE_NS = 8_000_000
 """Time one loop turn may spend on applying before others get theirs."""
+
+
+def fatal_if_it_fails(
+    take: Callable[Concatenate[Node, P], None],
+) -> Callable[Concatenate[Node, P], None]:
+    """Let an exception of this input end the member.
+
+    Part of what the core asked for is done and part is not, and it will not ask again: to go on
+    would break promises. The log has what counts. An event loop would only report the exception.
+    """
+
+    @wraps(take)
+    def taken(self: Node, /, *arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            take(self, *arguments, **named)
+        except Exception as error:
+            log.exception("the node failed")
+            self.hooks.fatal(error)
+            raise
+
+    return taken
 
 
 class Wires(Protocol):
@@ -163,6 +187,7 @@ class Node:
 
     # what the world brings
 
+    @fatal_if_it_fails
     def tick(self) -> None:
         """Advance the core's time by one tick. Missed ticks are not replayed."""
         self.raft.tick()
@@ -171,6 +196,7 @@ class Node:
         self.reads.expire(now_ns)
         self._turn()
 
+    @fatal_if_it_fails
     def receive(self, sender: int, payloads: list[bytes]) -> None:
         """Take messages that a peer sent."""
         for payload in payloads:
@@ -186,6 +212,7 @@ class Node:
         if not self._scheduled:
             self._wake()
 
+    @fatal_if_it_fails
     def snapshot_sent(self, peer: int, *, ok: bool) -> None:
         """Tell the core how sending a snapshot ended."""
         self.raft.snapshot_sent(peer, ok=ok)
@@ -208,6 +235,7 @@ class Node:
         self._wake()
         await self._installing
 
+    @fatal_if_it_fails
     def installed(self, applier: Applier, index: int, term: int) -> None:
         """Go on from a snapshot's state."""
         self.applier = applier
@@ -220,6 +248,7 @@ class Node:
         self.raft.applied(index)
         self._wake()
 
+    @fatal_if_it_fails
     def saved(self, works: list[AppendWork]) -> None:
         """The disk thread has made these works durable: their promises may leave now."""
         for work in works:
@@ -230,6 +259,7 @@ class Node:
                 self._installing.set_result(None)
         self._turn()
 
+    @fatal_if_it_fails
     def unreachable(self, peer: int) -> None:
         """The connection to a peer broke: what was in flight may be lost."""
         self.raft.unreachable(peer)
@@ -246,24 +276,21 @@ class Node:
 
     def _wake(self) -> None:
         self._scheduled = True
-        self._loop.call_soon(self._turn)
+        self._loop.call_soon(self._woken)
+
+    @fatal_if_it_fails
+    def _woken(self) -> None:
+        self._turn()
 
     def _turn(self) -> None:
         self._scheduled = False
         if self._stopped:
             return
-        try:
-            self._propose()
-            self.reads.start()
-            self._advance()
-            if self._applying and self._installing is None:
-                self._apply()
-        except Exception as error:
-            # Part of what the core asked for is done and part is not, and it will not ask again:
-            # to go on would break promises. The log has what counts.
-            log.exception("the node failed")
-            self.hooks.fatal(error)
-            raise
+        self._propose()
+        self.reads.start()
+        self._advance()
+        if self._applying and self._installing is None:
+            self._apply()
 
     def _propose(self) -> None:
         proposals = self.proposals

@@ -96,16 +96,19 @@ class Storage:
         self._thread.shutdown()
 
     async def _run(self) -> None:
-        while not self._stopping:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL_S):
-                    await self._wake.wait()
-            self._wake.clear()
+        try:
+            while not self._stopping:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._wake.wait()
+                self._wake.clear()
+                async with self.lock:
+                    await self._commit()
+                    await self._purge()
             async with self.lock:
                 await self._commit()
-                await self._purge()
-        async with self.lock:
-            await self._commit()
+        except Exception as error:  # noqa: BLE001 (whatever it is, nothing would be committed again)
+            fatal(error, what="the store cannot be made durable")
 
     async def _commit(self) -> None:
         batch = self.store.seal(self._mark())

@@ -209,6 +209,14 @@ def test_a_failed_application_ends_the_member() -> None:
     assert [str(error) for error in world.fatal] == ["the state is wrong"]
 
 
+def test_a_broken_rule_of_the_core_ends_the_member() -> None:
+    # The event loop would report the exception and go on with a core in an unknown state.
+    world = following(OLD, term=1)
+    with pytest.raises(AssertionError):
+        world.node.saved([AppendWork([], None, None, False, [])])
+    assert len(world.fatal) == 1
+
+
 def test_messages_in_another_members_name_are_dropped() -> None:
     world = following(OLD, term=1)
     world.node.receive(NEW, [encode(heartbeat(OLD, 9))])
