@@ -384,7 +384,9 @@ def test_an_error_in_the_middle_of_a_message_is_a_reset(served: Running) -> None
 @pytest.mark.slow
 def test_one_connection_uploads_more_than_4_gib() -> None:
     with running("uvloop") as served, Wire(served.port) as wire:
-        wire.hello()
+        # The reply names each of 260,000 messages: 1.6 MB, more than a client's default windows.
+        wire.hello(settings(window=HUGE))
+        wire.send(window_update(0, HUGE))
         chunk = message(b"u" * (16384 - 5))
         wire.send(wire.headers(1, request_fields("/t.Test/Collect")))
         windows = {0: 8 * MIB, 1: MIB}
