@@ -252,27 +252,33 @@ class Requests(Outbound):
         self._end_of_stream(call)
 
     def _body(self, call: Call, payload: bytes) -> None:
-        if call.head.route is None:
+        route = call.head.route
+        if route is None:
             self._guard(call, call.stream.body, payload)
-            return
-        buffer = call.buffer
-        if buffer is None:
-            if not call.receive_paused and not call.head.route.unary:
+        else:
+            if call.buffer is None and not call.receive_paused and not route.unary:
                 # A whole message in one frame goes to its handler without a buffer.
                 flag, size = _unpack_message_head(payload) if len(payload) >= 5 else (1, 0)
                 whole = flag == 0 and size == len(payload) - 5
                 if whole and size <= self.engine.limits.message_bytes_max:
                     self._guard(call, call.stream.message, payload[5:])
                     return
-            buffer = call.buffer = bytearray()
-        buffer += payload
-        self._receiving_bytes += len(payload)
-        self._take_messages(call)
+            self.keep(call, payload)
+            self._take_messages(call)
         if (
             call.connection is not None
             and self._receiving_bytes > self.engine.limits.receive_buffer_bytes_max
         ):
             call.fail(grpc.RESOURCE_EXHAUSTED, "too many incomplete messages on this connection")
+
+    def keep(self, call: Call, payload: bytes) -> int:
+        """Keep bytes of an incomplete request; returns how many this call has now."""
+        buffer = call.buffer
+        if buffer is None:
+            buffer = call.buffer = bytearray()
+        buffer += payload
+        self._receiving_bytes += len(payload)
+        return len(buffer)
 
     def _take_messages(self, call: Call) -> None:
         # Deliver the complete messages of the buffer, refuse what can be refused already.
@@ -325,7 +331,7 @@ class Requests(Outbound):
         except grpc.GrpcError as error:
             call.fail(error.code, error.text)
             return
-        self._release_buffer(call)
+        self.release_buffer(call)
         self._guard(call, route.handler, call, message)
 
     def continue_receiving(self, call: Call) -> None:
@@ -339,7 +345,8 @@ class Requests(Outbound):
         else:
             self._replenish_stream(call)
 
-    def _release_buffer(self, call: Call) -> None:
+    def release_buffer(self, call: Call) -> None:
+        """Forget what `keep` has kept."""
         if call.buffer is not None:
             self._receiving_bytes -= len(call.buffer)
             call.buffer = None
@@ -388,7 +395,7 @@ class Requests(Outbound):
             self.maybe_finish_drain()
 
     def _forget(self, call: Call) -> None:
-        self._release_buffer(call)
+        self.release_buffer(call)
         if call.unsent_bytes:
             self.drop_queue(call)
         self.streams.pop(call.stream_id, None)
