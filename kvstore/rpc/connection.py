@@ -120,12 +120,9 @@ class Connection(Requests, asyncio.Protocol):
         self.transport.write(data)
         # Bytes that arrive at a closed socket make the kernel send a reset, which can destroy the
         # GOAWAY on its way. So end our side only, and drop what comes until the client has read it.
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            if self.holding:
-                self.transport.resume_reading()
-        else:
-            self.transport.close()
+        self.transport.write_eof()
+        if self.holding:
+            self.transport.resume_reading()
         self.engine.loop.call_later(_LINGER_S, self.transport.abort)
 
     # Bytes in
