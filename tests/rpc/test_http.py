@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +25,7 @@ from tests.rpc.wire import (
     settings,
     window_update,
 )
+from tests.servers import curl
 
 MIB = 1024 * 1024
 
@@ -52,18 +51,8 @@ class Curl:
         self.version = version
 
     def __call__(self, path: str, *arguments: str, body: bytes = b"") -> tuple[bytes, str]:
-        """Return the body, and `status version` as curl saw them."""
-        done = subprocess.run(
-            [
-                *("curl", "-sS", "--max-time", "30", *self.flags, *arguments),
-                *("-w", "%{stderr}%{http_code} %{http_version}", self.url + path),
-            ],
-            input=body,
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr.decode()
+        status, answer = curl(self.url + path, *self.flags, *arguments, body=body)
+        return answer, status
 
 
 @pytest.fixture(scope="module", params=sorted(LOOPS))
@@ -76,10 +65,10 @@ def servers(
         yield {"http": (plain, []), "https": (tls, ["--cacert", authority.file])}
 
 
-@pytest.fixture(params=FRONTS, ids=lambda front: " ".join([front[0], *front[1]]))
-def curl(request: pytest.FixtureRequest, servers: dict[str, tuple[Running, list[str]]]) -> Curl:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+@pytest.fixture(name="curl", params=FRONTS, ids=lambda front: " ".join([front[0], *front[1]]))
+def told_curl(
+    request: pytest.FixtureRequest, servers: dict[str, tuple[Running, list[str]]]
+) -> Curl:
     scheme, flags, version = request.param
     served, more = servers[scheme]
     return Curl(f"{scheme}://localhost:{served.port}", [*more, *flags], version)
