@@ -209,7 +209,7 @@ class Connection(Requests, asyncio.Protocol):
                     streams[stream_id] = call
                     timeout_s = head.timeout_s
                     if timeout_s is not None:
-                        self._set_deadline(call, timeout_s)
+                        call.deadline_slot = self.engine.deadlines.add(call, timeout_s)
                 else:
                     self._headers(stream_id, flags, block)
                 continue

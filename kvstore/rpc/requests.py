@@ -142,7 +142,7 @@ class Requests(Outbound):
         head = call.head
         self.streams[call.stream_id] = call
         if head.timeout_s is not None:
-            self._set_deadline(call, head.timeout_s)
+            call.deadline_slot = self.engine.deadlines.add(call, head.timeout_s)
         if head.route is None:
             assert self.engine.http is not None
             call.stream = PlainExchange(call, self.engine.http)
@@ -155,10 +155,6 @@ class Requests(Outbound):
         if flags & frames.END_STREAM and call.connection is not None:
             call.remote_closed = True
             self._end_of_stream(call)
-
-    def _set_deadline(self, call: Call, timeout_s: float) -> None:
-        call.deadline_s = self.engine.loop.time() + timeout_s
-        call.deadline_slot = self.engine.deadlines.add(call, call.deadline_s)
 
     def _trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decode(block)  # always: the tables must stay in step
