@@ -30,6 +30,9 @@ _RESET_IDS_MAX = 256
 _DRAIN_PING = b"kv-drain"
 _KEEPALIVE_PING = b"kv-alive"
 
+# Pings sent 5 s apart arrive with a little more or less between them.
+_PING_JITTER_S = 0.5
+
 # How long a connection that we end may take to read why.
 _LINGER_S = 2.0
 
@@ -397,7 +400,7 @@ class Connection(Requests, asyncio.Protocol):
             self.headers_sent = False
             self._sent_at_ping = sent
             self._ping_strikes = 0
-        elif now - self._last_ping_s < limits.ping_interval_s:
+        elif now - self._last_ping_s < limits.ping_interval_s - _PING_JITTER_S:
             self._ping_strikes += 1
             if self._ping_strikes > limits.ping_strikes_max:
                 raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too_many_pings")

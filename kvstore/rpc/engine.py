@@ -114,6 +114,7 @@ class Engine:
         self.handshakes: deque[TlsTransport] = deque()
         """TLS connections with a handshake step to do."""
         self.http1: Http1 | None = None
+        self.draining = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Event | None = None
         self._dirty: list[Outbound] = []

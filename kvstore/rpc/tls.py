@@ -71,6 +71,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._lower = cast("asyncio.Transport", transport)
         self._timer = engine.loop.call_later(engine.limits.handshake_timeout_s, self._expire)
         engine.opening.add(self)
+        if engine.draining:
+            self.abort()  # accepted by the kernel before we stopped listening
 
     def data_received(self, data: bytes) -> None:
         """Take encrypted bytes."""
