@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from kvstore.client import Client, KvError
 
 START_TIMEOUT_S = 30.0
@@ -64,6 +66,26 @@ def is_healthy(endpoint: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def curl(url: str, *arguments: str, body: bytes = b"") -> tuple[str, bytes]:
+    """Return `status version` as curl saw them, and the answer's body.
+
+    Skips where curl is missing. `--data-binary @-` among the arguments sends `body`.
+    """
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    done = subprocess.run(
+        [
+            *("curl", "-sS", "--max-time", "30", *arguments),
+            *("-w", "%{stderr}%{http_code} %{http_version}", url),
+        ],
+        input=body,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.decode(), done.stdout
 
 
 def leads(endpoint: str) -> bool:

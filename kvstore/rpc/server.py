@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from kvstore.rpc.sniff import Sniffer
 from kvstore.rpc.tls import TlsTransport
 
 if TYPE_CHECKING:
-    import asyncio
     import ssl
     from collections.abc import Callable
 
@@ -153,11 +153,11 @@ class Server:
         end with UNAVAILABLE. Returns when every connection is closed.
         """
         self._draining = True
-        for listener in self._listeners:
-            listener.close()
         engine = self._engine
         if engine is None:
             return
+        engine.draining = True
+        await self._stop_listening(engine.loop)
         for opening in list(engine.opening):
             opening.abort()
         for connection in list(engine.connections):
@@ -181,6 +181,17 @@ class Server:
             await closing_http1
         if self._sweep is not None:
             self._sweep.cancel()
+
+    async def _stop_listening(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A listener of asyncio's that closes fails for connections that it has accepted and not
+        # handed over yet. So accept no more, let it hand over (two turns), then close.
+        for listener in self._listeners:
+            for bound in listener.sockets:
+                loop.remove_reader(bound)
+        for _ in range(2):
+            await asyncio.sleep(0)
+        for listener in self._listeners:
+            listener.close()
 
     def statistics(self) -> Statistics:
         """Return the counters; cheap, but it walks the open connections."""
