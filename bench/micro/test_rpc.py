@@ -34,7 +34,7 @@ REPLY = messages.blob(1, b"\x08\x80\x80\x80\x80\x80\x80\x80\x80\x40\x18\x80\x80\
 @pytest.mark.parametrize("profile", NAMES)
 def test_decode_headers(profile: str, per_operation: Callable[..., Any]) -> None:
     """Decode the blocks of successive calls on one connection."""
-    blocks = sequence(profile, put_share=1.0, authority="127.0.0.1:2379")
+    blocks = sequence(profile, put_share=1.0)
     decoder = Decoder(16_384)
     at = 0
 
@@ -111,7 +111,7 @@ def test_unary_call(
         return connection
 
     connection = loop.run_until_complete(connect())
-    blocks = sequence(profile, put_share=1.0, authority="127.0.0.1:2379")
+    blocks = sequence(profile, put_share=1.0)
     [(start, payload), *_] = draws(Load(targets=[], keys=1), 0)
     at = 0
 
