@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from bench import h2load, scenarios
 from bench.clusters import ETCD, KINDS, Cluster, available
 from bench.machine import facts
-from bench.measure import Ceilings, measure, preload
+from bench.measure import Ceilings, Sample, measure, preload
 from bench.report import Report, show, write
+from bench.report import rows as table
 from bench.workloads import KEYS, Workload, workloads
 
 
@@ -60,7 +61,7 @@ def run_rows(
     rows: Sequence[Workload],
     kinds: Sequence[str],
     arguments: argparse.Namespace,
-    report: Report,
+    report: Report[Sample],
 ) -> None:
     """Run the rows; the systems alternate within each, and the idle one is frozen."""
     rounds = arguments.rounds or (2 if arguments.quick or arguments.ci else 3)
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     rows, others = chosen(arguments)
     command = shlex.join(["python", "-m", "bench", *argv])
-    report = Report(facts(arguments.data_root), command)
+    report: Report[Sample] = Report(facts(arguments.data_root), command)
     kinds = []
     for kind in arguments.systems.split(","):
         if reason := available(kind):
@@ -118,10 +119,11 @@ def main(argv: Sequence[str]) -> int:
             print(name, kind, found, flush=True)
     if ETCD not in kinds:
         report.notes.append("no etcd here: there are no ratios")
-    show(report, rows)
+    lines = table(report, rows)
+    show(report, lines)
     name = arguments.name or f"{os.cpu_count()}-cores"
     if not arguments.ci or arguments.name:
-        print(f"written: {write(report, rows, name).name} and its JSON in bench/results")
+        print(f"written: {write(report, lines, name).name} and its JSON in bench/results")
     return 0
 
 

@@ -76,7 +76,7 @@ def test_files_have_machine_command_and_samples(
     monkeypatch.setattr(reporting, "RESULTS", tmp_path)
     report = Report({"cores": 2}, "python -m bench", samples=[sample(PUT.name, "etcd", 5.0)])
 
-    page = write(report, ROWS, "name")
+    page = write(report, rows(report, ROWS), "name")
 
     text = page.read_text()
     assert "python -m bench" in text
