@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bench.clusters import Cluster, Member
 from bench.load import Load, Outcome
-from bench.measure import Driver, preload
+from bench.measure import Ceilings, Driver, preload
 from bench.workloads import KEYS
 
 SECONDS = 60.0
@@ -21,7 +21,8 @@ PUTS = Load(targets=[], connections=1, streams=10, keys=KEYS)
 def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, object]:
     """Saturate the leader and a follower in turn; return put p99 and elections for each."""
     seconds = max(2.0, SECONDS * scale)
-    found: dict[str, object] = {}
+    ceilings = Ceilings(min(2.0, seconds))
+    found: dict[str, object] = {"driver reads/s": round(ceilings.rate(_driver(READS, 0), kind))}
     with Cluster(kind, data_root=data_root) as cluster:
         preload(cluster, KEYS)
         alone, _ = _driver(PUTS, min(BASELINE_S, seconds)).run([cluster.leader().target], kind)
@@ -36,7 +37,10 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
                 found[f"{name}: reads/s"] = round(reads.rate)
                 found[f"{name}: put p99 ms"] = puts.put_ms.get("p99", float("inf"))
                 found[f"{name}: elections"] = cluster.term() - term
-                if problems := [*reads.problems(), *puts.problems()]:
+                problems = [*reads.problems(), *puts.problems()]
+                for load, outcome in ((READS, reads), (PUTS, puts)):
+                    problems += ceilings.check(_driver(load, seconds), kind, outcome.rate)
+                if problems:
                     found[f"{name}: problems"] = "; ".join(problems)
     found["target"] = f"put p99 <= {PUT_P99_MAX_MS:.0f} ms, no election, {seconds:.0f} s each"
     return found

@@ -131,18 +131,30 @@ class Ceilings:
         self._known: dict[str, float] = {}
 
     def rate(self, driver: Driver, kind: str) -> float:
-        """Return operations per second; 0 where the null server does not speak the protocol."""
-        if driver.tool == "program" and kind != ETCD:
-            return 0.0  # our client asks for more than a prebuilt reply can answer
+        """Return operations per second."""
         load = replace(driver.load, seconds=self._seconds, warmup_s=0.3, serializable=False)
         if load.distribution == "sequence":
             load = replace(load, distribution="uniform")
-        name = f"{driver.tool} {driver.tasks} {load.to_json()}"
+        client = kind if driver.tool == "program" else ""  # it has one for each system
+        name = f"{driver.tool} {client} {driver.tasks} {load.to_json()}"
         if name not in self._known:
             with null_server(driver) as target:
-                outcome, _ = replace(driver, load=load).run([target], ETCD)
+                outcome, _ = replace(driver, load=load).run([target], kind)
+            if problems := outcome.problems():
+                raise DriverError(f"{driver.tool} against the null server: {'; '.join(problems)}")
             self._known[name] = outcome.rate
         return self._known[name]
+
+    def check(self, driver: Driver, kind: str, rate: float) -> list[str]:
+        """Return what is wrong when the driver's own rate is not at least twice the figure."""
+        return too_slow(self.rate(driver, kind), rate)
+
+
+def too_slow(ceiling: float, rate: float) -> list[str]:
+    """Return what is wrong when a driver with that ceiling measured that rate."""
+    if ceiling >= 2 * rate:
+        return []
+    return [f"the driver reaches only {ceiling:,.0f}/s against the null server"]
 
 
 @dataclass
@@ -162,7 +174,7 @@ class Sample:
     """The same of the followers, the larger one."""
 
     driver_rate: float
-    """The driver against the null server; 0 where that cannot be measured."""
+    """The driver against the null server."""
 
     problems: list[str] = field(default_factory=list)
     command: str = ""
@@ -213,23 +225,13 @@ def measure(
     )
 
 
-def too_slow(ceiling: float, rate: float) -> list[str]:
-    """Return what is wrong when the driver's own rate is not at least twice the figure."""
-    if ceiling >= 2 * rate:
-        return []
-    return [f"the driver reaches only {ceiling:,.0f}/s against the null server"]
+LOADING = Load(targets=[], connections=8, streams=32)
+"""How `preload` drives."""
 
 
 def preload(cluster: Cluster, keys: int, value_bytes: int = 256) -> Outcome:
     """Write keys 0 to `keys` - 1 once each. Raises DriverError when one is not acknowledged."""
-    load = Load(
-        targets=[],
-        connections=8,
-        streams=32,
-        requests=keys,
-        distribution="sequence",
-        value_bytes=value_bytes,
-    )
+    load = replace(LOADING, requests=keys, distribution="sequence", value_bytes=value_bytes)
     outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
     if outcome.problems() or outcome.acknowledged_puts != keys:
         raise DriverError(

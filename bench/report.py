@@ -88,7 +88,7 @@ def _row(
         f"{p99:.2f}",
         f"{leader:.1f}",
         f"{follower:.1f}",
-        f"{driver:,.0f}" if driver else "n/a",
+        f"{driver:,.0f}",
         "; ".join(verdicts),
     )
 
