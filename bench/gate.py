@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from bench.clusters import Cluster, Member
@@ -53,13 +52,11 @@ def _driver(load: Load, seconds: float) -> Driver:
 def _both(
     kind: str, reader: Member, leader: Member, seconds: float, *, serializable: bool
 ) -> tuple[Outcome, Outcome]:
-    load = replace(READS, serializable=serializable)
-    with ThreadPoolExecutor(2) as pool:
-        # The reads begin first and end last, so that every put meets them.
-        reads = pool.submit(_driver(load, seconds + 2).run, [reader.target], kind)
-        puts = pool.submit(
-            Driver("generator", replace(PUTS, seconds=seconds, warmup_s=1.5)).run,
-            [leader.target],
-            kind,
-        )
-        return reads.result()[0], puts.result()[0]
+    # The reads begin first and end last, so that every put meets them.
+    reading = _driver(replace(READS, serializable=serializable), seconds + 2)
+    putting = Driver("generator", replace(PUTS, seconds=seconds, warmup_s=1.5))
+    with (
+        reading.started([reader.target], kind) as reads,
+        putting.started([leader.target], kind) as puts,
+    ):
+        return reads()[0], puts()[0]

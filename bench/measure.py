@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
@@ -57,14 +57,28 @@ class Driver:
         """Run it and return the outcome and the command. Raises DriverError, H2loadError."""
         if self.tool == "h2load":
             return self._run_h2load(targets[0])
+        with self.started(targets, kind) as result:
+            return result()
+
+    @contextmanager
+    def started(self, targets: list[str], kind: str) -> Iterator[Callable[[], tuple[Outcome, str]]]:
+        """Start a Python driver; yield what waits for its end and returns as `run` does."""
         command = self.command(targets, kind)
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PYTHON_DRIVER_S
+        driver = subprocess.Popen(
+            [*process.bound(), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        if done.returncode:
-            raise DriverError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-        shown = " ".join(["python", *command[1:]])
-        return Outcome(**json.loads(done.stdout)), shown
+
+        def result() -> tuple[Outcome, str]:
+            output, errors = driver.communicate(timeout=PYTHON_DRIVER_S)
+            if driver.returncode:
+                raise DriverError(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+            return Outcome(**json.loads(output)), " ".join(["python", *command[1:]])
+
+        try:
+            yield result
+        finally:
+            driver.kill()
+            driver.communicate()
 
     def _run_h2load(self, target: str) -> tuple[Outcome, str]:
         load = self.load
@@ -105,10 +119,12 @@ def null_server(driver: Driver) -> Iterator[str]:
     reply = "range" if driver.load.put_share < 1.0 else "put"
     server = subprocess.Popen(
         [
+            *process.bound(),
             *(sys.executable, "-m", "bench.null_server", "--reply", reply),
             *("--value-bytes", str(driver.load.value_bytes or 8_000)),
         ],
         stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C at the terminal is ours to handle
     )
     try:
         assert server.stdout is not None
