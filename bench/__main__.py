@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
             report.scenarios.append({"scenario": name, "system": kind, **found})
             print(name, kind, found, flush=True)
     if ETCD not in kinds:
-        report.notes.append("no etcd here: there are no ratios")
+        report.notes.append("there are no ratios without etcd")
     lines = table(report, rows)
     show(report, lines)
     if not arguments.ci or arguments.name:
