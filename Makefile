@@ -3,7 +3,7 @@ PYTHON3 ?= python3
 PY := .venv/bin/python
 MINUTES ?= 10
 
-.PHONY: help setup up test check sim bench proto clean
+.PHONY: help setup up test check sim bench bench-report micro proto clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -37,6 +37,9 @@ bench: setup ## benchmark beside etcd, results in bench/results
 
 bench-report: setup ## a short benchmark report (about a minute)
 	@$(PY) -m bench --ci
+
+micro: setup ## microbenchmarks of the hot parts, in microseconds per operation
+	@$(PY) -m pytest -q -s bench/micro $(ARGS)
 
 proto: setup ## regenerate kvstore/pb
 	@proto/generate

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self
 import grpc
 import psutil
 
-from bench import messages
+from bench import messages, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -139,10 +139,7 @@ class Member:
         self.name = name
         self.ports = ports
         pinned = ["taskset", "-c", cpu_list] if cpu_list else []
-        # A benchmark that is killed cannot tidy up: the kernel then ends the members for it.
-        # setpriv becomes the member (exec), so the process id is the member's own.
-        bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        self.command = [*bound, *pinned, *command]
+        self.command = [*process.bound(), *pinned, *command]
         self.log_path = log_path
         self.ca_file = ""
         """Set when clients come over TLS: the file of the authority that they trust."""

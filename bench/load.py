@@ -45,6 +45,8 @@ class Load:
     """Send exactly that many, then stop; no warm-up."""
 
     put_share: float = 1.0
+    """0, 0.5 or 1."""
+
     keys: int = 10_000
     distribution: str = "uniform"
     """uniform, zipf, one, or sequence: key n for the n-th request, to load a store."""
@@ -54,6 +56,8 @@ class Load:
 
     serializable: bool = False
     profile: str = "h2load"
+    """Of `bench.profiles.NAMES`: whose header blocks are sent."""
+
     seed: int = 1
 
     def to_json(self) -> str:

@@ -12,7 +12,7 @@ import grpc
 from bench import messages, process
 from bench.clusters import KVSTORE, Cluster, Member, wait_until
 from bench.load import Load
-from bench.measure import Driver, preload
+from bench.measure import LOADING, Ceilings, Driver, preload
 from bench.stalls import Stalls
 from bench.workloads import KEYS
 
@@ -24,11 +24,21 @@ MIB = 1 << 20
 BEHIND_PUTS = 150_000
 BEHIND = Load(targets=[], connections=8, streams=32, keys=KEYS)
 
+DRIVERS = {
+    name: Driver("generator", Load(targets=[], seconds=SECONDS, keys=KEYS, put_share=share))
+    for name, share in (("put", 1.0), ("range", 0.0))
+}
+
 
 def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, object]:
     """Load, measure rates at 10 k and at 1 M keys, memory, heavy calls, and both restarts."""
     many = max(2 * KEYS, round(KEYS_MANY * scale))
     found: dict[str, object] = {"keys": many}
+    problems: list[str] = []
+    ceilings = Ceilings(2.0)
+    drivers = {"load put": Driver("generator", LOADING), **DRIVERS}
+    for name, driver in drivers.items():
+        found[f"driver {name}/s"] = round(ceilings.rate(driver, kind))
     with Cluster(kind, data_root=data_root) as cluster:
         preload(cluster, KEYS)
         few_rates = _rates(cluster, KEYS)
@@ -46,9 +56,13 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
             found[f"{name}/s at {KEYS}"] = round(few_rates[name])
             found[f"{name}/s at {many}"] = round(rate)
             found[f"{name} ratio"] = round(rate / few_rates[name], 2)
+            problems += ceilings.check(DRIVERS[name], kind, max(rate, few_rates[name]))
+        problems += ceilings.check(drivers["load put"], kind, loaded.rate)
         found |= _heavy(cluster, many)
         found |= _snapshot(cluster)
         found |= _restarts(cluster, many)
+    if problems:
+        found["problems"] = "; ".join(problems)
     if kind == KVSTORE:
         found["target"] = "memory <= 0.6x etcd, restart <= 0.7x, rates >= 0.8x of 10 k, lag 100 ms"
     return found
@@ -56,9 +70,9 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
 
 def _rates(cluster: Cluster, keys: int) -> dict[str, float]:
     rates = {}
-    for name, share in (("put", 1.0), ("range", 0.0)):
-        load = Load(targets=[], seconds=SECONDS, keys=keys, put_share=share)
-        outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
+    for name, driver in DRIVERS.items():
+        load = replace(driver.load, keys=keys)
+        outcome, _ = replace(driver, load=load).run([cluster.leader().target], cluster.kind)
         if problems := outcome.problems():
             raise RuntimeError(f"{name} at {keys} keys: {'; '.join(problems)}")
         rates[name] = outcome.rate

@@ -1,4 +1,8 @@
-"""The measurements that are not a rate: one function each, by the name used on the command line."""
+"""The measurements that are not a rate: one function each, by the name used on the command line.
+
+Where a driver's rate is among their figures (gate, P6), it is checked against the null server as
+the rows are; P8 and idle measure times and memory at a load far below any driver's limit.
+"""
 
 from __future__ import annotations
 
