@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -117,6 +118,9 @@ class Cluster:
         self._scheme = scheme
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self.peer_urls: list[str] = []
+        self._initial = ""
+        self._joined: dict[int, str] = {}
+        """What members that were added later take for --initial-cluster."""
 
     @staticmethod
     def missing() -> str | None:
@@ -141,10 +145,11 @@ class Cluster:
         ports = free_ports(2 * self.nodes)
         self.endpoints = [f"{_LOOPBACK}:{port}" for port in ports[: self.nodes]]
         self.peer_urls = [f"http://{_LOOPBACK}:{port}" for port in ports[self.nodes :]]
+        self._initial = ",".join(f"e{each + 1}={url}" for each, url in enumerate(self.peer_urls))
         for index in range(self.nodes):
-            self._spawn(index)
+            self.spawn(index)
         for index in range(self.nodes):
-            self._wait(index)
+            self.wait(index)
 
     def stop(self) -> None:
         """End all members; remove the folder unless something failed."""
@@ -155,6 +160,25 @@ class Cluster:
         self._processes.clear()
         if not self.keep_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def reserve(self) -> int:
+        """Choose name, ports and folder for one more member, and return its index."""
+        client_port, peer_port = free_ports(2)
+        self.endpoints.append(f"{_LOOPBACK}:{client_port}")
+        self.peer_urls.append(f"http://{_LOOPBACK}:{peer_port}")
+        self.nodes += 1
+        return self.nodes - 1
+
+    def join(self, index: int, members: Iterable[int]) -> None:
+        """Start a reserved member that was added; `members` are all, by index, it among them."""
+        self._joined[index] = ",".join(f"e{each + 1}={self.peer_urls[each]}" for each in members)
+        self.spawn(index)
+
+    def ended(self, index: int) -> int:
+        """Wait until a member has ended by itself, and return its exit code."""
+        code = self._processes[index].wait(timeout=START_TIMEOUT_S)
+        del self._processes[index]
+        return code
 
     def kill(self, index: int) -> None:
         """SIGKILL one member."""
@@ -174,8 +198,8 @@ class Cluster:
 
     def restart(self, index: int) -> None:
         """Start a killed member again, with its data, and return when it serves."""
-        self._spawn(index)
-        self._wait(index)
+        self.spawn(index)
+        self.wait(index)
 
     def pause(self, index: int) -> None:
         """SIGSTOP one member: it keeps its connections and says nothing."""
@@ -191,9 +215,9 @@ class Cluster:
             if index in self._processes:
                 self.resume(index)
             else:
-                self._spawn(index)
+                self.spawn(index)
         for index in range(self.nodes):
-            self._wait(index)
+            self.wait(index)
 
     def leader(self) -> int:
         """Return the index of the leader."""
@@ -205,16 +229,18 @@ class Cluster:
             time.sleep(0.02)
         raise AssertionError("no leader")
 
-    def _spawn(self, index: int) -> None:
+    def spawn(self, index: int) -> None:
+        """Start a member without waiting."""
         client_url = f"{self._scheme}://{self.endpoints[index]}"
-        initial = ",".join(f"e{number + 1}={url}" for number, url in enumerate(self.peer_urls))
+        initial = self._joined.get(index, self._initial)
+        state = "existing" if index in self._joined else "new"
         command = [
             *self.command,
             *("--name", f"e{index + 1}", "--data-dir", str(self.folder / f"e{index + 1}")),
             *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),
             *("--listen-peer-urls", self.peer_urls[index]),
             *("--initial-advertise-peer-urls", self.peer_urls[index]),
-            *("--initial-cluster", initial, "--initial-cluster-state", "new"),
+            *("--initial-cluster", initial, "--initial-cluster-state", state),
             *("--log-level", "error", *self._flags),
         ]
         # The environment configures members too: a test must not inherit what a developer has set.
@@ -226,7 +252,8 @@ class Cluster:
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
 
-    def _wait(self, index: int) -> None:
+    def wait(self, index: int) -> None:
+        """Return when a member serves."""
         ends_at = time.monotonic() + START_TIMEOUT_S
         while not self._serves(index):
             if self._processes[index].poll() is not None or time.monotonic() > ends_at:

@@ -44,7 +44,8 @@ COMMANDS: dict[str, _Entry] = {
     "compaction": _Entry("kv", "compaction", "Give up the history before a revision."),
     "watch": _Entry("watch", "watch", "Watch keys."),
     "lease": _Entry("leases", "lease", "Grant, renew and revoke leases."),
-    "member": _Entry("cluster", "member", "Show the members of the cluster."),
+    "member": _Entry("members", "member", "Show and change the members of the cluster."),
+    "move-leader": _Entry("members", "move_leader", "Hand the leadership to another member."),
     "endpoint": _Entry("cluster", "endpoint", "Ask single endpoints."),
     "alarm": _Entry("cluster", "alarm", "Show and clear alarms."),
 }

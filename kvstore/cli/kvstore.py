@@ -23,6 +23,8 @@ HELP: dict[str, str] = {
     "initial_cluster": "All members: NAME=PEER_URL,NAME=PEER_URL. [default: this member alone]",
     "initial_cluster_state": "new, or existing to join a running cluster.",
     "initial_cluster_token": "Tells clusters apart that use the same URLs.",
+    "strict_reconfig_check": "Refuse membership changes that could cost the quorum.",
+    "max_learners": "Most members that may be learners at a time.",
     "heartbeat_interval": "Milliseconds between heartbeats.",
     "election_timeout": "Milliseconds without a leader before an election.",
     "snapshot_count": "Log entries kept for members that lag behind.",

@@ -20,7 +20,7 @@ from kvstore.server.config import ConfigError, ServerConfig
 from kvstore.server.identity import InitialClusterError
 from kvstore.server.logs import set_up
 from kvstore.server.member import Member
-from kvstore.server.startup import StartError
+from kvstore.server.startup import EXIT_REMOVED, RemovedError, StartError
 
 log = logging.getLogger("kvstore.serve")
 
@@ -69,6 +69,9 @@ def run_member(config: ServerConfig) -> int:
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
             return runner.run(_serve(config))
+        except RemovedError as error:
+            print(f"kvstore: {error}", file=sys.stderr)
+            return EXIT_REMOVED
         except StartError as error:
             print(f"kvstore: {error}", file=sys.stderr)
             return 1
@@ -90,18 +93,27 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(config: ServerConfig) -> int:
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     member = Member(config)
+    stopped: asyncio.Future[None] = loop.create_future()
+
+    def stop(error: RemovedError | None = None) -> None:
+        if not stopped.done():
+            if error is None:
+                stopped.set_result(None)
+            else:
+                stopped.set_exception(error)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    member.on_removed = stop
     try:
         await member.start()
         log.info(
             "serving clients",
             extra={"fields": {"urls": config.listen_client_urls, "member": f"{member.id:x}"}},
         )
-        await stop.wait()
+        await stopped
     finally:
         await member.stop()
     return 0

@@ -16,6 +16,7 @@ from kvstore.client.keys import range_of
 from kvstore.client.lease import Lease, LeaseKeeper
 from kvstore.client.leasing import LeaseCalls
 from kvstore.client.maintenance import MaintenanceCalls
+from kvstore.client.membership import MembershipCalls
 from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Request, Response
 from kvstore.client.pages import Pages
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Transport
@@ -47,7 +48,7 @@ SortOrder = Literal["none", "ascend", "descend"]
 PAGE_SIZE_DEFAULT = 1000
 
 
-class AsyncClient(LeaseCalls, MaintenanceCalls):
+class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
     """A client of one cluster, for use on one asyncio event loop.
 
     Works with kvstore and with etcd 3.4 or newer. All methods may be called concurrently. Each

@@ -1,12 +1,12 @@
-"""Calls about the cluster itself: members, status, hash, alarms, compaction."""
+"""Calls about the cluster itself: status, hash, alarms, compaction."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
 from kvstore.client.errors import CompactedError
-from kvstore.client.methods import ALARM, COMPACT, HASH_KV, MEMBER_LIST, STATUS
-from kvstore.client.types import Alarm, AlarmKind, HashKv, Member, Status
+from kvstore.client.methods import ALARM, COMPACT, HASH_KV, STATUS
+from kvstore.client.types import Alarm, AlarmKind, HashKv, Status
 from kvstore.pb import rpc_pb2 as pb
 
 if TYPE_CHECKING:
@@ -54,34 +54,6 @@ class MaintenanceCalls:
             error.requested = revision
             raise
         return response.header.revision
-
-    async def member_list(
-        self, *, linearizable: bool = True, timeout_s: float | None = None
-    ) -> tuple[Member, ...]:
-        """Return the members of the cluster.
-
-        ``linearizable`` False takes the word of one member, which serves even without a leader
-        (etcd 3.4 always does so).
-
-        Source: etcd v3 Cluster.MemberList (proto/rpc.proto).
-        """
-        response = await self._transport.call(
-            MEMBER_LIST,
-            pb.MemberListRequest(linearizable=linearizable),
-            write=False,
-            timeout_s=timeout_s,
-            require_leader=linearizable,
-        )
-        return tuple(
-            Member(
-                member.ID,
-                member.name,
-                tuple(member.peerURLs),
-                tuple(member.clientURLs),
-                member.isLearner,
-            )
-            for member in response.members
-        )
 
     async def status(
         self, endpoint: str | None = None, *, timeout_s: float | None = None

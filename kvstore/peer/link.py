@@ -51,6 +51,9 @@ class Channel(enum.IntEnum):
     SNAPSHOT = 2
     """One snapshot, then the connection ends."""
 
+    DESCRIBE = 3
+    """Who is a member? Asked by who knows neither ids nor cluster yet (`kvstore.peer.describe`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -72,6 +75,11 @@ class Hello:
 
 class HelloError(Exception):
     """The other side is not a member we may talk to; the text says why and what to do."""
+
+
+def removal_text(member: int) -> str:
+    """Return the refusal by which a removed member learns of its removal."""
+    return f"member {member:x} was removed from the cluster and cannot come back"
 
 
 def encode_hello(hello: Hello) -> bytes:
@@ -152,6 +160,9 @@ class Receiver(Protocol):
         `pause` stops or continues reading; `answer` tells the sender the end, empty for success.
         """
 
+    def describe(self, answer: Callable[[bytes], None]) -> None:
+        """Answer who is a member, now or later, in the form of `kvstore.peer.describe`."""
+
 
 class SnapshotSink(Protocol):
     """Takes one incoming snapshot."""
@@ -199,7 +210,17 @@ class Inbound(asyncio.Protocol):
         for payload in payloads:
             self._sink.frame(payload)
 
+    @property
+    def sender(self) -> int:
+        """The member at the other end; 0 before it has said so."""
+        return self._hello.sender if self._hello is not None else 0
+
     def _accept(self, hello: Hello) -> None:
+        if hello.channel is Channel.DESCRIBE:
+            # The asker is nobody yet: no check, and the connection ends with the answer or the
+            # hello's timeout.
+            self._links.receiver.describe(self._end_with)
+            return
         problem = self._links.check(hello)
         if problem:
             raise HelloError(problem)
@@ -221,8 +242,11 @@ class Inbound(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _refuse(self, text: str) -> None:
+        self._end_with(text.encode())
+
+    def _end_with(self, payload: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame(text.encode()))
+            self._transport.write(frame(payload))
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -304,6 +328,9 @@ class Link:
         self.endpoint = endpoint
         self.channel = channel
         self.up = False
+        self.up_since_s = 0.0
+        """Loop time of the last hello that was accepted."""
+
         self.dropped = 0
         self._links = links
         self._transport: asyncio.Transport | None = None
@@ -339,9 +366,12 @@ class Link:
                 complaint = ""
                 down_since = 0.0
                 self._transport = protocol.transport
+                self.up_since_s = self._loop_time()
                 self.up = True
                 await protocol.lost
             except (OSError, HelloError, TimeoutError) as error:
+                if str(error) == removal_text(self._links.own_id):
+                    self._links.on_removed()
                 down_since = down_since or self._loop_time()
                 # Members that start or restart together miss each other for a moment.
                 late = self._loop_time() - down_since > QUIET_S
@@ -381,6 +411,7 @@ class Links:
         random: Random,
         *,
         on_lost: Callable[[int, Channel], None],
+        on_removed: Callable[[], None],
         server_tls: ssl.SSLContext | None = None,
         client_tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -392,6 +423,7 @@ class Links:
             receiver: Takes what arrives.
             random: For the jitter of reconnects.
             on_lost: Called with peer and channel when an open connection ended.
+            on_removed: Called, perhaps often, when a peer says that we were removed.
             server_tls: For accepted connections; None is plain TCP.
             client_tls: For dialled connections.
         """
@@ -401,11 +433,12 @@ class Links:
         self.sent_bytes = 0
         self.received_bytes = 0
         self.lost = on_lost
+        self.on_removed = on_removed
         self.removed: set[int] = set()
         """Members that were removed; they are refused for ever."""
 
         self._cluster_id = cluster_id
-        self._own_id = own_id
+        self.own_id = own_id
         self._server_tls = server_tls
         self._client_tls = client_tls
         self._links: dict[tuple[int, Channel], Link] = {}
@@ -420,10 +453,11 @@ class Links:
                 f"caller to {hello.cluster_id:x}; compare --initial-cluster and "
                 "--initial-cluster-token, or remove the stale data directory"
             )
-        if hello.target != self._own_id:
-            return f"this is member {self._own_id:x}, not {hello.target:x}; check the peer URLs"
+        # Before the target: its address may belong to the member that took our caller's place.
         if hello.sender in self.removed:
-            return f"member {hello.sender:x} was removed from the cluster and cannot come back"
+            return removal_text(hello.sender)
+        if hello.target != self.own_id:
+            return f"this is member {self.own_id:x}, not {hello.target:x}; check the peer URLs"
         return ""
 
     async def listen(self, host: str, port: int) -> int:
@@ -454,12 +488,19 @@ class Links:
         link = self._links.get((peer, channel))
         return link is not None and link.send(payload)
 
-    def is_up(self, peer: int) -> bool:
-        """Tell whether both channels to a peer are open."""
+    def is_up(self, peer: int, *, since_s: float | None = None) -> bool:
+        """Tell whether both channels to a peer are open, and have been since that loop time."""
         return all(
-            (link := self._links.get((peer, channel))) is not None and link.up
+            (link := self._links.get((peer, channel))) is not None
+            and link.up
+            and (since_s is None or link.up_since_s <= since_s)
             for channel in (Channel.CONTROL, Channel.BULK)
         )
+
+    def drop_inbound(self, member: int) -> None:
+        """End the connections that this member dialled. It dials again and is checked anew."""
+        for connection in [each for each in self.inbound if each.sender == member]:
+            connection.close()
 
     def endpoint(self, peer: int) -> Endpoint | None:
         """Return where a peer listens, if it is one of ours."""
@@ -479,7 +520,7 @@ class Links:
             transport, protocol = await loop.create_connection(
                 Outbound, endpoint.host, endpoint.port, ssl=self._client_tls
             )
-            hello = Hello(self._cluster_id, self._own_id, peer, channel)
+            hello = Hello(self._cluster_id, self.own_id, peer, channel)
             transport.write(frame(encode_hello(hello)))
             try:
                 await protocol.opened

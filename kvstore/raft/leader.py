@@ -288,7 +288,7 @@ class Leader(State):
         if progress is None:
             return  # removed
         log = self.raft.log
-        progress.active = True
+        progress.heard(self.raft.ticks)
         if response.hint is not None:
             if response.index == 0 and log.applied:
                 self._send_snapshot(member, progress)  # it joins, see `Follower._has_start`
@@ -319,7 +319,7 @@ class Leader(State):
         progress = self.peers.get(member)
         if progress is None:
             return
-        progress.active = True
+        progress.heard(self.raft.ticks)
         match_before, progress.recheck = progress.recheck, None
         if match_before is not None:
             progress.paused = False  # the probe, or the answer to it, may be lost
@@ -449,7 +449,7 @@ class Leader(State):
                 progress = Progress(raft.log.last_index + 1)
                 progress.commit_sent = raft.log.committed
                 # A member that was just added has not had the chance to be heard.
-                progress.active = True
+                progress.heard(raft.ticks)
                 self.peers[member] = progress
 
     def leave(self) -> None:

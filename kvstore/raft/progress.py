@@ -30,6 +30,7 @@ class Progress:
     __slots__ = (
         "active",
         "commit_sent",
+        "heard_tick",
         "inflight",
         "inflight_bytes",
         "match",
@@ -54,6 +55,9 @@ class Progress:
         self.active = False
         """Heard from since the last check of the quorum."""
 
+        self.heard_tick = 0
+        """`Raft.ticks` at its last answer, or when it was added."""
+
         self.recheck: Index | None = None
         """`match` when the last periodic heartbeat left, None when its answer has come. If `match`
         has not moved by then, what is on its way may be lost."""
@@ -68,6 +72,11 @@ class Progress:
         """REPLICATE: last index and bytes of every append that is not answered."""
 
         self.inflight_bytes = 0
+
+    def heard(self, tick: int) -> None:
+        """Note a sign of life."""
+        self.active = True
+        self.heard_tick = tick
 
     def acknowledge(self, index: Index) -> bool:
         """Note that the member holds the log up to `index`; True if that is news."""

@@ -21,6 +21,9 @@ class PeerStatus:
     next: Index
     state: str
     active: bool
+    silent_ticks: int
+    """Ticks since its last answer."""
+
     inflight_messages: int
     inflight_bytes: int
 
@@ -76,6 +79,7 @@ def status_of(raft: Raft) -> Status:
                 progress.next,
                 progress.state.name,
                 progress.active,
+                raft.ticks - progress.heard_tick,
                 len(progress.inflight),
                 progress.inflight_bytes,
             )

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 import msgpack
 
 from kvstore.apply.members import Members
+from kvstore.peer.describe import Described, Description
 from kvstore.ports import Change, View
+from kvstore.raft.membership import Change as MemberChange
+from kvstore.raft.membership import ChangeKind
 from kvstore.raft.messages import Configuration
 from kvstore.server.identity import Member
 from kvstore.server.startup import StartError
 
-FORMAT = 1
+FORMAT = 2
+CONTEXT_FORMAT = 1
 TABLE = "meta"
 KEY = b"cluster"
 
@@ -27,8 +31,12 @@ class Cluster:
     published: Members | None = None
     """Names and client URLs, from the log."""
 
+    is_joining: bool = False
+    """What is here was told by a running member; the configuration is unknown to us until a
+    snapshot brings it."""
+
     @classmethod
-    def load(cls, view: View, published: Members) -> Cluster:
+    def load(cls, view: View, published: Members | None) -> Cluster:
         """Return what the store holds.
 
         Raises:
@@ -40,12 +48,14 @@ class Cluster:
                 "the store does not say who is a member; restore the data directory from a copy"
             )
         fields = msgpack.unpackb(record)
-        if fields[0] != FORMAT:
+        if fields[0] == 1:
+            fields = [*fields, False]  # of before members could join
+        elif fields[0] != FORMAT:
             raise StartError(
                 f"the data directory has cluster format {fields[0]}, this release reads {FORMAT}; "
                 "start the release that wrote it"
             )
-        _, cluster_id, members, removed = fields
+        _, cluster_id, members, removed, is_joining = fields
         return cls(
             cluster_id,
             {
@@ -54,14 +64,42 @@ class Cluster:
             },
             tuple(removed),
             published,
+            bool(is_joining),
         )
+
+    def adopt(self, other: Cluster) -> None:
+        """Become what another record says: a snapshot has replaced the store."""
+        self.members, self.removed = other.members, other.removed
+        self.published, self.is_joining = other.published, other.is_joining
+
+    def apply(self, change: MemberChange) -> None:
+        """Follow a committed change that the core has accepted."""
+        member = self.members.get(change.member)
+        if change.kind is ChangeKind.REMOVE:
+            del self.members[change.member]
+            self.removed = tuple(sorted({*self.removed, change.member}))
+            if self.published is not None:
+                self.published.forget(change.member)
+        elif change.kind is ChangeKind.UPDATE:
+            assert member is not None
+            urls = decode_urls(change.context)
+            self.members[change.member] = replace(member, peer_urls=urls)
+        elif member is not None:
+            self.members[change.member] = replace(member, is_learner=False)
+        else:
+            is_learner = change.kind is ChangeKind.ADD_LEARNER
+            self.members[change.member] = Member(
+                change.member, "", decode_urls(change.context), (), is_learner
+            )
 
     def change(self) -> Change:
         """Return the record to store."""
         members = [
             [member.id, list(member.peer_urls), member.is_learner] for member in self.list_plain()
         ]
-        record = msgpack.packb([FORMAT, self.cluster_id, members, list(self.removed)])
+        record = msgpack.packb(
+            [FORMAT, self.cluster_id, members, list(self.removed), self.is_joining]
+        )
         return TABLE, KEY, record
 
     def list_plain(self) -> list[Member]:
@@ -81,10 +119,50 @@ class Cluster:
                 )
         return listed
 
+    def is_learner(self, member_id: int) -> bool:
+        """Tell whether this member does not vote yet."""
+        member = self.members.get(member_id)
+        return member is not None and member.is_learner
+
+    def description(self, applied: int) -> Description:
+        """Return what a member that wants to join is told; `applied` is the log index of this."""
+        return Description(
+            self.cluster_id,
+            applied,
+            tuple(
+                Described(each.id, each.peer_urls, each.is_learner, bool(each.name))
+                for each in self.list()
+            ),
+            self.removed,
+        )
+
     def configuration(self) -> Configuration:
         """Return the core's view of the members."""
+        if self.is_joining:
+            return Configuration(voters=())
         return Configuration(
             voters=tuple(m.id for m in self.list_plain() if not m.is_learner),
             learners=tuple(m.id for m in self.list_plain() if m.is_learner),
             removed=self.removed,
         )
+
+
+def encode_urls(urls: tuple[str, ...]) -> bytes:
+    """Return the context of a change that names a member's peer URLs."""
+    context: bytes = msgpack.packb([CONTEXT_FORMAT, list(urls)])
+    return context
+
+
+def decode_urls(context: bytes) -> tuple[str, ...]:
+    """Return the peer URLs of a change.
+
+    Raises:
+        ValueError: Written by a newer release.
+    """
+    version, urls = msgpack.unpackb(context)
+    if version != CONTEXT_FORMAT:
+        raise ValueError(
+            f"a membership change has format {version}, this release reads {CONTEXT_FORMAT}; "
+            "upgrade this member"
+        )
+    return tuple(urls)

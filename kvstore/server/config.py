@@ -77,6 +77,10 @@ class ServerConfig:
 
     initial_cluster_state: str = "new"
     initial_cluster_token: str = "etcd-cluster"  # noqa: S105 (a name, not a secret)
+    strict_reconfig_check: bool = True
+    """Refuse membership changes that could cost the quorum."""
+
+    max_learners: int = 1
     heartbeat_interval: int = 100
     """Milliseconds between heartbeats; also the length of a tick."""
 
@@ -150,6 +154,7 @@ class ServerConfig:
             ("--quota-backend-bytes", self.quota_backend_bytes, 0),
             ("--max-request-bytes", self.max_request_bytes, 1024),
             ("--max-txn-ops", self.max_txn_ops, 1),
+            ("--max-learners", self.max_learners, 0),
         ):
             if value < smallest:
                 raise ConfigError(f"{flag} must be at least {smallest}, not {value}")
@@ -193,6 +198,7 @@ class ServerConfig:
             item.strip() for item in self.initial_advertise_peer_urls.split(",") if item.strip()
         )
         text = self.initial_cluster or ",".join(f"{self.name}={url}" for url in advertised)
+        self.initial_cluster = text
         self.members = parse_initial_cluster(text, self.initial_cluster_token)
         self.member = own_member(
             text, self.initial_cluster_token, self.name, advertised, self.members

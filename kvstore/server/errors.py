@@ -122,7 +122,31 @@ class RefusedRequestError(NotAppliedError):
         super().__init__()
 
 
+class TransferTimedOutError(ServerError):
+    """The target did not take the leadership over in time; it may yet."""
+
+    text = "etcdserver: request timed out, leader transfer took too long"
+
+
 NOT_LEADER = (Code.FAILED_PRECONDITION, "etcdserver: not leader")
+BAD_TRANSFEREE = (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+BAD_URLS = (Code.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid")
+MEMBER_NOT_FOUND = (Code.NOT_FOUND, "etcdserver: member not found")
+MEMBER_EXISTS = (Code.FAILED_PRECONDITION, "etcdserver: member ID already exist")
+PEER_URL_EXISTS = (Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists")
+# etcd sends this one as Unknown by mistake, see TooManyRequestsError.
+NOT_ENOUGH_STARTED = (
+    Code.FAILED_PRECONDITION,
+    "etcdserver: re-configuration failed due to not enough started members",
+)
+MEMBER_NOT_LEARNER = (Code.FAILED_PRECONDITION, "etcdserver: can only promote a learner member")
+LEARNER_NOT_READY = (
+    Code.FAILED_PRECONDITION,
+    "etcdserver: can only promote a learner member which is in sync with leader",
+)
+TOO_MANY_LEARNERS = (Code.FAILED_PRECONDITION, "etcdserver: too many learner members in cluster")
+NOT_FOR_LEARNER = (Code.FAILED_PRECONDITION, "etcdserver: rpc not supported for learner")
+UNHEALTHY = (Code.UNAVAILABLE, "etcdserver: unhealthy cluster")
 LEASE_NOT_FOUND = (Code.NOT_FOUND, "etcdserver: requested lease not found")
 COMPACTED = (
     Code.OUT_OF_RANGE,

@@ -49,8 +49,8 @@ class InitialClusterError(ValueError):
     """`--initial-cluster` and the member's own flags do not fit together."""
 
 
-def parse_initial_cluster(text: str, token: str) -> list[Member]:
-    """Return the members that `--initial-cluster` names, sorted by id.
+def initial_urls(text: str) -> dict[str, list[str]]:
+    """Return the peer URLs that `--initial-cluster` gives each name.
 
     A name that stands several times has several peer URLs.
 
@@ -70,8 +70,18 @@ def parse_initial_cluster(text: str, token: str) -> list[Member]:
     for url in every_url:
         if every_url.count(url) > 1:
             raise InitialClusterError(f"--initial-cluster: {url} stands twice; they must differ")
+    return urls
+
+
+def parse_initial_cluster(text: str, token: str) -> list[Member]:
+    """Return the members that `--initial-cluster` names, sorted by id.
+
+    Raises:
+        InitialClusterError: An item is not NAME=URL, or two members share a URL.
+    """
     members = [
-        Member(member_id(tuple(group), token), "", tuple(sorted(group))) for group in urls.values()
+        Member(member_id(tuple(group), token), "", tuple(sorted(group)))
+        for group in initial_urls(text).values()
     ]
     return sorted(members, key=lambda member: member.id)
 

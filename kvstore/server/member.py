@@ -25,24 +25,37 @@ from kvstore.mvcc.store import Store
 from kvstore.mvcc.watch import WatchHub
 from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import CALL_FRAME, PeerCalls
-from kvstore.peer.link import Channel, Endpoint, HelloError, Links, SnapshotSink
+from kvstore.peer.describe import encode_description
+from kvstore.peer.link import Channel, HelloError, Links, SnapshotSink
 from kvstore.ports import Backend
 from kvstore.raft.config import Config, Restored
-from kvstore.raft.messages import AppendWork, Entry, HardState, InstallSnapshot, Role, SnapshotMeta
+from kvstore.raft.membership import Change, ChangeKind
+from kvstore.raft.messages import (
+    AppendWork,
+    Configuration,
+    Entry,
+    HardState,
+    InstallSnapshot,
+    Role,
+    SnapshotMeta,
+)
 from kvstore.raft.raft import Raft
 from kvstore.rpc import Limits, Server
 from kvstore.server.cluster import Cluster
-from kvstore.server.config import ServerConfig, Url, parse_urls
+from kvstore.server.config import ServerConfig, Url
 from kvstore.server.disk import DiskThread
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
+from kvstore.server.join import Start, check_restart, found, join
 from kvstore.server.leases import Leases
+from kvstore.server.membership import Membership
 from kvstore.server.metrics import Metrics
 from kvstore.server.node import Node, NodeHooks
 from kvstore.server.observe import Observer
+from kvstore.server.peers import Peers
 from kvstore.server.proposals import Proposals
 from kvstore.server.replica import Replica, create_store, next_incarnation, open_backend
-from kvstore.server.services.base import LeaderGuard
+from kvstore.server.services.base import LeaderGuard, LearnerGuard
 from kvstore.server.services.cluster import ClusterService
 from kvstore.server.services.health import HealthService
 from kvstore.server.services.kv import KvService
@@ -59,9 +72,9 @@ from kvstore.server.snapshots import (
     settle,
     swap_in,
 )
-from kvstore.server.startup import StartError, explain_bind, explain_folder
+from kvstore.server.startup import RemovedError, StartError, explain_bind, explain_folder
 from kvstore.server.storage import TRAILING_BYTES, Storage
-from kvstore.wal import Identity, Options, RealDisk, Recovered, Wal, WalError, fatal
+from kvstore.wal import Options, RealDisk, Recovered, Wal, WalError, fatal
 
 log = logging.getLogger("kvstore.member")
 
@@ -73,6 +86,9 @@ SWITCH_INTERVAL_S = 0.0005
 
 GC_THRESHOLDS = (50_000, 20, 100)
 DRAIN_S = 2.0
+GOODBYE_S = 0.5
+"""Between the removal of this member and its end."""
+
 OLD_STORE_S = 60.0
 """How long a replaced store stays open for readers that are still in it."""
 
@@ -93,7 +109,11 @@ class Member:
         self.clock = RealClock()
         self.random = random.SystemRandom()
         self.id = config.member.id
+        self.on_removed: Callable[[RemovedError], None] = _no_matter
+        """Called once, when this member was removed from the cluster and is to be stopped."""
+
         self._tasks: set[asyncio.Task[None]] = set()
+        self._removed = False
         self.snapshots_sent = 0
         self.snapshots_installed = 0
 
@@ -107,7 +127,7 @@ class Member:
         """
         config = self.config
         loop = asyncio.get_running_loop()
-        self._open_data()
+        self._open_data(await self._begin())
         # The disk thread reports an fsync through the interpreter lock; a loop saturated with
         # reads would keep it waiting for many default intervals of 5 ms.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -120,8 +140,14 @@ class Member:
             jitter=lambda bound: self.random.randrange(0, bound),
         )
         self.links = Links(
-            self.cluster.cluster_id, self.id, self, self.random, on_lost=self._link_lost
+            self.cluster.cluster_id,
+            self.id,
+            self,
+            self.random,
+            on_lost=self._link_lost,
+            on_removed=self._was_removed,
         )
+        self.links.removed.update(self.cluster.removed)
         await self._listen_peers()
         self.disk = DiskThread(self.wal, loop.call_soon_threadsafe, self._saved)
         self.raft = self._build_raft()
@@ -135,7 +161,8 @@ class Member:
             loop,
             NodeHooks(
                 applied=self._applied,
-                changed=self._membership_changed,
+                changed=self._change_committed,
+                reconfigured=self._change_applied,
                 role=self._role_changed,
                 led=self._led,
                 snapshot=self._snapshot_wanted,
@@ -144,6 +171,18 @@ class Member:
             round(config.request_timeout_s * 1e9),
         )
         self.calls = PeerCalls(self._send_call)
+        self.peers = Peers(self.links, self.raft, self.cluster, config)
+        self.membership = Membership(
+            self.node,
+            self.cluster,
+            self.calls,
+            sight=self.peers.sight,
+            write=lambda record: self.store.write(*record),
+            changed=self._membership_changed,
+            election_timeout_ns=config.election_timeout * 1_000_000,
+            timeout_ns=round(config.request_timeout_s * 1e9),
+            later=loop.call_later,
+        )
         self.lease_clock = LeaseClock(self.replica.lessor)
         self.leases = Leases(
             self.node,
@@ -163,7 +202,7 @@ class Member:
         )
         self.observer = Observer(self)
         self.metrics = Metrics(self.observer.gauges, self.observer.counters)
-        self.links.set_peers(self._peer_endpoints())
+        self.peers.refresh()
         self.storage.start()
         if self.cluster.configuration().voters == (self.id,):
             self.raft.campaign()  # nobody else could win: why wait
@@ -177,37 +216,52 @@ class Member:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
 
-    def _open_data(self) -> None:
+    async def _begin(self) -> Start | None:
+        """Return what a new store begins with; None when there is one."""
+        config = self.config
+        if self._has_store():
+            return None
+        if config.initial_cluster_state == "new":
+            return found(config)
+        return await join(config)
+
+    def _has_store(self) -> bool:
+        try:
+            return Path(f"{self.config.data_dir}/{STORE_NAME}").exists()
+        except OSError as error:
+            raise explain_folder(self.config.data_dir, error) from error
+
+    def _open_data(self, start: Start | None) -> None:
         """Open log and store, or create them; rebuild what lives in memory."""
         config = self.config
         folder = config.data_dir
         try:
             disk = self._real_disk = RealDisk()
             disk.make_folder(folder)
-            identity = Identity(config.cluster_id, self.id)
             path = f"{folder}/{STORE_NAME}"
             if Wal.exists(disk, f"{folder}/wal"):
+                identity = start.identity if start else None
                 self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, Options())
-            elif Path(path).exists():
+            elif start is None:
                 raise StartError(
                     f"--data-dir {folder}: there is a store but no log; restore the wal folder, or "
                     "remove the whole data directory and let the member join again"
                 )
             else:
-                self.wal = Wal.create(disk, f"{folder}/wal", identity, Options())
+                self.wal = Wal.create(disk, f"{folder}/wal", start.identity, Options())
                 self.recovered = Recovered(
-                    identity,
+                    start.identity,
                     hard_state=HardState(0, 0, 0),
                     entries=[],
                     compacted=(0, 0),
                     snapshot=None,
                 )
             settle(disk, config, self.recovered.snapshot)
-            if not Path(path).exists():
-                first = Cluster(config.cluster_id, {m.id: m for m in config.members}, ())
-                create_store(disk, folder, STORE_NAME, config, first.change())
+            if start is not None and not Path(path).exists():
+                create_store(disk, folder, STORE_NAME, config, start.cluster.change())
             self.replica = Replica(open_backend(path, config), config)
             self.cluster = Cluster.load(self.replica.backend, self.replica.published)
+            self._check_identity()
             self.incarnation = next_incarnation(disk, folder)
         except OSError as error:
             raise explain_folder(folder, error) from error
@@ -216,6 +270,14 @@ class Member:
         if self.recovered.dropped_bytes:
             log.warning("dropped an unfinished batch of %d bytes", self.recovered.dropped_bytes)
         self._check_together()
+
+    def _check_identity(self) -> None:
+        """Find out who we are; refuse a removed member and another's data directory."""
+        identity = self.recovered.identity
+        self.id = identity.member
+        if self.id in self.cluster.removed:
+            raise RemovedError(self.id, identity.cluster, self.config.data_dir)
+        check_restart(self.config, identity, self.cluster)
 
     def _check_together(self) -> None:
         """Refuse log and store that do not belong together."""
@@ -268,14 +330,6 @@ class Member:
             except OSError as error:
                 raise explain_bind(host, url.port, "--listen-peer-urls", error) from error
 
-    def _peer_endpoints(self) -> dict[int, Endpoint]:
-        return {
-            member.id: Endpoint(url.host, url.port)
-            for member in self.cluster.list_plain()
-            if member.id != self.id
-            for url in [parse_urls("peer URL", member.peer_urls[0])[0]]
-        }
-
     async def _serve_clients(self) -> None:
         config = self.config
         loop = asyncio.get_running_loop()
@@ -306,13 +360,18 @@ class Member:
             http=self.http.handle,
             on_error=self._handler_failed,
         )
-        guard = LeaderGuard(self.server, lambda: bool(self.node.leader))
+        guard = LearnerGuard(
+            LeaderGuard(self.server, lambda: bool(self.node.leader)),
+            lambda: self.cluster.is_learner(self.id),
+        )
         for service in (
             self.kv,
             self.watch_service,
             self.lease_service,
-            ClusterService(self.node, self.cluster, self.headers),
-            MaintenanceService(self.writes, self.observer.status, self._hash_kv),
+            ClusterService(self.node, self.cluster, self.membership, self.headers),
+            MaintenanceService(
+                self.writes, self.observer.status, self._hash_kv, self.membership.transfer
+            ),
             HealthService(),
         ):
             service.register(guard)
@@ -373,6 +432,7 @@ class Member:
             self.node.tick()
             self.leases.tick()
             self.calls.expire(self.clock.monotonic_ns())
+            self.membership.expire(self.clock.monotonic_ns())
             self.watches.progress(self.clock.monotonic_ns())
             no_leader_ticks = 0 if self.node.leader else no_leader_ticks + 1
             if no_leader_ticks == 3 * self.config.election_ticks:
@@ -459,6 +519,7 @@ class Member:
     def _role_changed(self, role: Role, leader: int, term: int) -> None:
         self.headers.set_term(term)
         self.leases.role(role)
+        self.membership.role_changed(leader)
         log.info(
             "role changed",
             extra={"fields": {"role": role.name.lower(), "leader": f"{leader:x}", "term": term}},
@@ -467,8 +528,39 @@ class Member:
     def _led(self) -> None:
         self.leases.led()
 
-    def _membership_changed(self, entry: Entry) -> None:
-        raise AssertionError(f"entry {entry.index}: membership changes are not offered yet")
+    # membership
+
+    def _change_committed(self, entry: Entry) -> Configuration | None:
+        return self.membership.apply(entry)
+
+    def _change_applied(self, entry: Entry) -> None:
+        self.membership.applied(entry)
+
+    def _membership_changed(self, change: Change) -> None:
+        log.info(
+            "membership changed",
+            extra={"fields": {"change": change.kind.name.lower(), "member": f"{change.member:x}"}},
+        )
+        self.peers.follow(change)
+        if change.kind is ChangeKind.REMOVE and change.member == self.id:
+            # Not at once: a client that asked us for it gets its answer first.
+            asyncio.get_running_loop().call_later(GOODBYE_S, self._was_removed)
+
+    def _was_removed(self) -> None:
+        if not self._removed:
+            self._removed = True
+            self.on_removed(RemovedError(self.id, self.cluster.cluster_id, self.config.data_dir))
+
+    def describe(self, answer: Callable[[bytes], None]) -> None:
+        """Tell who is a member (`kvstore.peer.link.Receiver`).
+
+        Without a round: the one who asks may be missing for its quorum.
+        """
+        if self.cluster.is_joining:
+            answer(b"this member waits to join itself")
+        else:
+            description = self.cluster.description(self.node.applied_index)
+            answer(encode_description(description))
 
     # snapshots
 
@@ -484,7 +576,7 @@ class Member:
         ok = False
         try:
             await self.storage.barrier()
-            await send(self.backend, self.links, request, self.cluster.configuration())
+            await send(self.backend, self.links, request)
             ok = True
             self.snapshots_sent += 1
         except (OSError, HelloError, TimeoutError) as error:
@@ -531,7 +623,7 @@ class Member:
     def _adopt(self, replica: Replica) -> None:
         """Point every part at the new state and let the node go on."""
         self.replica = replica
-        self.cluster.published = replica.published
+        self.cluster.adopt(Cluster.load(replica.backend, replica.published))
         self.storage.store, self.storage.backend = replica.store, replica.backend
         self.writes.store = replica.store
         self.kv.store = replica.store
@@ -539,7 +631,9 @@ class Member:
         self.lease_clock = self.leases.clock = LeaseClock(replica.lessor)
         self.used_bytes = replica.backend.used_bytes()
         self._compacted = replica.store.compacted
+        self.peers.refresh()
         self.node.installed(replica.applier, replica.applied.index, replica.applied.term)
+        self.membership.skipped(replica.applied.index)
         self.watches.restored(replica.store)
         self.watch_service.poke()
 
@@ -558,6 +652,10 @@ class Member:
             done(slices.result)
         else:
             asyncio.get_running_loop().call_soon(self._hash_slice, slices, done)
+
+
+def _no_matter(_: RemovedError) -> None:
+    """Nobody asked to be told."""
 
 
 CALL_HEAD = bytes([CALL_FRAME])

@@ -18,11 +18,13 @@ from kvstore.peer.codec import CodecError, decode, encode
 from kvstore.peer.link import Channel
 from kvstore.ports import Clock
 from kvstore.raft.errors import ProposalRefused
+from kvstore.raft.membership import Change
 from kvstore.raft.messages import (
     CHANGE,
     AppendRequest,
     AppendWork,
     CommitNotice,
+    Configuration,
     Entry,
     Forward,
     InstallSnapshot,
@@ -98,8 +100,11 @@ class NodeHooks:
     applied: Callable[[Applied], None]
     """An entry was applied; its results are about to be answered."""
 
-    changed: Callable[[Entry], None]
-    """A membership change was committed; returns after the configuration was taken."""
+    changed: Callable[[Entry], Configuration | None]
+    """Apply a committed membership change; the new configuration, None if it stays."""
+
+    reconfigured: Callable[[Entry], None]
+    """The core follows the configuration of this change now."""
 
     role: Callable[[Role, int, int], None]
     """Role, leader or term changed: the new role, leader (0: none) and term."""
@@ -184,6 +189,17 @@ class Node:
         self.reads.add(done)
         if not self._scheduled:
             self._wake()
+
+    def propose_change(self, change: Change) -> tuple[int, int]:
+        """Append a membership change; return its index and term. See `Raft.propose_change`."""
+        place = self.raft.propose_change(change)
+        self._wake()
+        return place
+
+    def transfer_leadership(self, target: int) -> None:
+        """Begin to hand over. See `Raft.transfer_leadership`."""
+        self.raft.transfer_leadership(target)
+        self._wake()
 
     # what the world brings
 
@@ -397,7 +413,7 @@ class Node:
         while queue:
             entry = queue.popleft()
             if entry.kind == CHANGE:
-                self.hooks.changed(entry)
+                self._apply_change(entry)
             else:
                 self._apply_normal(entry)
             if self.clock.monotonic_ns() >= end_ns:
@@ -407,6 +423,14 @@ class Node:
         if queue:
             self._wake()
         self._advance()
+
+    def _apply_change(self, entry: Entry) -> None:
+        # Now, not later: a member that the change removes is told of it on a link that goes with it.
+        self._send_notices()
+        configuration = self.hooks.changed(entry)
+        self.applied_index = entry.index
+        self.raft.applied(entry.index, configuration)
+        self.hooks.reconfigured(entry)
 
     def _apply_normal(self, entry: Entry) -> None:
         applied = self.applier.apply(entry)

@@ -22,7 +22,8 @@ from kvstore.mvcc.snapshot import SnapshotReceiver, snapshot_chunks
 from kvstore.peer.codec import CodecError, decode, encode
 from kvstore.peer.link import Channel, Links, frame
 from kvstore.ports import Backend, Disk
-from kvstore.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
+from kvstore.raft.messages import InstallSnapshot, SnapshotMeta
+from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig
 from kvstore.server.replica import map_size_bytes
 
@@ -37,9 +38,7 @@ IDLE_TIMEOUT_S = 30.0
 """Without progress for this long a transfer is given up."""
 
 
-async def send(
-    backend: Backend, links: Links, request: InstallSnapshot, configuration: Configuration
-) -> None:
+async def send(backend: Backend, links: Links, request: InstallSnapshot) -> None:
     """Stream the last commit to the peer that `request` names.
 
     Any snapshot that lets the peer's log go on will do, so what is sent is what is committed now.
@@ -56,6 +55,8 @@ async def send(
     view = backend.view()
     try:
         mark = Marks.applied_in(view)
+        # That of the same commit: a change may have been applied meanwhile.
+        configuration = Cluster.load(view, None).configuration()
         meta = SnapshotMeta(mark.index, mark.term, configuration)
         message = InstallSnapshot(request.sender, peer, request.term, meta)
         connection.transport.write(frame(encode(message)))

@@ -6,9 +6,23 @@ import errno
 import os
 from pathlib import Path
 
+EXIT_REMOVED = 77
+"""Exit code of a member that was removed: to start it again is of no use."""
+
 
 class StartError(Exception):
     """The member cannot start; the text says why and what to do."""
+
+
+class RemovedError(StartError):
+    """This member was removed from its cluster."""
+
+    def __init__(self, member: int, cluster: int, folder: str) -> None:
+        super().__init__(
+            f"member {member:x} was removed from cluster {cluster:x} and stops for ever. Its data "
+            f"directory {folder} is of no more use: remove it. To come back, add a member (kvctl "
+            "member add) and start it with an empty one"
+        )
 
 
 def explain_bind(host: str, port: int, flag: str, error: OSError) -> StartError:

@@ -15,7 +15,7 @@ from kvstore.wal.errors import (
     fatal,
 )
 from kvstore.wal.log import Options, Wal
-from kvstore.wal.recovery import Recovered
+from kvstore.wal.recovery import Recovered, check_identity
 
 __all__ = [
     "EXIT_DISK",
@@ -32,5 +32,6 @@ __all__ = [
     "Recovered",
     "Wal",
     "WalError",
+    "check_identity",
     "fatal",
 ]

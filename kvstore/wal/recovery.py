@@ -245,7 +245,7 @@ def _read_segment(disk: Disk, path: str, identity: Identity | None) -> Segment:
             raise CorruptError(path, 0, "the header of the segment is damaged")
         if isinstance(header, int):
             raise FormatError(path, header, codec.FORMAT)
-        _check_identity(path, header.identity, identity)
+        check_identity(path, header.identity, identity)
         if path.rpartition("/")[2] != segment_name(header.segment, header.first_index):
             raise CorruptError(path, 0, "the file has been renamed")
         if (size := file.size()) < header.size_bytes:
@@ -256,7 +256,8 @@ def _read_segment(disk: Disk, path: str, identity: Identity | None) -> Segment:
         file.close()
 
 
-def _check_identity(path: str, found: Identity, wanted: Identity | None) -> None:
+def check_identity(path: str, found: Identity, wanted: Identity | None) -> None:
+    """Raise IdentityError if a log is not that of `wanted`; None is anybody's."""
     if wanted is None or found == wanted:
         return
     if found.cluster != wanted.cluster:

@@ -46,6 +46,7 @@ class Receiver:
     def __init__(self) -> None:
         self.messages: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
         self.sinks: list[Sink] = []
+        self.description = b""
 
     def receive(self, sender: int, payloads: list[bytes]) -> None:
         for payload in payloads:
@@ -57,6 +58,9 @@ class Receiver:
         self.sinks.append(Sink(answer))
         return self.sinks[-1]
 
+    def describe(self, answer: Callable[[bytes], None]) -> None:
+        answer(self.description)
+
 
 class Member:
     """One end: links, what it received, and what it lost."""
@@ -65,12 +69,14 @@ class Member:
         self.id = member_id
         self.receiver = Receiver()
         self.lost: asyncio.Queue[tuple[int, Channel]] = asyncio.Queue()
+        self.removed = asyncio.Event()
         self.links = Links(
             cluster_id,
             member_id,
             self.receiver,
             random.Random(member_id),
             on_lost=lambda peer, channel: self.lost.put_nowait((peer, channel)),
+            on_removed=self.removed.set,
         )
         self.port = 0
 

@@ -81,8 +81,8 @@ class World:
             self,
             self,
             NodeHooks(
-                applied=nothing, changed=nothing, role=nothing, led=nothing, snapshot=nothing,
-                fatal=self.fatal.append,
+                applied=nothing, changed=nothing, reconfigured=nothing, role=nothing, led=nothing,
+                snapshot=nothing, fatal=self.fatal.append,
             ),
             7_000_000_000,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""member list, endpoint health, status and hashkv, alarm list and disarm."""
+"""endpoint health, status and hashkv, alarm list and disarm."""
 
 from __future__ import annotations
 
@@ -19,42 +19,18 @@ from kvstore.cli.ctl.context import (
     error_text,
     failed,
     hint_for,
+    printer,
     settings,
     write_error,
 )
-from kvstore.cli.ctl.printers import Health, make_printer
+from kvstore.cli.ctl.printers import Health
 
 if TYPE_CHECKING:
     from kvstore.cli.ctl.context import Settings
-    from kvstore.cli.ctl.printers import Printer, Rows
+    from kvstore.cli.ctl.printers import Rows
     from kvstore.client import AsyncClient, KvError
 
 _CLUSTER = "kvstore.ctl.cluster"
-
-
-def _printer() -> Printer:
-    return make_printer(settings().output, is_hex=settings().is_hex)
-
-
-@click.group()
-def member() -> None:
-    """Show the members of the cluster."""
-
-
-@member.command("list", cls=Command)
-@arguments
-def member_list(args: tuple[str, ...]) -> None:
-    """List all members: id, status, name, peer addresses, client addresses, learner."""
-    from kvstore.client import KvError
-    from kvstore.client.methods import MEMBER_LIST
-
-    accept_no_arguments(args, "member list")
-    request = MEMBER_LIST.request(linearizable=True)
-    try:
-        answer = settings().run(lambda client: client.call(MEMBER_LIST, request, write=False))
-    except KvError as error:
-        failed(error)
-    _printer().members(answer)
 
 
 @click.group()
@@ -109,7 +85,7 @@ def health(args: tuple[str, ...], *, cluster: bool) -> None:
         return await asyncio.gather(*(check(name) for name in names))
 
     results = flags.run(check_all)
-    _printer().health(results)
+    printer().health(results)
     if not all(result.is_healthy for result in results):
         raise CtlError(
             "unhealthy cluster", hint="the reason is beside each endpoint; is the server running?"
@@ -169,7 +145,7 @@ def status(args: tuple[str, ...], *, cluster: bool) -> None:
 
     accept_no_arguments(args, "endpoint status")
     rows, error = _ask_each(STATUS, STATUS.request(), "status", cluster=cluster)
-    _printer().status(rows)
+    printer().status(rows)
     if error is not None:
         write_error(f"Hint: {hint_for(error)}")
         raise CtlExit(1)
@@ -186,7 +162,7 @@ def hashkv(args: tuple[str, ...], *, cluster: bool, rev: int) -> None:
     accept_no_arguments(args, "endpoint hashkv")
     request = HASH_KV.request(revision=rev)
     rows, error = _ask_each(HASH_KV, request, "hash", cluster=cluster)
-    _printer().hashes(rows)
+    printer().hashes(rows)
     if error is not None:
         failed(error)
 
@@ -210,7 +186,7 @@ def alarm_list(args: tuple[str, ...]) -> None:
         )
     except KvError as error:
         failed(error)
-    _printer().alarms(answer)
+    printer().alarms(answer)
 
 
 @alarm.command("disarm", cls=Command)
@@ -235,4 +211,4 @@ def alarm_disarm(args: tuple[str, ...]) -> None:
         answer = settings().run(disarm)
     except KvError as error:
         failed(error)
-    _printer().alarms(answer)
+    printer().alarms(answer)

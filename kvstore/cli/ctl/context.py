@@ -13,6 +13,7 @@ from kvstore.cli.ctl import go
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from kvstore.cli.ctl.printers import Printer
     from kvstore.client import AsyncClient, KvError
 
 Result = TypeVar("Result")
@@ -95,6 +96,13 @@ def settings() -> Settings:
     found = click.get_current_context().find_object(Settings)
     assert found is not None
     return found
+
+
+def printer() -> Printer:
+    """Return the printer of the output format."""
+    from kvstore.cli.ctl.printers import make_printer  # which imports this module
+
+    return make_printer(settings().output, is_hex=settings().is_hex)
 
 
 def error_text(error: KvError) -> str:

@@ -27,6 +27,17 @@ def parse_int(text: str, base: int = 10) -> int:
     return value
 
 
+def parse_uint(text: str, base: int = 10) -> int:
+    """Read as strconv.ParseUint does; ValueError carries its text."""
+    digits = r"[0-9a-fA-F]+" if base == 16 else r"[0-9]+"
+    if re.fullmatch(digits, text) is None:
+        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: invalid syntax")
+    value = int(text, base)
+    if value >= 1 << 64:
+        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: value out of range")
+    return value
+
+
 def quote(data: bytes) -> str:
     r"""Write as %q: escapes, and \x.. for bytes that are no UTF-8."""
     parts: list[str] = []

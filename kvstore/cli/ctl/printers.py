@@ -96,6 +96,14 @@ class Printer:
         """Print that a lease is revoked; the answer does not name it."""
         raise self._refuse()
 
+    def member_changed(self, answer: Any, member_id: int, what: str) -> None:
+        """Print that a member was "added to" (and so on) the cluster."""
+        raise self._refuse()
+
+    def leader_moved(self, answer: Any, leader_id: int, target_id: int) -> None:
+        """Print who led and who leads now; the answer says nothing."""
+        raise self._refuse()
+
     def time_to_live(self, answer: Any, *, keys: bool) -> None:
         """Print the state of a lease."""
         raise self._refuse()
@@ -184,6 +192,14 @@ class Simple(Printer):
         for row in member_rows(answer):
             write_line(", ".join(row))
 
+    def member_changed(self, answer: Any, member_id: int, what: str) -> None:
+        """Print what was done, in etcdctl's columns."""
+        write_line(f"Member {member_id:16x} {what} cluster {answer.header.cluster_id:16x}")
+
+    def leader_moved(self, answer: Any, leader_id: int, target_id: int) -> None:
+        """Print who led and who leads now."""
+        write_line(f"Leadership transferred from {leader_id:x} to {target_id:x}")
+
     def alarms(self, answer: Any) -> None:
         """Print a line for each alarm."""
         for alarm in answer.alarms:
@@ -238,6 +254,14 @@ class Json(Printer):
 
     def revoke(self, answer: Any, lease_id: int = 0) -> None:
         """Print the answer; it does not repeat the id."""
+        self.put(answer)
+
+    def member_changed(self, answer: Any, member_id: int, what: str) -> None:
+        """Print the answer."""
+        self.put(answer)
+
+    def leader_moved(self, answer: Any, leader_id: int, target_id: int) -> None:
+        """Print the answer."""
         self.put(answer)
 
     def txn(self, answer: Any) -> None:
@@ -493,6 +517,14 @@ class Protobuf(Printer):
     get = delete = txn = grant = keep_alive = leases = members = alarms = put
 
     def revoke(self, answer: Any, lease_id: int = 0) -> None:
+        """Print a message."""
+        self.put(answer)
+
+    def member_changed(self, answer: Any, member_id: int, what: str) -> None:
+        """Print a message."""
+        self.put(answer)
+
+    def leader_moved(self, answer: Any, leader_id: int, target_id: int) -> None:
         """Print a message."""
         self.put(answer)
 

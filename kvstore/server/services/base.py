@@ -7,8 +7,15 @@ from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from kvstore.pb import rpc_pb2
 from kvstore.rpc import Call, StreamHandler
-from kvstore.server.errors import Code, NoLeaderError, wire_error
+from kvstore.server.errors import (
+    NOT_FOR_LEARNER,
+    Code,
+    NoLeaderError,
+    RefusedRequestError,
+    wire_error,
+)
 
 M = TypeVar("M", bound=Message)
 M_co = TypeVar("M_co", bound=Message, covariant=True)
@@ -50,6 +57,71 @@ class LeaderGuard:
     def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
         """Streams watch for themselves whether the leader is lost."""
         self._routes.stream(path, handler)
+
+
+class LearnerGuard:
+    """Refuses what a learner does not serve: all but serializable ranges and its status.
+
+    What is not etcd's API (`grpc.health.v1`) is served: a learner is healthy.
+    """
+
+    def __init__(self, routes: Routes, is_learner: Callable[[], bool]) -> None:
+        """Stand in front of `routes`."""
+        self._routes = routes
+        self._is_learner = is_learner
+
+    def unary(self, path: str, handler: Callable[[Call, bytes], None]) -> None:
+        """Serve a method behind the guard."""
+        if path == "/etcdserverpb.Maintenance/Status" or not path.startswith("/etcdserverpb."):
+            self._routes.unary(path, handler)
+            return
+        is_learner = self._is_learner
+        is_range = path == "/etcdserverpb.KV/Range"
+
+        def guarded(call: Call, data: bytes) -> None:
+            if is_learner() and not (is_range and _is_serializable(data)):
+                fail(call, RefusedRequestError(*NOT_FOR_LEARNER))
+            else:
+                handler(call, data)
+
+        self._routes.unary(path, guarded)
+
+    def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
+        """Serve a stream behind the guard."""
+        if not path.startswith("/etcdserverpb."):
+            self._routes.stream(path, handler)
+            return
+
+        def guarded(call: Call) -> StreamHandler:
+            if self._is_learner():
+                fail(call, RefusedRequestError(*NOT_FOR_LEARNER))
+                return _Refused()
+            return handler(call)
+
+        self._routes.stream(path, guarded)
+
+
+def _is_serializable(data: bytes) -> bool:
+    try:
+        return bool(rpc_pb2.RangeRequest.FromString(data).serializable)
+    except DecodeError:
+        return False
+
+
+class _Refused:
+    """The handler of a stream that was refused when it was opened."""
+
+    def message(self, data: bytes) -> None:
+        """The client may not know yet."""
+
+    def half_closed(self) -> None:
+        """Nothing is owed."""
+
+    def cancelled(self) -> None:
+        """Nothing is kept."""
+
+    def writable(self) -> None:
+        """Nothing is sent."""
 
 
 class Parser(Protocol[M_co]):

@@ -1,4 +1,4 @@
-"""etcdserverpb.Maintenance: status, hash of the history, alarms; the rest comes later."""
+"""etcdserverpb.Maintenance: status, hash of the history, alarms, moving the leadership."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ HashDone = Callable[[tuple[int, int, int] | Exception], None]
 
 
 class MaintenanceService:
-    """Status, HashKV and Alarm."""
+    """Status, HashKV, Alarm and MoveLeader."""
 
     def __init__(
         self,
         writes: Writes,
         status: Callable[[], rpc_pb2.StatusResponse],
         hash_kv: Callable[[int, HashDone], None],
+        transfer: Callable[[int, Callable[[Exception | None], None]], None],
     ) -> None:
         """Join the parts.
 
@@ -31,10 +32,12 @@ class MaintenanceService:
             status: Returns this member's state, without header.
             hash_kv: Computes the hash up to a revision and hands it to the callable: hash,
                 compact revision, hash revision.
+            transfer: Hands the leadership of this member to another.
         """
         self._writes = writes
         self._status = status
         self._hash_kv = hash_kv
+        self._transfer = transfer
 
     def register(self, server: Routes) -> None:
         """Serve the methods."""
@@ -42,6 +45,7 @@ class MaintenanceService:
         server.unary(prefix + "Status", self._get_status)
         server.unary(prefix + "HashKV", self._get_hash)
         server.unary(prefix + "Alarm", self._alarm)
+        server.unary(prefix + "MoveLeader", self._move_leader)
 
     def _get_status(self, call: Call, data: bytes) -> None:
         if parse(call, rpc_pb2.StatusRequest.FromString, data) is not None:
@@ -66,3 +70,14 @@ class MaintenanceService:
     def _alarm(self, call: Call, data: bytes) -> None:
         if parse(call, rpc_pb2.AlarmRequest.FromString, data) is not None:
             self._writes.submit(call, ops.ALARM, data)
+
+    def _move_leader(self, call: Call, data: bytes) -> None:
+        request = parse(call, rpc_pb2.MoveLeaderRequest.FromString, data)
+        if request is not None:
+            self._transfer(request.targetID, partial(self._moved, call))
+
+    def _moved(self, call: Call, error: Exception | None) -> None:
+        if error is not None:
+            fail(call, error)
+        else:
+            call.reply(b"")  # without a header, as etcd's

@@ -1,0 +1,89 @@
+"""The other members as this one sees them: where to dial, who is alive; follows the membership."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from kvstore.peer.link import Endpoint, Links
+from kvstore.raft.membership import Change, ChangeKind
+from kvstore.raft.raft import Raft
+from kvstore.server.cluster import Cluster
+from kvstore.server.config import ServerConfig, parse_urls
+from kvstore.server.reconfig import Sight
+
+SETTLED_ELECTIONS = 5
+"""Connected for so many election timeouts, a member counts as healthy; by default 5 s, as etcd."""
+
+LINGER_S = 2.0
+"""A removed member is still sent to for this long: what it asked for, and that it was removed."""
+
+
+class Peers:
+    """Keeps the links as the cluster's members are."""
+
+    def __init__(self, links: Links, raft: Raft, cluster: Cluster, config: ServerConfig) -> None:
+        """Join the parts; `refresh` begins to dial."""
+        self._links = links
+        self._raft = raft
+        self._cluster = cluster
+        self._config = config
+        self._settled_s = SETTLED_ELECTIONS * config.election_timeout / 1000
+
+    def refresh(self) -> None:
+        """Dial the members that there are now, and no others."""
+        self._links.removed.update(self._cluster.removed)
+        self._links.set_peers(
+            {
+                member.id: Endpoint(url.host, url.port)
+                for member in self._cluster.list_plain()
+                if member.id != self._raft.id
+                for url in [parse_urls("peer URL", member.peer_urls[0])[0]]
+            }
+        )
+
+    def follow(self, change: Change) -> None:
+        """Take a change that was applied."""
+        if change.kind is not ChangeKind.REMOVE:
+            self.refresh()
+        elif change.member != self._raft.id:
+            self._links.removed.add(change.member)
+            asyncio.get_running_loop().call_later(LINGER_S, self._part_from, change.member)
+
+    def _part_from(self, member: int) -> None:
+        self.refresh()
+        # It dials again and is told; else it could disturb, or wait for us for ever.
+        self._links.drop_inbound(member)
+
+    def sight(self) -> Sight:
+        """Return how a leader sees the members now."""
+        status = self._raft.status()
+        peers = {peer.member: peer for peer in status.peers}
+        settled_at_s = asyncio.get_running_loop().time() - self._settled_s
+
+        def is_active(member: int) -> bool:
+            peer = peers.get(member)
+            return (
+                peer is not None
+                and peer.silent_ticks < self._config.election_ticks
+                and self._links.is_up(member)
+            )
+
+        def is_settled(member: int) -> bool:
+            return is_active(member) and self._links.is_up(member, since_s=settled_at_s)
+
+        def progress(member: int) -> float:
+            if member == status.id:
+                return 1.0
+            peer = peers.get(member)
+            return peer.match / status.last_index if peer is not None else 0.0
+
+        return Sight(
+            self_id=status.id,
+            is_strict=self._config.strict_reconfig_check,
+            learners_max=self._config.max_learners,
+            is_active=is_active,
+            is_settled=is_settled,
+            progress=progress,
+            now_s=int(time.time()),
+        )
