@@ -124,7 +124,7 @@ class Member:
             ),
             round(config.request_timeout_s * 1e9),
         )
-        self.calls = PeerCalls(self._send_call)
+        self.calls = PeerCalls(self._send_call, self.incarnation)
         self.lease_clock = LeaseClock(self.replica.lessor)
         self.leases = Leases(
             self.node,
