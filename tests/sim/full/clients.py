@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvstore.pb import kv_pb2, rpc_pb2
+from kvstore.pb import rpc_pb2
 from tests.sim.full.rpc import LOST
 from tests.sim.full.truth import Kv, Txn, from_message
-from tests.sim.invariants import LINEARIZABLE, REAL_TIME, REFUSED
+from tests.sim.invariants import LINEARIZABLE, REAL_TIME
 
 if TYPE_CHECKING:
     from tests.sim.full.cluster import FullCluster
-    from tests.sim.full.machine import Host
 
 KV = "/etcdserverpb.KV/"
 NOT_APPLIED = frozenset(
@@ -209,9 +208,7 @@ class KvClient:
 
     def _draw_delete(self) -> Operation:
         key, end = self._range() if self.world.chance(0.3) else (self._key(), b"")
-        request = rpc_pb2.DeleteRangeRequest(
-            key=key, range_end=end, prev_kv=self.world.chance(0.5)
-        )
+        request = rpc_pb2.DeleteRangeRequest(key=key, range_end=end, prev_kv=self.world.chance(0.5))
         return Operation("delete", KV + "DeleteRange", request)
 
     def _draw_compact(self) -> Operation:
@@ -223,7 +220,9 @@ class KvClient:
     def _draw_txn(self) -> Operation:
         choice, key = self.world.random.choice, self._key()
         known = self.cluster.truth.now.get(key)
-        compare = rpc_pb2.Compare(key=key, result=choice((0, 0, 0, 1, 2, 3)), target=choice((0, 1, 2, 3)))
+        compare = rpc_pb2.Compare(
+            key=key, result=choice((0, 0, 0, 1, 2, 3)), target=choice((0, 1, 2, 3))
+        )
         if compare.target == rpc_pb2.Compare.VERSION:
             compare.version = known.version if known and self.world.chance(0.7) else choice((0, 1))
         elif compare.target == rpc_pb2.Compare.CREATE:
@@ -395,6 +394,3 @@ class Judge:
 def stored(changes: Any) -> list[tuple[bytes, bytes | None]]:
     """Return keys and values of changes, None for deletions."""
     return [(one.key, None if one.after is None else one.after.value) for one in changes]
-
-
-__all__ = ["REFUSED", "Host", "Judge", "KvClient", "Operation", "kv_pb2"]

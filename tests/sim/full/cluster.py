@@ -7,7 +7,7 @@ import logging
 import random
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -37,7 +37,7 @@ from tests.sim.full.nemesis import FullNemesis
 from tests.sim.full.profile import FullProfile
 from tests.sim.full.truth import Truth
 from tests.sim.full.watchers import WatchClient
-from tests.sim.invariants import LIVENESS, REFUSED, STATE_MACHINE_SAFETY, Invariants, Violation
+from tests.sim.invariants import LIVENESS, REFUSED, Invariants, Violation
 from tests.sim.network import Network
 from tests.sim.world import MS, SECOND, US, World
 
@@ -213,7 +213,6 @@ class FullCluster:
             self.invariants.fail(
                 REOPENED, f"member {process.id} at index {index} holds {found} and not {kept}"
             )
-        self.loops.append(process.loop)
         if index:
             self.world.mark("restart with a store")
 
@@ -255,7 +254,7 @@ class FullCluster:
         self.world.run(self.world.events + events)
 
     def heal(self) -> list[Host]:
-        """End all faults for a quorum and return its hosts; others may stay dead or half cut off."""
+        """End all faults for a quorum and return its hosts; others may stay dead or half cut."""
         world, profile, network = self.world, self.profile, self.network
         self.nemesis.stop()
         network.faultless = True
@@ -267,13 +266,17 @@ class FullCluster:
         profile.snapshot_chunk_ns = min(profile.snapshot_chunk_ns, 200 * US)
         profile.reply_loss = profile.stalls = 0.0
         profile.patience_ns = 20 * SECOND
-        sound = [host for host in self.hosts if not host.broken]
+        # A log that rotted may be refused at the next start, so nobody relies on it.
+        sound = [host for host in self.hosts if not host.disk.rotten]
         core = sound
         if len(sound) == self.size and world.chance(0.5):
             core = world.random.sample(sound, self.size // 2 + 1)
             core.sort(key=lambda host: host.id)
-        for host in sound:
+        for host in self.hosts:
             host.disk.slow_factor = 1
+            if host.disk.rotten:
+                host.crash()
+                continue
             host.disk.full = host.disk.fail_sync = False
             if host in core:
                 host.start()
@@ -449,9 +452,7 @@ def run(
     try:
         drawn = profiles.draw(random.Random(f"full {seed}"), profile)
         with profiles.turned(drawn.knobs):
-            return _run(
-                FullCluster(seed, profile, parts, off, trace), events, liveness=liveness
-            )
+            return _run(FullCluster(seed, profile, parts, off, trace), events, liveness=liveness)
     finally:
         logging.disable(level)
         gc.enable()
@@ -474,13 +475,10 @@ def _run(cluster: FullCluster, events: int, *, liveness: bool) -> FullResult:
     if failure is not None and failure.name in cluster.off:
         failure = None
     for host in cluster.hosts:
-        if host.process is not None:
-            cluster.loops.append(host.process.loop)
-            host.process.loop.kill()
-    for loop in cluster.loops:
-        forget(loop)
-    for host in cluster.hosts:
         host.disk.life += 1
+    for loop in cluster.loops:
+        loop.kill()
+        forget(loop)
     return FullResult(
         cluster.seed,
         cluster.profile,

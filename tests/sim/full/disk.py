@@ -17,7 +17,6 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sortedcontainers import SortedDict
 
@@ -387,9 +386,7 @@ class SimFile:
         old = bytes(data)
         del data[size_bytes:]
         _extend(data, size_bytes)
-        disk.record(
-            Operation("truncate", self._inode, size_bytes, undo=lambda: put(data, 0, old))
-        )
+        disk.record(Operation("truncate", self._inode, size_bytes, undo=lambda: put(data, 0, old)))
 
     def sync(self) -> None:
         disk = self._handle.check()
@@ -460,4 +457,3 @@ class SimBackend:
         return self._store.used_bytes
 
     def close(self) -> None: ...
-

@@ -72,7 +72,7 @@ class Lessee:
                 self._again(life)
                 return
             reply = rpc_pb2.LeaseGrantResponse.FromString(body)
-            if reply.ID != self.lease_id or reply.TTL < request.TTL:
+            if self.lease_id != reply.ID or reply.TTL < request.TTL:
                 cluster.invariants.fail(GRANTED, f"asked for {request}, got {reply}")
             self.ttl_s = reply.TTL
             self._promise(called_ns)
@@ -169,7 +169,7 @@ class Lessee:
             return
         # Answers may overtake each other; the oldest question is the safe one to count from.
         called_ns, ended = self._asked_ns.pop(0)
-        if reply.ID != self.lease_id:
+        if self.lease_id != reply.ID:
             return
         truth = self.cluster.truth
         if reply.TTL > 0:

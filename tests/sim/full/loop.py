@@ -15,7 +15,7 @@ from typing import Any
 from tests.sim.world import World
 
 
-class Died(BaseException):  # noqa: N818 (no error: it unwinds a process that dies)
+class Died(BaseException):
     """The process ends here. No handler of the product may catch it: it is no Exception."""
 
 
@@ -73,7 +73,6 @@ class SimLoop(asyncio.AbstractEventLoop):
         *,
         turn_ns: int,
         job_ns: Callable[[], int],
-        ready: Callable[[], None] = lambda: None,
     ) -> None:
         """Start empty.
 
@@ -82,7 +81,6 @@ class SimLoop(asyncio.AbstractEventLoop):
             clock: Of the machine.
             turn_ns: How long a turn of the loop takes.
             job_ns: Draws how long a job of an executor takes.
-            ready: Called before each turn; may raise `Died`.
         """
         self.world = world
         self.clock = clock
@@ -94,7 +92,6 @@ class SimLoop(asyncio.AbstractEventLoop):
         """All of them, so that none is collected, with side effects, at an arbitrary moment."""
         self._turn_ns = turn_ns
         self._job_ns = job_ns
-        self._ready_hook = ready
         self._ready: list[Handle] = []
         self._scheduled = False
         self._paused = False
@@ -146,7 +143,6 @@ class SimLoop(asyncio.AbstractEventLoop):
         ready, self._ready = self._ready, []
         asyncio._set_running_loop(self)
         try:
-            self._ready_hook()
             for handle in ready:
                 callback = handle.callback
                 if callback is not None:
@@ -283,7 +279,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Asyncio's last resort, for what nobody waits for. Tasks are looked at in `_raise_failure`."""
+        """Asyncio's last resort; tasks are looked at in `_raise_failure`."""
         if not self.dead:
             raise AssertionError(f"unhandled in a process: {context}")
 

@@ -7,6 +7,7 @@ passes through the real core and the real state machine. No fault is decided her
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -127,11 +128,11 @@ class Host:
             return
         if power is None:
             power = self.world.chance(self.cluster.profile.power_cuts)
+        self.process = None
         # What a thread was doing may just have ended.
         for func, args in process.loop.jobs[:1]:
             if self.world.chance(0.5):
                 process.loop.enter(_ignore_failure, func, args)
-        self.process = None
         process.die()
         if power:
             self.disk.power_cut()
@@ -167,10 +168,9 @@ class Host:
 
 
 def _ignore_failure(func: Callable[..., Any], args: Any) -> None:
-    try:
+    # The process is dead; only the disk remembers.
+    with contextlib.suppress(Exception, Died):
         func(*args)
-    except (Exception, Died):  # noqa: BLE001, S110 (the process is dead; only the disk remembers)
-        pass
 
 
 class Process:
@@ -184,9 +184,8 @@ class Process:
         self.invariants = cluster.invariants
         self.id = host.id
         clock = LocalClock(self.world, host.ppm, self.world.between(0, 10**12))
-        self.loop = SimLoop(
-            self.world, clock, turn_ns=self.profile.turn_ns, job_ns=self._job_ns
-        )
+        self.loop = SimLoop(self.world, clock, turn_ns=self.profile.turn_ns, job_ns=self._job_ns)
+        cluster.loops.append(self.loop)
         self.handle = Handle(host.disk)
         self.platform = SimPlatform(self, clock)
         self.server = SimServer(self)
@@ -354,6 +353,9 @@ class SimMember(Member):
         if self.raft.log.offset != released:
             self.process.world.mark("log compacted")
         self.process.point("store committed")
+        if self.store.purging:
+            self.process.world.mark("compaction under way")
+            self.process.point("compaction half done")
 
     def _role_changed(self, role: Role, leader: int, term: int) -> None:
         super()._role_changed(role, leader, term)
@@ -464,6 +466,7 @@ class SimDiskThread(DiskThread):
         self._posts: list[Callable[[], None]] = []
         self._works: list[AppendWork] = []
         self._under_way = False
+        self._rotated = False
 
     def start(self) -> None: ...
 
@@ -500,16 +503,18 @@ class SimDiskThread(DiskThread):
             return
         disk, profile = process.host.disk, process.profile
         segments = self._wal.segment_count
+        self._rotated = False
         disk.begin_round()
         error: Exception | None = None
         try:
             self._round()
         except Exception as failure:  # noqa: BLE001 (as the product's `_run`, which ends the process)
             error = failure
-        if self._wal.segment_count != segments:
-            process.world.mark(
-                "segment rotated" if self._wal.segment_count > segments else "segment released"
-            )
+        if self._wal.segment_count > segments:
+            self._rotated = True
+            process.world.mark("segment rotated")
+        elif self._wal.segment_count < segments:
+            process.world.mark("segment released")
         wait_ns = profile.sync_ns + process.world.random.getrandbits(profile.sync_bits)
         process.world.after(wait_ns * disk.slow_factor, self._finish, error)
 
@@ -541,6 +546,8 @@ class SimDiskThread(DiskThread):
 
     def _deliver(self, post: Callable[[], None]) -> None:
         self._process.point("durable")
+        if self._rotated:
+            self._process.point("segment rotated")
         post()
 
 
@@ -564,9 +571,7 @@ class SimPlatform:
 
     def core(self, settings: Mapping[str, Any], restored: Restored) -> WatchedRaft:
         process = self._process
-        core = process.cluster.parts.core(
-            Config(**{**settings, **process.profile.core}), restored
-        )
+        core = process.cluster.parts.core(Config(**{**settings, **process.profile.core}), restored)
         core.process = process
         process.log = LogView(
             restored.compacted[0], restored.compacted[1], list(restored.entries), core.log.committed

@@ -46,7 +46,7 @@ class FullNemesis(Nemesis):
         self._world.after(self._length_ns(), empty)
 
     def _bit_rot(self) -> None:
-        """Flip a bit of the log of one machine whose loss the others survive, and start it again."""
+        """Flip a bit in the log of a machine whose loss the others survive, and restart it."""
         cluster, world = self._cluster, self._world
         broken = sum(host.disk.rotten for host in cluster.hosts)
         if broken + 1 > (cluster.size - 1) // 2:

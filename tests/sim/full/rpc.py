@@ -1,4 +1,4 @@
-"""The client port of a process: calls and streams that take time, get lost and end with the process.
+"""The client port of a process: calls and streams that take time, get lost and end with it.
 
 Stands in for `kvstore.rpc`: the product's services register here and see `UnaryCall` and
 `StreamCall` where they see `kvstore.rpc.Call` in production.

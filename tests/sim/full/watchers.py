@@ -128,16 +128,12 @@ class Watcher:
     def _nothing_before(self, revision: int, name: str) -> None:
         for missing in range(self.next, revision):
             if wanted := self._wanted(missing):
-                self._fail(
-                    name,
-                    f"it is at {revision} and did not get {[one.key for one in wanted]} of {missing}",
-                )
+                keys = [one.key for one in wanted]
+                self._fail(name, f"it is at {revision} and did not get {keys} of {missing}")
 
     def _revision(self, revision: int, group: list[kv_pb2.Event]) -> None:
         wanted = self._wanted(revision)
-        got = [
-            (event.kv.key, None if event.type else from_message(event.kv)) for event in group
-        ]
+        got = [(event.kv.key, None if event.type else from_message(event.kv)) for event in group]
         expected = [(change.key, change.after) for change in wanted]
         if sorted(key for key, _ in got) != sorted(key for key, _ in expected):
             everything = {c.key for c in self.stream.cluster.truth.changes.get(revision, [])}
@@ -261,9 +257,7 @@ class WatchClient:
         if world.chance(profile.stalls) and not self.target:
             stream.reading = False
             world.mark("watch client stalled")
-            world.after(
-                world.between(1, 10) * profile.think_ns, lambda _: stream.read_on()
-            )
+            world.after(world.between(1, 10) * profile.think_ns, lambda _: stream.read_on())
 
     def ask_progress(self) -> None:
         """Ask how far the stream is."""
