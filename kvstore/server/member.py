@@ -490,7 +490,9 @@ class Member:
                 return
             # From here on the old store takes nothing more. The log marks the snapshot, then the
             # file takes its place.
-            await self.node.install(message)
+            if not await self.node.install(message):
+                replica.backend.close()
+                raise SnapshotRefused("it is from a leader of an earlier term")
             try:
                 swap_in(self.platform.disk, self.config.data_dir, index)
             except OSError as error:

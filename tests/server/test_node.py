@@ -18,7 +18,9 @@ from kvstore.raft.messages import (
     Entry,
     Forward,
     Heartbeat,
+    InstallSnapshot,
     Message,
+    SnapshotMeta,
 )
 from kvstore.raft.raft import Raft
 from kvstore.server.node import Node, NodeHooks
@@ -202,6 +204,23 @@ def test_a_failed_application_ends_the_member() -> None:
     with pytest.raises(RuntimeError):
         world.turn()
     assert [str(error) for error in world.fatal] == ["the state is wrong"]
+
+
+async def test_a_snapshot_of_a_leader_of_the_past_is_turned_away() -> None:
+    # It arrived whole while another member was elected. The node asserted that the core takes
+    # what would bring it forward, and then waited for ever for it: nothing was applied any more.
+    world = following(OLD, term=1)
+    world.hear(heartbeat(NEW, 2))
+    world.turn()
+    meta = SnapshotMeta(50, 1, Configuration(voters=(SELF, OLD, NEW)))
+    assert world.node.raft.wants_snapshot(meta)
+    assert not await world.node.install(InstallSnapshot(OLD, SELF, 1, meta))
+    assert not world.node.installing
+    world.hear(append(NEW, 2, 1, 0, b""))
+    world.turn()
+    world.hear(heartbeat(NEW, 2), append(NEW, 2, 2, 2, b""))
+    world.turn()
+    assert world.node.applied_index >= 1
 
 
 def test_messages_in_another_members_name_are_dropped() -> None:
