@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import random
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import lmdb
 
@@ -26,9 +21,9 @@ from kvstore.mvcc.watch import WatchHub
 from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import CALL_FRAME, PeerCalls
 from kvstore.peer.describe import encode_description
-from kvstore.peer.link import Channel, HelloError, Links, SnapshotSink
+from kvstore.peer.link import Channel, HelloError, SnapshotSink
 from kvstore.ports import Backend
-from kvstore.raft.config import Config, Restored
+from kvstore.raft.config import Restored
 from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.messages import (
     AppendWork,
@@ -40,10 +35,9 @@ from kvstore.raft.messages import (
     SnapshotMeta,
 )
 from kvstore.raft.raft import Raft
-from kvstore.rpc import Limits, Server
+from kvstore.rpc import Limits
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, Url
-from kvstore.server.disk import DiskThread
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
 from kvstore.server.join import Start, check_restart, found, join
@@ -53,8 +47,9 @@ from kvstore.server.metrics import Metrics
 from kvstore.server.node import Node, NodeHooks
 from kvstore.server.observe import Observer
 from kvstore.server.peers import Peers
+from kvstore.server.platform import Platform, RealPlatform
 from kvstore.server.proposals import Proposals
-from kvstore.server.replica import Replica, create_store, next_incarnation, open_backend
+from kvstore.server.replica import Replica, create_store, map_size_bytes, next_incarnation
 from kvstore.server.services.base import LeaderGuard, LearnerGuard
 from kvstore.server.services.cluster import ClusterService
 from kvstore.server.services.health import HealthService
@@ -74,17 +69,13 @@ from kvstore.server.snapshots import (
 )
 from kvstore.server.startup import RemovedError, StartError, explain_bind, explain_folder
 from kvstore.server.storage import TRAILING_BYTES, Storage
-from kvstore.wal import Options, RealDisk, Recovered, Wal, WalError, fatal
+from kvstore.wal import Recovered, Wal, WalError
 
 log = logging.getLogger("kvstore.member")
 
 GRPC_OVERHEAD = 512 << 10
 """What a message may be larger than --max-request-bytes before gRPC refuses it, as etcd."""
 
-SWITCH_INTERVAL_S = 0.0005
-"""How long a busy loop may keep the disk thread from reporting an fsync (docs/decisions)."""
-
-GC_THRESHOLDS = (50_000, 20, 100)
 DRAIN_S = 2.0
 GOODBYE_S = 0.5
 """Between the removal of this member and its end."""
@@ -93,21 +84,15 @@ OLD_STORE_S = 60.0
 """How long a replaced store stays open for readers that are still in it."""
 
 
-class RealClock:
-    """The system's clocks."""
-
-    monotonic_ns = staticmethod(time.monotonic_ns)
-    wall_ns = staticmethod(time.time_ns)
-
-
 class Member:
     """A member of a cluster in this process. `start`, then `stop` once."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, platform: Platform | None = None) -> None:
         """Take checked settings; nothing is opened before `start`."""
         self.config = config
-        self.clock = RealClock()
-        self.random = random.SystemRandom()
+        self.platform: Platform = platform or RealPlatform()
+        self.clock = self.platform.clock
+        self.random = self.platform.random
         self.id = config.member.id
         self.on_removed: Callable[[RemovedError], None] = _no_matter
         """Called once, when this member was removed from the cluster and is to be stopped."""
@@ -128,9 +113,7 @@ class Member:
         config = self.config
         loop = asyncio.get_running_loop()
         self._open_data(await self._begin())
-        # The disk thread reports an fsync through the interpreter lock; a loop saturated with
-        # reads would keep it waiting for many default intervals of 5 ms.
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self.platform.starting()
         self.headers = Headers(self.cluster.cluster_id, self.id)
         self.headers.set_term(self.recovered.hard_state.term)
         self.watches = WatchHub(
@@ -139,17 +122,16 @@ class Member:
             fragment_bytes=config.max_request_bytes + GRPC_OVERHEAD,
             jitter=lambda bound: self.random.randrange(0, bound),
         )
-        self.links = Links(
+        self.links = self.platform.links(
             self.cluster.cluster_id,
             self.id,
             self,
-            self.random,
             on_lost=self._link_lost,
             on_removed=self._was_removed,
         )
         self.links.removed.update(self.cluster.removed)
         await self._listen_peers()
-        self.disk = DiskThread(self.wal, loop.call_soon_threadsafe, self._saved)
+        self.disk = self.platform.disk_thread(self.wal, self._saved)
         self.raft = self._build_raft()
         self.node = Node(
             self.raft,
@@ -166,11 +148,11 @@ class Member:
                 role=self._role_changed,
                 led=self._led,
                 snapshot=self._snapshot_wanted,
-                fatal=partial(fatal, what="this member cannot go on"),
+                fatal=partial(self.platform.fatal, what="this member cannot go on"),
             ),
             round(config.request_timeout_s * 1e9),
         )
-        self.calls = PeerCalls(self._send_call)
+        self.calls = PeerCalls(self._send_call, self.incarnation)
         self.peers = Peers(self.links, self.raft, self.cluster, config)
         self.membership = Membership(
             self.node,
@@ -199,6 +181,7 @@ class Member:
             mark=self._mark,
             durable_index=lambda: self.raft.log.durable,
             committed=self._committed,
+            fatal=self.platform.fatal,
         )
         self.observer = Observer(self)
         self.metrics = Metrics(self.observer.gauges, self.observer.counters)
@@ -208,13 +191,10 @@ class Member:
             self.raft.campaign()  # nobody else could win: why wait
         for work in (self._tick(), self._publish()):
             task = loop.create_task(work)
-            task.add_done_callback(_fatal_if_failed)
+            task.add_done_callback(self._fatal_if_failed)
             self._tasks.add(task)
         await self._serve_clients()
-        # What exists now lives as long as the process; collections need not look at it again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        self.platform.started()
 
     async def _begin(self) -> Start | None:
         """Return what a new store begins with; None when there is one."""
@@ -227,7 +207,7 @@ class Member:
 
     def _has_store(self) -> bool:
         try:
-            return Path(f"{self.config.data_dir}/{STORE_NAME}").exists()
+            return self.platform.disk.exists(f"{self.config.data_dir}/{STORE_NAME}")
         except OSError as error:
             raise explain_folder(self.config.data_dir, error) from error
 
@@ -236,19 +216,19 @@ class Member:
         config = self.config
         folder = config.data_dir
         try:
-            disk = self._real_disk = RealDisk()
+            disk, options = self.platform.disk, self.platform.wal_options()
             disk.make_folder(folder)
             path = f"{folder}/{STORE_NAME}"
             if Wal.exists(disk, f"{folder}/wal"):
                 identity = start.identity if start else None
-                self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, Options())
+                self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, options)
             elif start is None:
                 raise StartError(
                     f"--data-dir {folder}: there is a store but no log; restore the wal folder, or "
                     "remove the whole data directory and let the member join again"
                 )
             else:
-                self.wal = Wal.create(disk, f"{folder}/wal", start.identity, Options())
+                self.wal = Wal.create(disk, f"{folder}/wal", start.identity, options)
                 self.recovered = Recovered(
                     start.identity,
                     hard_state=HardState(0, 0, 0),
@@ -257,9 +237,9 @@ class Member:
                     snapshot=None,
                 )
             settle(disk, config, self.recovered.snapshot)
-            if start is not None and not Path(path).exists():
-                create_store(disk, folder, STORE_NAME, config, start.cluster.change())
-            self.replica = Replica(open_backend(path, config), config)
+            if start is not None and not disk.exists(path):
+                create_store(self.platform, folder, STORE_NAME, config, start.cluster.change())
+            self.replica = self._open_replica(path)
             self.cluster = Cluster.load(self.replica.backend, self.replica.published)
             self._check_identity()
             self.incarnation = next_incarnation(disk, folder)
@@ -305,14 +285,14 @@ class Member:
 
     def _build_raft(self) -> Raft:
         config = self.config
-        return Raft(
-            Config(
-                id=self.id,
-                draw_timeout=self.random.randrange,
-                incarnation=self.incarnation,
-                election_ticks=config.election_ticks,
-                apply_before_durable=True,
-            ),
+        return self.platform.core(
+            {
+                "id": self.id,
+                "draw_timeout": self.random.randrange,
+                "incarnation": self.incarnation,
+                "election_ticks": config.election_ticks,
+                "apply_before_durable": True,
+            },
             Restored(
                 hard_state=self.recovered.hard_state,
                 entries=self.recovered.entries,
@@ -355,10 +335,10 @@ class Member:
             self.writes, self.leases, self.replica.lessor, self.random
         )
         self.http = Http(self)
-        self.server = Server(
-            limits=Limits(message_bytes_max=config.max_request_bytes + GRPC_OVERHEAD),
-            http=self.http.handle,
-            on_error=self._handler_failed,
+        self.server = self.platform.server(
+            Limits(message_bytes_max=config.max_request_bytes + GRPC_OVERHEAD),
+            self.http.handle,
+            self._handler_failed,
         )
         guard = LearnerGuard(
             LeaderGuard(self.server, lambda: bool(self.node.leader)),
@@ -418,6 +398,12 @@ class Member:
 
     # what the parts call
 
+    def _fatal_if_failed(self, task: asyncio.Task[None]) -> None:
+        """End the process when a task failed without which the member is only half alive."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the member failed", exc_info=error)
+            self.platform.fatal(error, what="this member cannot go on")
+
     async def _tick(self) -> None:
         interval_s = self.config.heartbeat_interval / 1000
         loop = asyncio.get_running_loop()
@@ -476,7 +462,7 @@ class Member:
     ) -> SnapshotSink:
         """Begin to receive a snapshot (`kvstore.peer.link.Receiver`)."""
         log.info("receiving a snapshot", extra={"fields": {"member": f"{sender:x}"}})
-        return Incoming(self, self._real_disk, self.config, pause=pause, answer=answer)
+        return Incoming(self, self.platform, self.config, pause=pause, answer=answer)
 
     def _send_call(self, peer: int, payload: bytes) -> bool:
         return self.links.send(peer, Channel.CONTROL, payload)
@@ -605,11 +591,13 @@ class Member:
                 return
             # From here on the old store takes nothing more. The log marks the snapshot, then the
             # file takes its place.
-            await self.node.install(message)
+            if not await self.node.install(message):
+                replica.backend.close()
+                raise SnapshotRefused("it is from a leader of an earlier term")
             try:
-                swap_in(self._real_disk, self.config.data_dir, index)
+                swap_in(self.platform.disk, self.config.data_dir, index)
             except OSError as error:
-                fatal(error)
+                self.platform.fatal(error)
             old = self.replica
             self._adopt(replica)
         self.snapshots_installed += 1
@@ -618,7 +606,8 @@ class Member:
         log.info("installed a snapshot", extra={"fields": {"index": message.snapshot.index}})
 
     def _open_replica(self, path: str) -> Replica:
-        return Replica(open_backend(path, self.config), self.config)
+        backend = self.platform.open_backend(path, map_size_bytes=map_size_bytes(self.config))
+        return Replica(backend, self.config)
 
     def _adopt(self, replica: Replica) -> None:
         """Point every part at the new state and let the node go on."""
@@ -659,13 +648,6 @@ def _no_matter(_: RemovedError) -> None:
 
 
 CALL_HEAD = bytes([CALL_FRAME])
-
-
-def _fatal_if_failed(task: asyncio.Task[None]) -> None:
-    """End the process when a task failed without which the member is only half alive."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a task of the member failed", exc_info=error)
-        fatal(error, what="this member cannot go on")
 
 
 def _settle(done: asyncio.Future[object], result: object) -> None:

@@ -239,17 +239,21 @@ class Node:
         """Whether a snapshot is being put in place; nothing is applied meanwhile."""
         return self._installing is not None
 
-    async def install(self, message: InstallSnapshot) -> None:
-        """Let the core take a snapshot whose data is durable; return when the log has marked it.
+    async def install(self, message: InstallSnapshot) -> bool:
+        """Let the core take a snapshot whose data is durable.
 
-        Nothing is applied from now on until `installed`.
+        Returns:
+            True when the log has marked it: nothing is applied from now on until `installed`.
+            False when the core does not take it, as from a leader of an earlier term.
         """
         assert self._installing is None
-        self._installing = asyncio.get_running_loop().create_future()
         self.raft.step(message)
-        assert self.raft.log.snapshot_outstanding, "the caller has asked whether it is wanted"
         self._wake()
+        if not self.raft.log.snapshot_outstanding:
+            return False
+        self._installing = asyncio.get_running_loop().create_future()
         await self._installing
+        return True
 
     @fatal_if_it_fails
     def installed(self, applier: Applier, index: int, term: int) -> None:
@@ -425,8 +429,6 @@ class Node:
         self._advance()
 
     def _apply_change(self, entry: Entry) -> None:
-        # Now, not later: a member that the change removes is told of it on a link that goes with it.
-        self._send_notices()
         configuration = self.hooks.changed(entry)
         self.applied_index = entry.index
         self.raft.applied(entry.index, configuration)

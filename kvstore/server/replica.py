@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kvstore.apply.state import open_state
-from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.mvcc.marks import AppliedMark
 from kvstore.ports import Backend, Change, Disk
 from kvstore.server.config import ServerConfig
+from kvstore.server.platform import Platform
 
 MAP_SLACK_BYTES = 64 << 20
 """Beyond twice the quota, for the rest of what the file holds."""
@@ -67,22 +67,20 @@ def map_size_bytes(config: ServerConfig) -> int:
     return 2 * config.quota_bytes + MAP_SLACK_BYTES
 
 
-def open_backend(path: str, config: ServerConfig) -> LmdbBackend:
-    """Open or create a store file."""
-    return LmdbBackend(path, map_size_bytes=map_size_bytes(config))
-
-
-def create_store(disk: Disk, folder: str, name: str, config: ServerConfig, change: Change) -> None:
+def create_store(
+    platform: Platform, folder: str, name: str, config: ServerConfig, change: Change
+) -> None:
     """Make a new store file with one record in it; it has its name when it is whole.
 
     LMDB writes its first pages without a sync, so a power cut at the first start could leave a
     file that it refuses to open.
     """
+    disk = platform.disk
     draft = f"{folder}/{name}.new"
     for leftover in (draft, f"{draft}-lock"):
         if disk.exists(leftover):
             disk.remove(leftover)
-    backend = open_backend(draft, config)
+    backend = platform.open_backend(draft, map_size_bytes=map_size_bytes(config))
     backend.commit([change])
     backend.close()
     disk.rename(draft, f"{folder}/{name}")

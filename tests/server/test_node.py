@@ -20,9 +20,11 @@ from kvstore.raft.messages import (
     Entry,
     Forward,
     Heartbeat,
+    InstallSnapshot,
     Message,
     PreVoteResponse,
     Role,
+    SnapshotMeta,
     VoteResponse,
 )
 from kvstore.raft.raft import Raft
@@ -215,6 +217,23 @@ def test_a_broken_rule_of_the_core_ends_the_member() -> None:
     with pytest.raises(AssertionError):
         world.node.saved([AppendWork([], None, None, False, [])])
     assert len(world.fatal) == 1
+
+
+async def test_a_snapshot_of_a_leader_of_the_past_is_turned_away() -> None:
+    # It arrived whole while another member was elected. The node asserted that the core takes
+    # what would bring it forward, and then waited for ever for it: nothing was applied any more.
+    world = following(OLD, term=1)
+    world.hear(heartbeat(NEW, 2))
+    world.turn()
+    meta = SnapshotMeta(50, 1, Configuration(voters=(SELF, OLD, NEW)))
+    assert world.node.raft.wants_snapshot(meta)
+    assert not await world.node.install(InstallSnapshot(OLD, SELF, 1, meta))
+    assert not world.node.installing
+    world.hear(append(NEW, 2, 1, 0, b""))
+    world.turn()
+    world.hear(heartbeat(NEW, 2), append(NEW, 2, 2, 2, b""))
+    world.turn()
+    assert world.node.applied_index >= 1
 
 
 def test_messages_in_another_members_name_are_dropped() -> None:

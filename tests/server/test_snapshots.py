@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.snapshot import snapshot_chunks
 from kvstore.peer.codec import encode
 from kvstore.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
 from kvstore.server.config import ServerConfig
-from kvstore.server.replica import open_backend
+from kvstore.server.platform import RealPlatform
+from kvstore.server.replica import map_size_bytes
 from kvstore.server.snapshots import STORE_NAME, Incoming, received_path, settle
 from kvstore.wal import RealDisk
 
@@ -22,7 +24,7 @@ MESSAGE = InstallSnapshot(1, 2, 3, META)
 
 
 def write_store(path: str, config: ServerConfig, index: int) -> None:
-    backend = open_backend(path, config)
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
     marks = Marks(AppliedMark(0, 0), -1, -1)
     backend.commit(
         [*marks.advance(AppliedMark(index, 3)), ("key", b"\0" * 17, b"value of %d" % index)]
@@ -31,7 +33,7 @@ def write_store(path: str, config: ServerConfig, index: int) -> None:
 
 
 def stored_index(path: str, config: ServerConfig) -> int:
-    backend = open_backend(path, config)
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
     try:
         return Marks.applied_in(backend).index
     finally:
@@ -109,7 +111,7 @@ class Transfer:
         self.paused: list[bool] = []
         self.incoming = Incoming(
             installer,
-            RealDisk(),
+            RealPlatform(),
             config,
             pause=self.paused.append,
             answer=self.answer.set_result,
@@ -124,7 +126,7 @@ class Transfer:
 def chunks(tmp_path: Path, config: ServerConfig) -> list[bytes]:
     path = str(tmp_path / "source")
     write_store(path, config, NEW)
-    backend = open_backend(path, config)
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
     view = backend.view()
     found = list(snapshot_chunks(view))
     view.close()

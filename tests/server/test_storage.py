@@ -12,6 +12,7 @@ from kvstore.mvcc.backend_memory import MemoryBackend
 from kvstore.mvcc.marks import AppliedMark
 from kvstore.pb import rpc_pb2
 from kvstore.server.storage import Storage
+from kvstore.wal import fatal
 
 
 def committed(mark, duration_s):
@@ -22,7 +23,8 @@ async def main():
     backend = MemoryBackend()
     store = open_state(backend, minimum_ttl_s=1).store
     storage = Storage(
-        store, backend, mark=lambda: AppliedMark(1, 1), durable_index=lambda: 1, committed=committed
+        store, backend, mark=lambda: AppliedMark(1, 1), durable_index=lambda: 1,
+        committed=committed, fatal=fatal,
     )
     storage.start()
     store.put(rpc_pb2.PutRequest(key=b"k", value=b"v"))
