@@ -48,6 +48,9 @@ class Run:
         self._sides = sides
         self._met = met
         self._base = self._current = 1
+        self._begins_at = 1
+        """Revision after which the witness sees everything."""
+
         self._compacted = -1
         self._leases: set[int] = set()
         self._pairs: dict[int, Pair] = {}
@@ -103,6 +106,7 @@ class Run:
             await self._both(rpc_pb2.DeleteRangeRequest(**EVERYTHING))
         watch = rpc_pb2.WatchCreateRequest(**EVERYTHING, prev_kv=True)
         await self._witness.create(watch, self._current)
+        self._begins_at = self._current
         if reset:
             await self._both(rpc_pb2.PutRequest(key=FENCE))
             self._base = self._current
@@ -333,7 +337,7 @@ class Run:
             last = transcript.by_creation[0][-1]
             return bool(last.events) and last.header.revision >= self._current
 
-        if self._current > (self._log[-1][0] if self._log else self._base - 1):
+        if self._current > (self._log[-1][0] if self._log else self._begins_at):
             await self._witness.arrived(has_all, f"revision {self._current}")
         self._witness.compare()
         events = (m.events for m in self._witness.transcripts[0].by_creation[0])

@@ -82,9 +82,9 @@ class Stream:
     async def send(self, message: Any) -> None:
         await self._call.write(message)
 
-    async def wait(self, ready: Callable[[], bool], timeout_s: float = ANSWER_S) -> bool:
+    async def wait(self, ready: Callable[[], bool]) -> bool:
         """Wait until `ready()`; tell whether that came true in time and before the stream's end."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        deadline = asyncio.get_running_loop().time() + ANSWER_S
         while not ready():
             left_s = deadline - asyncio.get_running_loop().time()
             if self.ended is not None or left_s <= 0:
