@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class Members:
     """The two members and the state of the program that runs on them; a context manager."""
 
-    def __init__(self, tamper: Tamper | None = None) -> None:
+    def __init__(self) -> None:
         self.met = differences.Met()
         self.compared = 0
         """Steps carried out on both and found equal."""
 
-        self._tamper = tamper
+        self._tamper: Tamper | None = None
         self._runner = asyncio.Runner()
         self._clean = False
 
@@ -47,6 +47,10 @@ class Members:
         for side in self.sides:
             self._runner.run(side.close())
             side.cluster.stop()
+
+    def plant(self, tamper: Tamper | None) -> None:
+        """Let all that our member answers pass through `tamper`, also after a restart."""
+        self._tamper = self.sides[1].tamper = tamper
 
     def run(self, program: Sequence[Step], *, reset: bool = True) -> None:
         """Carry a program out.

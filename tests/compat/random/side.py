@@ -72,7 +72,7 @@ class Stream:
     async def _read(self) -> None:
         try:
             while (message := await self._call.read()) is not grpc.aio.EOF:
-                self.messages.extend(self._side.tamper(message))
+                self.messages.extend(self._side.tampered(message))
                 self._news.set()
             self.ended = Failure("OK", "")
         except grpc.aio.AioRpcError as error:
@@ -107,7 +107,7 @@ class Side:
     def __init__(self, name: str, cluster: Cluster, tamper: Tamper | None = None) -> None:
         self.name = name
         self.cluster = cluster
-        self.tamper: Tamper = tamper or (lambda message: [message])
+        self.tamper = tamper
         self.term = 0
         self._calls: dict[type, Any] = {}
 
@@ -133,8 +133,12 @@ class Side:
                 request_serializer=kind.SerializeToString,
                 response_deserializer=response.FromString,
             )
-        [answer] = self.tamper(await self._answer(self._calls[kind](request, timeout=ANSWER_S)))
-        return answer
+        answer = await self._answer(self._calls[kind](request, timeout=ANSWER_S))
+        return self.tampered(answer)[0]
+
+    def tampered(self, answer: Any) -> list[Any]:
+        """Return what stands in an answer's place."""
+        return [answer] if self.tamper is None else self.tamper(answer)
 
     async def raw(self, path: str, data: bytes) -> Any:
         """Send bytes to a path; return the response's bytes or the `Failure`."""
