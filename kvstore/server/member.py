@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import random
 import sys
 import time
@@ -26,7 +27,7 @@ from kvstore.mvcc.watch import WatchHub
 from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import CALL_FRAME, PeerCalls
 from kvstore.peer.link import Channel, Endpoint, HelloError, Links, SnapshotSink
-from kvstore.ports import Backend
+from kvstore.ports import Backend, Disk
 from kvstore.raft.config import Config, Restored
 from kvstore.raft.messages import AppendWork, Entry, HardState, InstallSnapshot, Role, SnapshotMeta
 from kvstore.raft.raft import Raft
@@ -34,6 +35,7 @@ from kvstore.rpc import Limits, Server
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, Url, parse_urls
 from kvstore.server.disk import DiskThread
+from kvstore.server.failpoints import ENVIRONMENT, FailpointError, Failpoints
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
 from kvstore.server.leases import Leases
@@ -93,6 +95,7 @@ class Member:
         self.clock = RealClock()
         self.random = random.SystemRandom()
         self.id = config.member.id
+        self.failpoints: Failpoints | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.snapshots_sent = 0
         self.snapshots_installed = 0
@@ -107,6 +110,7 @@ class Member:
         """
         config = self.config
         loop = asyncio.get_running_loop()
+        self._set_failpoints()
         self._open_data()
         # The disk thread reports an fsync through the interpreter lock; a loop saturated with
         # reads would keep it waiting for many default intervals of 5 ms.
@@ -143,6 +147,8 @@ class Member:
             ),
             round(config.request_timeout_s * 1e9),
         )
+        if self.failpoints is not None:
+            self.failpoints.member(self)
         self.calls = PeerCalls(self._send_call)
         self.lease_clock = LeaseClock(self.replica.lessor)
         self.leases = Leases(
@@ -177,12 +183,26 @@ class Member:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
 
+    def _set_failpoints(self) -> None:
+        if not self.config.enable_failpoints:
+            if os.environ.get(ENVIRONMENT):
+                raise StartError(f"{ENVIRONMENT} is set, but --enable-failpoints is not")
+            return
+        try:
+            self.failpoints = Failpoints.from_environment(self.random, os.environ)
+        except FailpointError as error:
+            raise StartError(f"{ENVIRONMENT}: {error}") from error
+        log.warning("failpoints are enabled: this member can be made to lose data")
+
     def _open_data(self) -> None:
         """Open log and store, or create them; rebuild what lives in memory."""
         config = self.config
         folder = config.data_dir
         try:
-            disk = self._real_disk = RealDisk()
+            disk: Disk = RealDisk()
+            if self.failpoints is not None:
+                disk = self.failpoints.disk(disk)
+            self._real_disk = disk
             disk.make_folder(folder)
             identity = Identity(config.cluster_id, self.id)
             path = f"{folder}/{STORE_NAME}"
@@ -206,7 +226,7 @@ class Member:
             if not Path(path).exists():
                 first = Cluster(config.cluster_id, {m.id: m for m in config.members}, ())
                 create_store(disk, folder, STORE_NAME, config, first.change())
-            self.replica = Replica(open_backend(path, config), config)
+            self.replica = self._open_replica(path)
             self.cluster = Cluster.load(self.replica.backend, self.replica.published)
             self.incarnation = next_incarnation(disk, folder)
         except OSError as error:
@@ -526,7 +546,10 @@ class Member:
         log.info("installed a snapshot", extra={"fields": {"index": message.snapshot.index}})
 
     def _open_replica(self, path: str) -> Replica:
-        return Replica(open_backend(path, self.config), self.config)
+        backend = open_backend(path, self.config)
+        if self.failpoints is not None:
+            self.failpoints.backend(backend)
+        return Replica(backend, self.config)
 
     def _adopt(self, replica: Replica) -> None:
         """Point every part at the new state and let the node go on."""
