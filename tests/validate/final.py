@@ -1,4 +1,4 @@
-"""What must hold when the faults are over: all members equal, and every acknowledged write there."""
+"""What must hold when the faults are over: all members equal, and acknowledged writes there."""
 
 from __future__ import annotations
 

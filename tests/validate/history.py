@@ -9,7 +9,7 @@ OK, UNKNOWN, REFUSED = "ok", "unknown", "refused"
 NEVER = 1 << 62
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 (the name says what happened)
     """A promise was broken; the text says which and shows the evidence."""
 
 
@@ -79,7 +79,8 @@ class Read:
 
     def __str__(self) -> str:
         kind = "serializable" if self.serializable else "linearizable"
-        return f"{self.who}'s {kind} read of {self.start!r} at {self.revision}, {self.call}..{self.back}"
+        when = f"{self.revision}, {self.call}..{self.back}"
+        return f"{self.who}'s {kind} read of {self.start!r} at {when}"
 
 
 class Event(NamedTuple):

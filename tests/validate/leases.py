@@ -49,9 +49,9 @@ def _ends(lease: Lease, timeline: Timeline) -> set[int]:
     for key in [*lease.keys, *lease.unsure_keys]:
         for revision, kv in timeline.versions.get(key, ()):
             before = timeline.at(key, revision - 1)
-            if kv is None and before and before.lease == lease.lease_id:
-                if revision not in timeline.writers:
-                    ends.add(revision)
+            held = before is not None and before.lease == lease.lease_id
+            if kv is None and held and revision not in timeline.writers:
+                ends.add(revision)
     return ends
 
 

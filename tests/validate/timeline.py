@@ -129,7 +129,7 @@ def _place_unknown_deletes(
         if revision in placed or any(kv is not None for kv in changed.values()):
             continue
         keys = tuple(sorted(changed))
-        if keys in open_deletes and open_deletes[keys]:
+        if open_deletes.get(keys):
             write = open_deletes[keys].pop(0)
             write.revision = revision
             placed[revision] = write
@@ -164,14 +164,12 @@ def _replay(
             leases = {kv.lease if kv else 0 for kv in gone}
             if len(leases) != 1 or leases == {0}:
                 raise Violation(f"nobody asked for the changes at revision {revision}: {changed}")
-            [lease] = leases
-            # The end of a lease: all its keys at this revision, which whoever watches will tell.
-            changed = {key: None for key, kv in state.items() if kv.lease == lease}
+            # The end of a lease. Whether all its keys went is for the judge of leases.
         for key, kv in seen.get(revision, {}).items():
             if key not in changed or changed[key] != kv:
                 raise Violation(
-                    f"{key!r} at {revision} should be {changed.get(key, 'unchanged')}, but {kv} was "
-                    f"seen; written by {write}"
+                    f"{key!r} at {revision} should be {changed.get(key, 'unchanged')}, "
+                    f"but {kv} was seen; written by {write}"
                 )
         for key, kv in changed.items():
             timeline.versions.setdefault(key, []).append((revision, kv))

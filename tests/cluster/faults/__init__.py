@@ -1,0 +1,1 @@
+"""Real members under real faults: networks that are cut, processes that die, disks that fail."""
