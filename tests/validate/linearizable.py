@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from tests.sim.linear import PUT, READ, Operation, linearizable
 from tests.validate.history import (
-    NEVER,
     OK,
     REFUSED,
     UNKNOWN,
@@ -33,8 +32,10 @@ def check(history: History, timeline: Timeline) -> None:
 
 
 def _real_time(history: History) -> None:
-    """What returned before another was called has no higher revision than that; nor comes from
-    the future of one that had not been called yet."""
+    """What returned before another was called has no higher revision than that.
+
+    So no answer shows a write that had not been called yet, either.
+    """
     marks: list[tuple[int, int, Write | Read, bool]] = []
     for write in history.writes:
         if write.outcome != REFUSED and write.revision:
@@ -55,34 +56,12 @@ def _real_time(history: History) -> None:
                 raise Violation(f"back in time:\n  first: {newest}\n  then: {operation}")
         elif revision > floor:
             floor, newest = revision, operation
-    _no_future(history)
 
 
 def _changes(write: Write) -> bool:
     return write.succeeded and (
         any(change.value is not None for change in write.changes) or bool(write.deleted)
     )
-
-
-def _no_future(history: History) -> None:
-    """An answer of revision R shows every change up to R: each must have been called by then."""
-    backs = [
-        (operation.revision, operation.back, operation)
-        for operation in [*history.reads, *history.writes]
-        if operation.back != NEVER and operation.revision
-    ]
-    backs.sort(key=lambda item: -item[0])
-    writes = sorted(
-        (w for w in history.writes if w.revision and _changes(w)), key=lambda w: -w.revision
-    )
-    earliest, whose, position = NEVER, None, 0
-    for write in writes:
-        while position < len(backs) and backs[position][0] >= write.revision:
-            if backs[position][1] < earliest:
-                earliest, whose = backs[position][1], backs[position][2]
-            position += 1
-        if write.call > earliest:
-            raise Violation(f"seen before it was asked for: {write}\n  by: {whose}")
 
 
 def _check_write(write: Write, timeline: Timeline) -> None:
