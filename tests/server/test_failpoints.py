@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kvstore.client import Client, OutcomeUnknownError
 from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.peer.link import Links
 from kvstore.rpc import HttpRequest
+from kvstore.server import failpoints
 from kvstore.server.config import ServerConfig
 from kvstore.server.failpoints import EXIT_PANIC, POINTS, FailpointError, Failpoints
 from kvstore.server.member import Member
@@ -171,3 +173,17 @@ async def test_a_member_with_the_flag_dies_at_a_point_and_comes_back(tmp_path: P
             kv = client.get(b"k")
         assert kv is not None
         assert kv.value == b"2"  # it was durable
+
+
+def test_no_decision_depends_on_the_wall_clock() -> None:
+    # A date that is set, forward or back, must not matter; it can only if somebody reads it.
+    # (Log lines carry dates. `RealClock` and the port are where the date would come from.)
+    sources = Path(failpoints.__file__).parent.parent
+    wall = re.compile(r"\btime\.time\b|\btime_ns\b|\bwall_ns\b|\bdatetime\b|\bCLOCK_REALTIME\b")
+    readers = {
+        str(path.relative_to(sources))
+        for part in ("raft", "wal", "mvcc", "lease", "apply", "peer", "rpc", "server", "ports.py")
+        for path in ([sources / part] if part.endswith(".py") else (sources / part).rglob("*.py"))
+        if wall.search(path.read_text())
+    }
+    assert readers <= {"ports.py", "server/member.py", "server/logs.py"}, readers

@@ -47,6 +47,14 @@ async def kill_all(world: World) -> None:
         world.members.kill(index)
 
 
+async def kill_all_slow_disks(world: World) -> None:
+    # Whoever acknowledges before its write is done has much to lose here.
+    for index in range(world.members.nodes):
+        await world.failpoint(index, "wal.write.before", "sleep(300)")
+    await world.goes_on(10)
+    await kill_all(world)
+
+
 async def kill_each(world: World) -> None:
     for index in range(world.members.nodes):
         await world.kill(index)
@@ -60,6 +68,7 @@ async def pause_leader(world: World) -> None:
     await asyncio.sleep(2.5 * ELECTION_S)
     await world.goes_on()
     # It wakes in the belief that it leads, with its clients' reads in its sockets.
+    await asyncio.sleep(0.5)
     await world.do(f"resume member {leader}", world.members.resume, leader)
 
 
@@ -388,6 +397,7 @@ CELLS: dict[str, Cell] = {
         Cell("kill-two-of-five", kill_two, nodes=5),
         Cell("kill-all", kill_all),
         Cell("kill-all-of-five", kill_all, nodes=5),
+        Cell("kill-all-slow-disks", kill_all_slow_disks),
         Cell("pause-leader", pause_leader),
         Cell("pause-follower", pause_follower),
         Cell("pause-all", pause_all),

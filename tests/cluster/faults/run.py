@@ -234,10 +234,13 @@ async def _run(cell: Cell, members: Members, network: Network, report: Report) -
             over_at = time.monotonic()
             report.during = (len(traffic.answered) - answered) / max(0.001, over_at - fault_at)
             report.after = await _phase(traffic, "after")
+            world.tell("the traffic ends")
             await traffic.stop()
             report.elections = (await client.status()).raft_term - term
             report.gap_s = _longest_gap(traffic.written, fault_at)
+            world.tell("all has stopped")
             await _judge(members, traffic, client, report)
+            world.tell("judged")
     finally:
         await traffic.close()
 

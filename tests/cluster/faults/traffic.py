@@ -86,6 +86,9 @@ class Traffic:
             pinned = number < KV_CLIENTS // 2
             endpoints = self._from(first)[: 1 if pinned else count]
             self._work(self._kv(f"client {number}", self._client(endpoints)))
+        for number in range(count):
+            # At every member, whatever happens to it, somebody waits for a fresh read.
+            self._work(self._reader(f"reader {number}", self._client([self.endpoints[number]])))
         for number in range(LEASE_HOLDERS):
             self._work(self._hold(self._client(self._from(number))))
         self._work(self._compact(self._client(self._from(0))))
@@ -189,6 +192,11 @@ class Traffic:
                 await self._put_two(who, client, rng)
             await asyncio.sleep(rng.uniform(0.5, 1.5) * THINK_S)
 
+    async def _reader(self, who: str, client: AsyncClient) -> None:
+        while not self._stopping:
+            await self._read(who, client, b"k/", b"k0", {}, timeout_s=0.8)
+            await asyncio.sleep(4 * THINK_S)
+
     def _value(self) -> bytes:
         self._values += 1
         return b"v%d" % self._values
@@ -263,10 +271,13 @@ class Traffic:
         *,
         serializable: bool = False,
         at: int = 0,
+        timeout_s: float | None = None,
     ) -> None:
         read = Read(self.history.tick(), start, end, serializable, at, who=who)
         try:
-            result = await client.range(start, end, revision=at, serializable=serializable)
+            result = await client.range(
+                start, end, revision=at, serializable=serializable, timeout_s=timeout_s
+            )
         except AvailabilityError:
             await asyncio.sleep(0.05)
             return
