@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import itertools
 import os
 import random
 import sys
@@ -49,15 +51,13 @@ def _runs(options: argparse.Namespace, *, is_root: bool) -> int:
     end = time.monotonic() + 60 * (options.minutes or 0)
     print(f"{len(names)} cells, seeds from {seed}\n{Report.HEAD}", flush=True)
     reports: list[Report] = []
-    while True:
-        for name in names:
-            reports.append(run_cell(CELLS[name], seed, options.network, options.logs))
+    with asyncio.Runner() as runner:
+        for name in itertools.cycle(names) if options.minutes else names:
+            reports.append(run_cell(runner, CELLS[name], seed, options.network, options.logs))
             _print(reports[-1], story=options.story)
             seed += 1
             if options.minutes and time.monotonic() > end:
                 break
-        if time.monotonic() >= end:
-            break
     failed = [report for report in reports if report.failure]
     slowest = min(min(report.before, report.after) for report in reports)
     print(f"{len(reports)} runs, {len(failed)} failed; least throughput {slowest:.0f}/s")

@@ -66,7 +66,9 @@ class Namespaces:
 
     def stop(self) -> None:
         """Let the namespaces go."""
-        for holder in self._holders:
+        for index, holder in enumerate(self._holders):
+            # The kernel takes namespaces apart in its own time, and the name is needed again.
+            run("ip", "link", "del", f"port{index}")
             holder.kill()
             holder.wait()
         self._holders.clear()

@@ -174,10 +174,13 @@ class Report:
         return f"python -m tests.cluster.faults --cell {self.cell} --seed {self.seed}{network}"
 
 
-def run_cell(cell: Cell, seed: int, network_kind: str, logs: Path | None = None) -> Report:
+def run_cell(
+    runner: asyncio.Runner, cell: Cell, seed: int, network_kind: str, logs: Path | None = None
+) -> Report:
     """Run one cell in the namespaces of this process and judge it.
 
     Args:
+        runner: Of all runs of this process: gRPC takes badly to a second loop.
         cell: What to do.
         seed: Of everything that is drawn; times are the machine's.
         network_kind: "netns" or "proxy".
@@ -199,7 +202,7 @@ def run_cell(cell: Cell, seed: int, network_kind: str, logs: Path | None = None)
     try:
         with members:
             try:
-                asyncio.run(_run(cell, members, network, report))
+                runner.run(_run(cell, members, network, report))
             except Exception as error:  # noqa: BLE001 (whatever it is, the run has failed)
                 report.failure = f"{type(error).__name__}: {error}"
                 if logs is not None:

@@ -48,6 +48,9 @@ CALL_S = 2.5
 """How long a client waits for an answer."""
 
 THINK_S = 0.012
+SLEEPY = 8
+"""The watcher that stays away so long that compaction overtakes it."""
+
 HISTORY_KEPT = 300
 """Revisions that compaction leaves behind the slowest point of the watcher of everything."""
 
@@ -102,10 +105,18 @@ class Traffic:
                 (b"k/03", b"", {}, True),
                 (b"l/", b"l0", {}, False),
                 (b"m/", b"\0", {}, True),
+                (b"\0", b"\0", {}, True),
             )
         ):
             record = Watch(f"watcher {number}", start, end, 2, **options)
-            watching = Watching(self.history, record, self._from(number), self._fork(), moves=moves)
+            watching = Watching(
+                self.history,
+                record,
+                self._from(number),
+                self._fork(),
+                moves=moves,
+                sleeps=number == SLEEPY,
+            )
             self.watching.append(watching)
             self._watch_tasks.append(asyncio.create_task(watching.run()))
         self._watch_tasks.append(asyncio.create_task(self._library_watch()))
@@ -128,6 +139,8 @@ class Traffic:
     async def stop(self) -> None:
         """Let every client finish its call; no more are made."""
         self._stopping = True
+        for watching in self.watching:
+            watching.awake.set()
         await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
@@ -389,7 +402,7 @@ class Traffic:
                 async for batch in watcher:
                     self._take(record, batch)
             except CompactedError as error:
-                start, before = error.compacted + 1, watcher.next_revision
+                start, before = error.compacted, watcher.next_revision
                 record.compacted.append((before, start))
             finally:
                 await watcher.aclose()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from typing import Any
@@ -49,6 +50,7 @@ class Watching:
         rng: random.Random,
         *,
         moves: bool,
+        sleeps: bool = False,
     ) -> None:
         """Begin with `run`.
 
@@ -58,6 +60,7 @@ class Watching:
             endpoints: Members in the order they are tried.
             rng: When to move on.
             moves: Change to another member every few seconds, for no reason.
+            sleeps: Stay away between two streams for so long that compaction overtakes it.
         """
         self.record = record
         self.next = record.first
@@ -67,6 +70,9 @@ class Watching:
         self._channels = [grpc.aio.insecure_channel(target, OPTIONS) for target in endpoints]
         self._rng = rng
         self._moves = moves
+        self._sleeps = sleeps
+        self.awake = asyncio.Event()
+        """Set: no more sleep."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -79,6 +85,10 @@ class Watching:
                 except grpc.aio.AioRpcError:
                     await asyncio.sleep(0.05)
                 turn += 1
+                if self._sleeps:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._rng.uniform(1, 5)):
+                            await self.awake.wait()
         finally:
             for channel in self._channels:
                 await channel.close()
@@ -135,7 +145,8 @@ class Watching:
         record = self.record
         if response.canceled:
             if response.compact_revision:
-                start, self.next = self.next, max(self.next, response.compact_revision + 1)
+                # What the compaction itself has kept, a watch may still begin at.
+                start, self.next = self.next, max(self.next, response.compact_revision)
                 record.compacted.append((start, self.next))
             return False
         if response.created:
