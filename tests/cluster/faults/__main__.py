@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--logs", type=Path, help="where a failed run leaves its logs")
     parser.add_argument("--story", action="store_true", help="print what was done when")
     options = parser.parse_args(arguments)
-    if is_root and INSIDE not in os.environ:
+    if options.network == Namespaces.kind and INSIDE not in os.environ:
         # Namespaces of our own: whatever happens, nothing is left on the machine.
         os.environ[INSIDE] = "1"
         command = isolated([sys.executable, "-m", "tests.cluster.faults", *arguments])

@@ -58,8 +58,10 @@ class Members(Kvstore):
             self._listen_urls = [f"http://{hosts[0]}:{port}" for port in ports[self.nodes :]]
             self.peer_urls = [f"http://{hosts[0]}:{port}" for port in network.ports]
             initial = ",".join(f"e{number + 1}={url}" for number, url in enumerate(self.peer_urls))
-            by_name = {m.name: m.id for m in parse_initial_cluster(initial, "etcd-cluster")}
-            ids = {by_name[f"e{index + 1}"]: index for index in range(self.nodes)}
+            ids = {
+                member.id: self.peer_urls.index(member.peer_urls[0])
+                for member in parse_initial_cluster(initial, "etcd-cluster")
+            }
             network.know(ids, ports[self.nodes :])
         if self._small_disk:
             for index in range(self.nodes):

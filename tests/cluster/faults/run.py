@@ -201,12 +201,11 @@ def run_cell(
     )
     try:
         with members:
-            try:
-                runner.run(_run(cell, members, network, report))
-            except Exception as error:  # noqa: BLE001 (whatever it is, the run has failed)
-                report.failure = f"{type(error).__name__}: {error}"
-                if logs is not None:
-                    _leave(members, report, logs)
+            runner.run(_run(cell, members, network, report))
+    except Exception as error:  # noqa: BLE001 (whatever it is, the run has failed)
+        report.failure = f"{type(error).__name__}: {error}"
+        if logs is not None:
+            _leave(members, report, logs)
     finally:
         network.stop()
         shutil.rmtree(members.folder, ignore_errors=True)
