@@ -3,7 +3,7 @@ PYTHON3 ?= python3
 PY := .venv/bin/python
 MINUTES ?= 10
 
-.PHONY: help setup up test check sim bench bench-report micro proto clean
+.PHONY: help setup up test check sim chaos compat bench bench-report micro proto clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -31,6 +31,9 @@ check: setup ## lint, format and types
 
 sim: setup ## simulate with fresh seeds for MINUTES; SEED=n replays one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--minutes $(MINUTES)) $(ARGS)
+
+chaos: setup ## real members under real faults for MINUTES (namespaces when root); SEED=n, ARGS="--cell kill-leader"
+	@$(PY) -m tests.cluster.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup ## benchmark beside etcd, results in bench/results
 	@$(PY) -m bench $(ARGS)

@@ -235,10 +235,11 @@ class Cluster:
         initial = self._joined.get(index, self._initial)
         state = "existing" if index in self._joined else "new"
         command = [
+            *self.wrapper(index),
             *self.command,
             *("--name", f"e{index + 1}", "--data-dir", str(self.folder / f"e{index + 1}")),
             *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),
-            *("--listen-peer-urls", self.peer_urls[index]),
+            *("--listen-peer-urls", self.peer_listen_url(index)),
             *("--initial-advertise-peer-urls", self.peer_urls[index]),
             *("--initial-cluster", initial, "--initial-cluster-state", state),
             *("--log-level", "error", *self._flags),
@@ -246,11 +247,23 @@ class Cluster:
         # The environment configures members too: a test must not inherit what a developer has set.
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("ETCD")
-        }
+        } | self.environment(index)
         with (self.folder / f"e{index + 1}.log").open("ab") as log:
             self._processes[index] = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
+
+    def wrapper(self, index: int) -> list[str]:
+        """Return what is put before the command of a member."""
+        return []
+
+    def environment(self, index: int) -> dict[str, str]:
+        """Return what is added to the environment of a member."""
+        return {}
+
+    def peer_listen_url(self, index: int) -> str:
+        """Return where a member listens for its peers, who may know it by another address."""
+        return self.peer_urls[index]
 
     def wait(self, index: int) -> None:
         """Return when a member serves."""

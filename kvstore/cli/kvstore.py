@@ -36,6 +36,7 @@ HELP: dict[str, str] = {
     "key_file": "Key of the client port (PEM).",
     "trusted_ca_file": "Authority that client certificates must come from (PEM).",
     "client_cert_auth": "Demand a client certificate.",
+    "enable_failpoints": "For tests only: let KVSTORE_FAILPOINTS and PUT /failpoints make it fail.",
 }
 DEFAULT_TYPES: dict[str, Any] = {
     "initial_cluster_state": click.Choice(["new", "existing"]),

@@ -100,6 +100,8 @@ class ServerConfig:
     key_file: str = ""
     trusted_ca_file: str = ""
     client_cert_auth: bool = False
+    enable_failpoints: bool = False
+    """For tests: `kvstore.server.failpoints` may let this member fail on request."""
 
     client_urls: tuple[Url, ...] = field(init=False, default=())
     peer_urls: tuple[Url, ...] = field(init=False, default=())

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 
 from kvstore.apply.alarms import CORRUPT
 from kvstore.rpc import HttpRequest, HttpResponse
+from kvstore.server import failpoints
 from kvstore.server.metrics import CONTENT_TYPE
 from kvstore.server.observe import ALARM_NAMES
 
@@ -34,6 +35,8 @@ class Http:
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer one request (`kvstore.rpc.HttpHandler`)."""
         path = request.path
+        if self._member.failpoints is not None and path.startswith(failpoints.PATH):
+            return self._member.failpoints.handle(request)
         if request.method not in {"GET", "HEAD"}:
             return HttpResponse(405, [*TEXT, ("allow", "GET, HEAD")], b"Method Not Allowed\n")
         if path == "/version":

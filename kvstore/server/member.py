@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -38,6 +39,7 @@ from kvstore.raft.raft import Raft
 from kvstore.rpc import Limits
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, Url
+from kvstore.server.failpoints import ENVIRONMENT, FailpointError, Failpoints
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
 from kvstore.server.join import Start, check_restart, found, join
@@ -97,6 +99,7 @@ class Member:
         self.on_removed: Callable[[RemovedError], None] = _no_matter
         """Called once, when this member was removed from the cluster and is to be stopped."""
 
+        self.failpoints: Failpoints | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._removed = False
         self.snapshots_sent = 0
@@ -112,6 +115,7 @@ class Member:
         """
         config = self.config
         loop = asyncio.get_running_loop()
+        self._set_failpoints()
         self._open_data(await self._begin())
         self.platform.starting()
         self.headers = Headers(self.cluster.cluster_id, self.id)
@@ -152,6 +156,8 @@ class Member:
             ),
             round(config.request_timeout_s * 1e9),
         )
+        if self.failpoints is not None:
+            self.failpoints.member(self)
         self.calls = PeerCalls(self._send_call, self.incarnation)
         self.peers = Peers(self.links, self.raft, self.cluster, config)
         self.membership = Membership(
@@ -195,6 +201,18 @@ class Member:
             self._tasks.add(task)
         await self._serve_clients()
         self.platform.started()
+
+    def _set_failpoints(self) -> None:
+        if not self.config.enable_failpoints:
+            if os.environ.get(ENVIRONMENT):
+                raise StartError(f"{ENVIRONMENT} is set, but --enable-failpoints is not")
+            return
+        try:
+            self.failpoints = Failpoints.from_environment(self.random, os.environ)
+        except FailpointError as error:
+            raise StartError(f"{ENVIRONMENT}: {error}") from error
+        self.platform.disk = self.failpoints.disk(self.platform.disk)
+        log.warning("failpoints are enabled: this member can be made to lose data")
 
     async def _begin(self) -> Start | None:
         """Return what a new store begins with; None when there is one."""
@@ -607,6 +625,8 @@ class Member:
 
     def _open_replica(self, path: str) -> Replica:
         backend = self.platform.open_backend(path, map_size_bytes=map_size_bytes(self.config))
+        if self.failpoints is not None:
+            self.failpoints.backend(backend)
         return Replica(backend, self.config)
 
     def _adopt(self, replica: Replica) -> None:

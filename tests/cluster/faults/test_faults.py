@@ -1,0 +1,88 @@
+"""The matrix of faults, a run for each cell; `python -m tests.cluster.faults` runs single ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.faults import LINE
+from tests.cluster.faults.cells import CELLS
+from tests.cluster.faults.namespaces import Namespaces
+from tests.cluster.faults.proxies import Proxies
+
+SEED = 1
+"""Of what is drawn; the times are the machine's, so no two runs are the same."""
+
+QUICK = ("cut-leader", "pause-leader")
+"""Of the quick suite: between them they meet most of the machinery."""
+
+WITHOUT_ROOT = ("kill-leader", "cut-leader-in", "cut-follower-out", "minority-leader-of-five")
+"""Cells that root runs through the proxies as well, so that these do not rot."""
+
+RUN_TIMEOUT_S = 400
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(RUN_TIMEOUT_S + 20)]
+
+
+def missing(name: str, network: str) -> str | None:
+    if network == Namespaces.kind or CELLS[name].needs_root:
+        if os.geteuid() != 0:
+            return "namespaces and small disks need root"
+        for program in ("ip", "nft", "unshare", "nsenter"):
+            if shutil.which(program) is None:
+                return f"no {program} on this machine (iproute2, nftables, util-linux)"
+    return None
+
+
+def run(name: str, network: str, logs: Path) -> str:
+    """Run a cell in a process of its own; return its line of the report."""
+    reason = missing(name, network)
+    if reason is not None:
+        pytest.skip(reason)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "tests.cluster.faults",
+            "--cell", name, "--seed", str(SEED), "--network", network, "--logs", str(logs),
+        ],
+        capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}\nlogs: {logs}"
+    return done.stdout.splitlines()[2]
+
+
+def cells() -> list[object]:
+    """Return each cell with the network it has here, and some through the proxies."""
+    usual = Namespaces.kind if os.geteuid() == 0 else Proxies.kind
+    found: list[object] = []
+    for name in CELLS:
+        marks = [] if name in QUICK else [pytest.mark.slow]
+        found.append(pytest.param(name, usual, marks=marks, id=name))
+    if usual == Namespaces.kind:
+        found.extend(
+            pytest.param(name, Proxies.kind, marks=pytest.mark.slow, id=f"{name}-proxy")
+            for name in WITHOUT_ROOT
+        )
+    return found
+
+
+@pytest.mark.parametrize(("name", "network"), cells())
+def test_promises_hold_under(
+    name: str,
+    network: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property(LINE, run(name, network, tmp_path))
+
+
+def test_every_cell_has_a_name_of_its_own_and_says_what_it_does() -> None:
+    assert all(re.fullmatch(r"[a-z-]+", name) for name in CELLS)
+    # Two cells with one fault differ in the members; nothing is run twice.
+    assert len({(cell.fault, cell.nodes) for cell in CELLS.values()}) == len(CELLS)
