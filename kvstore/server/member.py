@@ -159,7 +159,7 @@ class Member:
         if self.failpoints is not None:
             self.failpoints.member(self)
         self.calls = PeerCalls(self._send_call, self.incarnation)
-        self.peers = Peers(self.links, self.raft, self.cluster, config)
+        self.peers = Peers(self.links, self.raft, self.cluster, config, self.clock)
         self.membership = Membership(
             self.node,
             self.cluster,

@@ -69,9 +69,9 @@ class Members(Kvstore):
                 # Two segments of the log and the store; the rest is what a test can fill.
                 run("mount", "-t", "tmpfs", "-o", "size=160m", "none", str(self.disk(index)))
         for index in range(self.nodes):
-            self._spawn(index)
+            self.spawn(index)
         for index in range(self.nodes):
-            self._wait(index)
+            self.wait(index)
 
     def stop(self) -> None:
         """End all members."""
@@ -109,7 +109,7 @@ class Members(Kvstore):
 
     def start_only(self, index: int) -> None:
         """Start a member and do not wait: it may be about to die."""
-        self._spawn(index)
+        self.spawn(index)
 
     def peer_listen_url(self, index: int) -> str:
         """Listen behind the proxy, where there is one."""
