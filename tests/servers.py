@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -109,8 +109,15 @@ class Cluster:
     command: tuple[str, ...]
     """What runs one member; it takes etcd's flags."""
 
-    def __init__(self, nodes: int = 1, flags: tuple[str, ...] = (), scheme: str = "http") -> None:
+    def __init__(
+        self,
+        nodes: int = 1,
+        flags: tuple[str, ...] = (),
+        scheme: str = "http",
+        ports: Callable[[int], list[int]] = free_ports,
+    ) -> None:
         self.nodes = nodes
+        self._ports = ports
         self.folder = Path(tempfile.mkdtemp(prefix=f"kvstore-test-{type(self).__name__.lower()}-"))
         self.endpoints: list[str] = []
         self.keep_folder = False
@@ -142,7 +149,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start all members and return when each serves."""
-        ports = free_ports(2 * self.nodes)
+        ports = self._ports(2 * self.nodes)
         self.endpoints = [f"{_LOOPBACK}:{port}" for port in ports[: self.nodes]]
         self.peer_urls = [f"http://{_LOOPBACK}:{port}" for port in ports[self.nodes :]]
         self._initial = ",".join(f"e{each + 1}={url}" for each, url in enumerate(self.peer_urls))
@@ -163,7 +170,7 @@ class Cluster:
 
     def reserve(self) -> int:
         """Choose name, ports and folder for one more member, and return its index."""
-        client_port, peer_port = free_ports(2)
+        client_port, peer_port = self._ports(2)
         self.endpoints.append(f"{_LOOPBACK}:{client_port}")
         self.peer_urls.append(f"http://{_LOOPBACK}:{peer_port}")
         self.nodes += 1

@@ -430,6 +430,9 @@ class Leader(State):
             return
         members = {*configuration.voters, *configuration.outgoing, *configuration.learners}
         for member in [member for member in self.peers if member not in members]:
+            # The last it hears from us: that its removal is committed. Nobody tells it later.
+            if self._has_committed_in_term():
+                raft.messages.append(CommitNotice(raft.id, member, raft.term, raft.log.committed))
             del self.peers[member]
             self.matched.pop(member, None)
         self._add_peers()

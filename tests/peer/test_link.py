@@ -8,6 +8,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from kvstore.peer.describe import (
+    Described,
+    Description,
+    ask,
+    decode_description,
+    encode_description,
+)
 from kvstore.peer.link import (
     FRAME_SIZE_MAX,
     PROTOCOL_VERSION,
@@ -235,3 +242,66 @@ def test_frames_come_out_whole_whatever_the_cuts() -> None:
 def test_a_hello_says_what_it_was_made_of() -> None:
     hello = Hello(2**64 - 1, 2**63, 1, Channel.SNAPSHOT)
     assert decode_hello(encode_hello(hello)) == hello
+
+
+async def test_a_removed_member_is_told_so(members: list[Member]) -> None:
+    # It may have been down when it was removed, and would try to be elected for ever.
+    first, second = members
+    second.links.removed.add(1)
+    first.links.set_peers({2: second.endpoint})
+    async with asyncio.timeout(10):
+        await first.removed.wait()
+    assert not second.removed.is_set()
+
+
+async def test_dropped_connections_are_dialled_and_checked_again(members: list[Member]) -> None:
+    await join(members)
+    first, second = members
+    second.links.removed.add(1)
+    assert first.links.send(2, Channel.CONTROL, b"still")  # what is open stays open
+    second.links.drop_inbound(1)
+    async with asyncio.timeout(10):
+        await first.removed.wait()
+
+
+async def test_a_peer_counts_as_up_since_its_last_connection(members: list[Member]) -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    await join(members)
+    first, second = members
+    after = loop.time()
+    assert first.links.is_up(2, since_s=after)
+    assert not first.links.is_up(2, since_s=before)
+    second.links.drop_inbound(1)
+    async with asyncio.timeout(10):
+        await first.lost.get()
+    await first.connected(2)
+    assert not first.links.is_up(2, since_s=after)
+
+
+DESCRIPTION = Description(
+    2**64 - 1,
+    12,
+    (
+        Described(1, ("http://a:1", "http://b:1"), is_learner=False, is_started=True),
+        Described(2**63, ("http://c:1",), is_learner=True, is_started=False),
+    ),
+    (5, 6),
+)
+
+
+async def test_anybody_may_ask_who_is_a_member(members: list[Member]) -> None:
+    members[0].receiver.description = encode_description(DESCRIPTION)
+    assert await ask(members[0].endpoint) == DESCRIPTION
+
+
+async def test_a_refusal_to_describe_is_told(members: list[Member]) -> None:
+    members[0].receiver.description = b"not now"
+    with pytest.raises(HelloError, match="not now"):
+        await ask(members[0].endpoint)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x94\x01\x02\x91\x03\x90"])
+def test_malformed_descriptions_are_refused(rest: bytes) -> None:
+    with pytest.raises(HelloError, match="malformed"):
+        decode_description(encode_description(DESCRIPTION)[:4] + rest)

@@ -287,6 +287,22 @@ def test_a_removed_leader_tells_and_steps_down() -> None:
     assert raft.role is Role.FOLLOWER  # and does not come back
 
 
+def test_a_removed_member_is_told_also_while_it_is_probed() -> None:
+    # It has not answered a new leader yet, so nothing but this notice would tell it: its client,
+    # who asked it for the removal, would wait for an answer until it is refused and ends.
+    raft = ready_leader()
+    index, _ = raft.propose_change(Change(REMOVE, 3))
+    drain_without_apply(raft)
+    raft.step(AppendResponse(2, 1, 1, index, None))
+    ready = raft.take()
+    assert ready is not None
+    assert CommitNotice(1, 3, 1, index) not in ready.messages
+    raft.applied(index, Configuration((1, 2), removed=(3,)))
+    ready = raft.take()
+    assert ready is not None
+    assert CommitNotice(1, 3, 1, index) in ready.messages
+
+
 def test_a_member_that_joins_gets_a_snapshot() -> None:
     # It does not know the first configuration, which is in no entry: replaying the log from index 1
     # it would count itself as the only voter.
