@@ -49,8 +49,10 @@ def test_every_engine_answers_the_same_on_one_core(name: str, cpu: int) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_run_has_a_rate_and_a_cost_and_every_call_reached_the_handler(
-    name: str, cpu: int
+    name: str, cpu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine, "WARMUP_S", 0.1)
+
     run = drive(GENERATOR, name, 0, cpu, 0.3)
 
     assert run.problems == []
