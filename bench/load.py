@@ -153,7 +153,7 @@ def draws(load: Load, kind: int) -> list[Request]:
     mean_bytes = (load.value_bytes or 8_000) if kind == 0 else 0
     count = max(256, min(DRAWS, DRAWS_MAX_BYTES // (mean_bytes + 128)))
     if load.distribution == "one":
-        numbers: Sequence[int] = [0] * count
+        numbers: Sequence[int] = [0] * (1 if load.value_bytes else count)
     elif load.distribution == "zipf":
         weights = list(accumulate((rank + 1) ** -ZIPF_EXPONENT for rank in range(load.keys)))
         numbers = rng.choices(range(load.keys), cum_weights=weights, k=count)
