@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from zlib import crc32
 
@@ -539,6 +540,8 @@ class SimDiskThread(DiskThread):
         assert isinstance(core, WatchedRaft)
         for work in works:
             core.check_leaving(work.messages)
+            if work.snapshot is not None:
+                posts.insert(0, partial(process.point, "snapshot marked"))
         for post in posts:
             process.loop.call_soon(self._deliver, post)
         self._under_way = False

@@ -51,6 +51,7 @@ POINTS = {
     "store committed": 0.02,
     "snapshot half sent": 0.05,
     "snapshot half received": 0.05,
+    "snapshot marked": 0.1,
     "snapshot installed": 0.2,
     "segment rotated": 0.05,
     "compaction half done": 0.05,
@@ -191,7 +192,7 @@ def _swarm(rng: random.Random) -> FullProfile:
             "_EVENTS_READ": pick((1, 3, 128)),
             "BATCH_BYTES_MAX": pick((1, 300, 512 * 1024)),
         },
-        hash_every=pick((5, 20)),
+        hash_every=pick((25, 100)),
         clients=pick((2, 4, 8)),
         watch_streams=pick((0, 2, 4)),
         lease_clients=pick((0, 0, 1, 3)),
@@ -277,13 +278,26 @@ def _narrow_crash(profile: FullProfile, rng: random.Random) -> None:
 
 def _narrow_snapshot(profile: FullProfile, rng: random.Random) -> None:
     """Nothing is kept behind the store, so whoever was away for a moment needs a snapshot."""
-    profile.nodes = rng.choice((3, 3, 5))
-    profile.snapshot_count = rng.choice((1, 1, 3))
+    profile.nodes = 3
+    profile.snapshot_count = 1
     profile.segment_bytes = 4096
-    profile.knobs["INTERVAL_S"] = rng.choice((0.001, 0.01))
-    profile.knobs["chunk_bytes"] = rng.choice((1, 200))
-    profile.fault_weights |= {"crash": 3, "isolate": 3, "cut link": 3, "pause": 2}
-    profile.points |= {name: 0.1 for name in POINTS if name.startswith("snapshot")}
+    profile.watch_streams = rng.choice((2, 4))
+    profile.follow_leader = rng.choice((0.0, 0.5))
+    profile.weights["put"] = 6
+    profile.knobs["INTERVAL_S"] = rng.choice((0.001, 0.003))
+    profile.knobs["BUFFER_RECORDS"] = 1
+    profile.knobs["chunk_bytes"] = rng.choice((100, 4000))
+    profile.snapshot_chunk_ns = rng.choice((10, 200)) * US
+    _only(profile, "isolate", "isolate inbound", "cut link", "crash", "pause", "slow disk")
+    profile.fault_weights["isolate"] = 4
+    profile.fault_every_ns = profile.election_ms * MS * rng.choice((1, 2))
+    profile.fault_ns = profile.election_ms * MS // rng.choice((1, 2))
+    profile.points = {
+        "snapshot half sent": rng.choice((0.0, 0.02)),
+        "snapshot half received": rng.choice((0.0, 0.02)),
+        "snapshot installed": rng.choice((0.0, 0.3)),
+        "snapshot marked": rng.choice((0.0, 0.3)),
+    }
 
 
 def _narrow_network(profile: FullProfile, rng: random.Random) -> None:
@@ -319,17 +333,36 @@ def _narrow_watch(profile: FullProfile, rng: random.Random) -> None:
     profile.snapshot_count = rng.choice((1, 5, 30))
 
 
+def _narrow_reads(profile: FullProfile, rng: random.Random) -> None:
+    """ReadIndex rounds that are given up while their answers are still on the way."""
+    _narrow_network(profile, rng)
+    _only(profile, "slow link", "swizzle", "pause", "isolate inbound")
+    profile.fault_weights |= {"slow link": 6, "swizzle": 4}
+    profile.knobs["RETRY_NS"] = rng.choice((1, 3)) * MS
+    profile.core["read_retry_ticks"] = 50
+    profile.fault_every_ns = profile.election_ms * MS // rng.choice((2, 5))
+    profile.fault_ns = profile.election_ms * MS // 2
+    profile.points = {}
+    profile.weights = {"put": 2, "range": 3}
+    profile.think_ns = 500 * US
+    profile.clients = 8
+
+
 def _narrow_lease(profile: FullProfile, rng: random.Random) -> None:
-    """Leases that live and end while leaders change; slower clients, so that time passes."""
+    """Leaders that are paused or cut off for longer than a lease lives, and come back."""
     profile.nodes = 3
     profile.lease_clients = rng.choice((4, 8))
-    profile.watch_streams = rng.choice((0, 2))
-    profile.clients = 2
-    profile.think_ns = rng.choice((20, 60)) * MS
-    profile.ttl_s = rng.choice((1, 2))
-    profile.fault_weights |= {"crash leader": 2, "isolate": 3, "pause": 3, "transfer": 3}
-    profile.fault_every_ns = profile.election_ms * MS * rng.choice((3, 8))
-    profile.fault_ns = rng.choice((200, 1000, 2000)) * MS
+    profile.watch_streams = rng.choice((0, 1))
+    profile.clients = 1
+    profile.think_ns = rng.choice((50, 200)) * MS
+    profile.heartbeat_ms, profile.election_ms = 50, rng.choice((250, 500))
+    profile.patience_ns = profile.election_ms * MS
+    profile.ttl_s = 1
+    _only(profile, "pause", "isolate", "transfer", "crash leader")
+    profile.fault_weights |= {"pause": 5, "isolate": 3}
+    profile.fault_every_ns = rng.choice((1000, 2500)) * MS
+    profile.fault_ns = rng.choice((400, 1500)) * MS
+    profile.points = {"leader": rng.choice((0.0, 0.1))}
 
 
 def _narrow_rot(profile: FullProfile, rng: random.Random) -> None:
@@ -344,6 +377,7 @@ PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "crash": _narrow_crash,
     "snapshot": _narrow_snapshot,
     "network": _narrow_network,
+    "reads": _narrow_reads,
     "watch": _narrow_watch,
     "lease": _narrow_lease,
     "rot": _narrow_rot,
