@@ -310,6 +310,7 @@ class Member:
         self.sessions = SessionService(
             self.server,
             frame_bytes_max=config.max_request_bytes + GRPC_OVERHEAD,
+            together=self.node.proposals.together,
             later=loop.call_soon,
             later_s=loop.call_later,
             time_s=loop.time,

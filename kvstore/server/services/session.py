@@ -7,6 +7,7 @@ HTTP/2 stream of its own, so semantics, codes and texts are the same.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from kvstore.pb import session_pb2
 from kvstore.rpc import Call, StreamHandler
 from kvstore.server.errors import Code, TooManyRequestsError
 from kvstore.server.services.session_call import SessionCall, SessionStream
+from kvstore.server.services.session_pipeline import Pipeline, PipelineCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +89,7 @@ class SessionService:
         routes: Routes,
         *,
         frame_bytes_max: int,
+        together: Callable[[], AbstractContextManager[None]],
         later: Callable[..., object],
         later_s: Callable[..., object],
         time_s: Callable[[], float],
@@ -97,6 +100,7 @@ class SessionService:
         Args:
             routes: Where the services' methods are registered.
             frame_bytes_max: What the server takes as one message.
+            together: Keeps the operations proposed inside in one batch.
             later: `loop.call_soon`.
             later_s: `loop.call_later`.
             time_s: `loop.time`.
@@ -105,6 +109,7 @@ class SessionService:
         self.methods: list[Served] = []
         self.sessions: set[Session] = set()
         self.queued_bytes = 0
+        self.together = together
         self.later = later
         self.later_s = later_s
         self.time_s = time_s
@@ -236,7 +241,7 @@ class Session:
                     now_s + timeout_ms * 0.001 if timeout_ms > 0 else None,
                 )
                 self.unanswered_bytes += len(payload)
-                if len(calls) > OPERATIONS_MAX or self.unanswered_bytes > UNANSWERED_BYTES_MAX:
+                if self._is_over_window():
                     call.fail(TooManyRequestsError.code, TooManyRequestsError.text)
                     continue
                 try:
@@ -270,6 +275,37 @@ class Session:
         if type(call_id) is not int or not self._last_id < call_id < _NUMBER_MAX:
             raise Fault(f"ids must ascend: {call_id!r} after {self._last_id}")
         self._last_id = call_id
+
+    def _pipeline(self, first_id: Any, timeout_ms: Any, flags: Any, operations: Any) -> None:
+        if type(operations) is not tuple or not operations or type(flags) is not int:
+            raise Fault("a pipeline has operations in an array, flags are a number")
+        if len(operations) > OPERATIONS_MAX:
+            raise Fault(f"a pipeline has at most {OPERATIONS_MAX} operations")
+        self._check_id(first_id)
+        self._last_id += len(operations) - 1
+        methods = self.service.methods
+        deadline_s = self.service.time_s() + timeout_ms * 0.001 if timeout_ms > 0 else None
+        work = []
+        for call_id, (number, payload) in enumerate(operations, first_id):
+            if type(payload) is not bytes:
+                raise Fault("a payload must be binary")
+            if not 0 <= number < len(methods) or not methods[number].unary:
+                raise Fault(f"no unary method {number} for a pipeline")
+            served = methods[number]
+            size_bytes = len(payload)
+            call = PipelineCall(self, call_id, served.path, flags, size_bytes, deadline_s)
+            work.append((call, served, payload))
+        for call, _, payload in work:
+            self.calls[call.id] = call
+            self.unanswered_bytes += len(payload)
+        pipeline = Pipeline(self, work)
+        if self._is_over_window():
+            pipeline.refuse()
+        else:
+            pipeline.start()
+
+    def _is_over_window(self) -> bool:
+        return len(self.calls) > OPERATIONS_MAX or self.unanswered_bytes > UNANSWERED_BYTES_MAX
 
     def _open_stream(self, call_id: Any, number: Any, flags: Any, credit_bytes: Any) -> None:
         self._check_id(call_id)
@@ -466,6 +502,7 @@ _TAKERS: dict[int, Callable[..., None]] = {
     session_pb2.CANCEL: Session._cancel,  # noqa: SLF001
     session_pb2.CREDIT: Session._credit,  # noqa: SLF001
     session_pb2.METADATA: Session._set_metadata,  # noqa: SLF001
+    session_pb2.PIPELINE: Session._pipeline,  # noqa: SLF001
 }
 
 
