@@ -18,7 +18,7 @@ from kvstore.client.leasing import LeaseCalls
 from kvstore.client.maintenance import MaintenanceCalls
 from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Request, Response
 from kvstore.client.pages import Pages
-from kvstore.client.transport import CONNECT_TIMEOUT_S, Transport
+from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode, Transport
 from kvstore.client.txn import Txn
 from kvstore.client.types import (
     DeleteResult,
@@ -67,6 +67,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls):
         tls: Tls | None = None,
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        transport: Mode = "auto",
     ) -> None:
         """Remember where the cluster is; connections are made at first use.
 
@@ -79,6 +80,9 @@ class AsyncClient(LeaseCalls, MaintenanceCalls):
             timeout_s: Seconds a call may take, retries included, where it does not say itself.
             connect_timeout_s: Seconds of these that one endpoint may take to connect before the
                 next is tried: what a host that drops packets costs.
+            transport: How calls travel: "session" is one stream for all of them, many to a frame,
+                which kvstore offers; "unary" is a gRPC call each, as every etcd takes them;
+                "auto" uses sessions where they are offered. Results and errors are the same.
         """
         self._transport = Transport(
             endpoints,
@@ -87,6 +91,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls):
             tls=tls,
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
+            mode=transport,
         )
         self._keeper = LeaseKeeper(self._transport)
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()

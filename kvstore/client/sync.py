@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kvstore.client.aio import AsyncClient
 from kvstore.client.errors import ClosedError
-from kvstore.client.transport import CONNECT_TIMEOUT_S
+from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -263,6 +263,7 @@ class Client:
         tls: Tls | None = None,
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        transport: Mode = "auto",
     ) -> None:
         self._client = AsyncClient(
             endpoints,
@@ -271,6 +272,7 @@ class Client:
             tls=tls,
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
+            transport=transport,
         )
         self._loop = _Loop()
 
