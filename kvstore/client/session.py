@@ -40,6 +40,9 @@ _ITEM_BYTES = 32
 # Upper bound of what an operation takes in a frame besides its payload.
 _FRAME_BYTES_MAX = 1 << 20
 # A frame is no longer than this, so that answers of its first operations do not wait for its last.
+_TURN_ITEMS = 128
+# Answers taken in one turn of the loop: those who got theirs send their next operations while the
+# rest is taken, so client and server work at the same time.
 _OTHERS_BYTES = 128 << 10
 # What a frame may hold besides its largest operation.
 _SWEEP_S = 0.025
@@ -87,6 +90,7 @@ class Session:
         self._stream = stream
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
+        self.time_s = self._loop.time
         self._operations_max: int = hello["operations"]
         self._bytes_max: int = hello["bytes"]
         self._calls: dict[int, tuple[asyncio.Future[Any], float, int]] = {}
@@ -285,7 +289,11 @@ class Session:
         text = "the server ended the session"
         try:
             while (frame := await read()) is not grpc.aio.EOF:
-                self._take(_unpack(frame.body, use_list=False))
+                items = _unpack(frame.body, use_list=False)
+                for first in range(1, len(items), _TURN_ITEMS):
+                    self._take(items[first : first + _TURN_ITEMS])
+                    if first + _TURN_ITEMS < len(items):
+                        await asyncio.sleep(0)
         except grpc.aio.AioRpcError as error:
             text = f"the session broke: {error.details() or error.code().name}"
         except asyncio.CancelledError:
@@ -297,7 +305,7 @@ class Session:
 
     def _take(self, items: tuple[Any, ...]) -> None:
         calls = self._calls
-        for item in items[1:]:
+        for item in items:
             kind = item[0]
             if kind == _REPLY:
                 call = calls.pop(item[1], None)

@@ -282,7 +282,6 @@ class Transport:
             require_leader: Let a member without a leader refuse at once. False for what a member
                 answers alone.
         """
-        now_s = asyncio.get_running_loop().time()
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         flags = session_pb2.NO_FLAG if require_leader else session_pb2.ANY_MEMBER
         if endpoint is None and limit_s > 0 and not (self._is_login_due or self.is_closed):
@@ -293,8 +292,9 @@ class Transport:
                 payload = request.SerializeToString()
                 if len(payload) <= session.payload_bytes_max:
                     token = self._token
+                    deadline_s = session.time_s() + limit_s
                     future = session.submit(
-                        session.methods[method.path], payload, now_s + limit_s, limit_s, flags
+                        session.methods[method.path], payload, deadline_s, limit_s, flags
                     )
                     call_id = session.last_id
                     try:
@@ -306,12 +306,10 @@ class Transport:
                         return method.response.FromString(answer)
                     failure = self._unless_closed(answer.error(write=write), write=write)
                     attempt = partial(self._attempt, method, request, write, flags)
-                    return await self._repeat(
-                        attempt, now_s + limit_s, first=(link, token, failure)
-                    )
-        return await self._repeat(
-            partial(self._attempt, method, request, write, flags), now_s + limit_s, endpoint
-        )
+                    return await self._repeat(attempt, deadline_s, first=(link, token, failure))
+        deadline_s = asyncio.get_running_loop().time() + limit_s
+        attempt = partial(self._attempt, method, request, write, flags)
+        return await self._repeat(attempt, deadline_s, endpoint)
 
     async def _repeat(
         self,
