@@ -18,6 +18,7 @@ from kvstore.client.leasing import LeaseCalls
 from kvstore.client.maintenance import MaintenanceCalls
 from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Request, Response
 from kvstore.client.pages import Pages
+from kvstore.client.pipeline import Pipeline
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode, Transport
 from kvstore.client.txn import Txn
 from kvstore.client.types import (
@@ -385,6 +386,14 @@ class AsyncClient(LeaseCalls, MaintenanceCalls):
         return txn_result(
             await self._transport.call(TXN, txn.message, write=txn.is_write, timeout_s=timeout_s)
         )
+
+    def pipeline(self) -> Pipeline:
+        """Begin a pipeline: add operations with `then`, and `await` its `commit()`.
+
+        Many operations in one go, which take effect in the order they were added. Over a session
+        the writes of a group also share one entry of the log.
+        """
+        return Pipeline(self._transport.pipeline)
 
     def watch(
         self,

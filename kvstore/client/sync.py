@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvstore.client.endpoint import Tls
     from kvstore.client.lease import Lease
     from kvstore.client.pages import Pages
+    from kvstore.client.pipeline import Pipeline, PipelineResult
     from kvstore.client.txn import Op, Txn
     from kvstore.client.types import KeyValue, TxnResult, WatchBatch
     from kvstore.client.watch import Watcher
@@ -248,6 +249,23 @@ class SyncTxn:
         return self._loop.run(self._txn.commit(timeout_s=timeout_s))
 
 
+class SyncPipeline:
+    """`Pipeline`, with a `commit` that waits."""
+
+    def __init__(self, loop: _Loop, pipeline: Pipeline) -> None:
+        self._loop = loop
+        self._pipeline = pipeline
+
+    def then(self, *operations: Op) -> Self:
+        """As `Pipeline.then`."""
+        self._pipeline.then(*operations)
+        return self
+
+    def commit(self, *, timeout_s: float | None = None) -> list[PipelineResult]:
+        """As `Pipeline.commit`."""
+        return self._loop.run(self._pipeline.commit(timeout_s=timeout_s))
+
+
 class Client:
     """A client of one cluster for programs without asyncio; may be used from several threads.
 
@@ -318,3 +336,4 @@ class Client:
     watch = _wrapping(AsyncClient.watch, SyncWatcher)
     lease = _wrapping(AsyncClient.lease, SyncLease)
     txn = _wrapping(AsyncClient.txn, SyncTxn)
+    pipeline = _wrapping(AsyncClient.pipeline, SyncPipeline)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -31,8 +31,10 @@ from kvstore.client.errors import (
     KvError,
     NoLeaderError,
     OutcomeUnknownError,
+    PipelineStoppedError,
     PreconditionError,
     ReadFailedError,
+    RequestError,
     UnreachableError,
     UnsupportedError,
     error_from_rpc,
@@ -48,6 +50,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 Result = TypeVar("Result")
 
+PipelineCall: TypeAlias = tuple[Method[Any, Any], Message, bool]
 Mode = Literal["auto", "session", "unary"]
 
 CONNECT_TIMEOUT_S = 2.0
@@ -56,6 +59,10 @@ _BACKOFF_FIRST_S = 0.025
 _BACKOFF_MAX_S = 0.5
 _TOKEN_TRIES_MAX = 3
 _LAST_EVENTS_S = 0.005
+_GROUP_CALLS_MAX = 1024
+_GROUP_BYTES_MAX = 1 << 20
+# What one entry of the log holds: a longer group would be cut there.
+PIPELINE_STOPPED_TEXT = "kvstore: not applied: an operation before it in the pipeline failed"
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", -1),  # a range answer has no bound; the default is 4 MiB
@@ -71,6 +78,7 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name: the time for one attempt
 )
 
+_NOT_APPLIED = (NoLeaderError, UnreachableError, PipelineStoppedError, ReadFailedError)
 _REQUIRE_LEADER = (("hasleader", "true"),)
 # A member cut off from its leader refuses at once instead of after etcd's 7 s, with a refusal that
 # says "not applied". Without this, failover from a partitioned member would be a timeout.
@@ -360,6 +368,60 @@ class Transport:
                 raise failure
             await asyncio.sleep(pause_s)
 
+    async def pipeline(
+        self, calls: Sequence[PipelineCall], timeout_s: float | None = None
+    ) -> list[Message | KvError]:
+        """Make calls that take effect in their order; return each one's answer or error.
+
+        In a session a group of them is one item. Without sessions they are made one by one.
+        """
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline_s = asyncio.get_running_loop().time() + limit_s
+        answers: list[Message | KvError] = []
+        while len(answers) < len(calls):
+            rest = calls[len(answers) :]
+            try:
+                ended = await self._repeat(partial(self._group, rest), deadline_s)
+            except KvError as error:
+                ended = [error]
+            answers += ended
+            # Of a group, whatever is not wrong by itself stops what is behind it.
+            if any(isinstance(each, KvError) and not is_final(each) for each in ended):
+                break
+        stopped = PipelineStoppedError(PIPELINE_STOPPED_TEXT, grpc_code="ABORTED")
+        return answers + [stopped] * (len(calls) - len(answers))
+
+    async def _group(
+        self, calls: Sequence[PipelineCall], link: Link, left_s: float
+    ) -> list[Message | KvError]:
+        """Make as many of the calls as one item holds; raises when none of them was applied."""
+        session = link.session
+        group = [] if session is None else _first_group(calls, session)
+        if session is None or not group:
+            method, request, write = calls[0]
+            flags = session_pb2.NO_FLAG
+            return [await self._attempt(method, request, write, flags, link, left_s)]
+        deadline_s = session.time_s() + left_s
+        futures = session.submit_pipeline(group, deadline_s, left_s)
+        first_id = session.last_id - len(group) + 1
+        answers: list[Message | KvError] = []
+        try:
+            for future, (method, _, write) in zip(futures, calls, strict=False):
+                answer = await future
+                if isinstance(answer, bytes):
+                    answers.append(method.response.FromString(answer))
+                else:
+                    answers.append(self._unless_closed(answer.error(write=write), write=write))
+        except asyncio.CancelledError:
+            for call_id in range(first_id, session.last_id + 1):
+                session.cancel(call_id)
+            raise
+        if all(isinstance(answer, _NOT_APPLIED) or is_stale(answer) for answer in answers):
+            # Nothing of it took effect, so all of it may be repeated without changing the order.
+            assert isinstance(answers[0], KvError)
+            raise answers[0]
+        return answers
+
     async def _make_ready(self, link: Link, deadline_s: float, *, may_open: bool) -> None:
         """Connect, log in, and open the session, as far as that is still to be done."""
         loop = asyncio.get_running_loop()
@@ -501,6 +563,34 @@ class Transport:
             # The last event of a cancelled stream comes from gRPC's own thread, and nothing tells
             # when. Should the loop be closed by then, gRPC logs an error from the next loop.
             await asyncio.sleep(_LAST_EVENTS_S)
+
+
+def is_final(error: KvError) -> bool:
+    """Tell whether an operation of a pipeline was refused for itself, and others may follow."""
+    return isinstance(error, RequestError) and not is_stale(error)
+
+
+def is_stale(answer: object) -> bool:
+    """Tell whether a call was refused for its token."""
+    return isinstance(answer, KvError) and answer.text in RETRY_WITH_NEW_TOKEN
+
+
+def _first_group(calls: Sequence[PipelineCall], session: Session) -> list[tuple[int, bytes]]:
+    """Encode what fits one item; nothing when the first call cannot travel in a session."""
+    group: list[tuple[int, bytes]] = []
+    size_bytes = 0
+    for method, request, _ in calls[:_GROUP_CALLS_MAX]:
+        number = session.methods.get(method.path)
+        payload = request.SerializeToString()
+        size_bytes += len(payload)
+        if (
+            number is None
+            or len(payload) > session.payload_bytes_max
+            or (group and size_bytes > _GROUP_BYTES_MAX)
+        ):
+            break
+        group.append((number, payload))
+    return group
 
 
 async def read(stream: Any) -> Any:
