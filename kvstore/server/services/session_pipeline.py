@@ -101,11 +101,11 @@ class Pipeline:
         self._running.discard(call.id)
         if code not in _GOES_ON:
             self._stop()
-        elif not self._running:
+        else:
             self.start()
 
     def start(self) -> None:
-        """Run groups until one has to be waited for."""
+        """Run groups until one has to be waited for, or is being waited for."""
         if self._starting:
             return  # a handler answered at once; the loop below sees it
         self._starting = True
