@@ -58,6 +58,7 @@ from kvstore.server.services.health import HealthService
 from kvstore.server.services.kv import KvService
 from kvstore.server.services.lease import LeaseService
 from kvstore.server.services.maintenance import HashDone, MaintenanceService
+from kvstore.server.services.session import SessionService
 from kvstore.server.services.watch import WatchService
 from kvstore.server.services.writes import Writes
 from kvstore.server.snapshots import (
@@ -358,8 +359,17 @@ class Member:
             self.http.handle,
             self._handler_failed,
         )
+        self.sessions = SessionService(
+            self.server,
+            frame_bytes_max=config.max_request_bytes + GRPC_OVERHEAD,
+            together=self.node.proposals.together,
+            later=loop.call_soon,
+            later_s=loop.call_later,
+            time_s=loop.time,
+            on_error=self._handler_failed,
+        )
         guard = LearnerGuard(
-            LeaderGuard(self.server, lambda: bool(self.node.leader)),
+            LeaderGuard(self.sessions, lambda: bool(self.node.leader)),
             lambda: self.cluster.is_learner(self.id),
         )
         for service in (
@@ -373,6 +383,7 @@ class Member:
             HealthService(),
         ):
             service.register(guard)
+        self.sessions.register()
         for url in config.client_urls:
             await self._listen_clients(url)
 
@@ -397,6 +408,7 @@ class Member:
     async def stop(self) -> None:
         """Drain clients, hand the leadership over, commit, close."""
         if hasattr(self, "server"):
+            self.sessions.drain()
             await self.server.drain(DRAIN_S)
         for task in self._tasks:
             task.cancel()

@@ -357,6 +357,18 @@ def test_replies_beyond_the_servers_budget_are_refused() -> None:
         assert len(wire_rest(wire, 1)[1]) == 600_005
 
 
+def test_the_handler_of_a_stream_hears_that_the_budget_ended_it() -> None:
+    # A watch whose stream was refused would else stay registered, waiting to be writable.
+    limits = Limits(unsent_bytes_max=MIB)
+    with running("uvloop", limits=limits) as served, Wire(served.port) as wire:
+        wire.hello(settings(window=0))
+        wire.send(wire.call(1, b"3 1200000", "/t.Test/Produce"))
+        wire.until(HEADERS, 1)
+        assert wire.until(HEADERS, 1).fields["grpc-status"] == "8"
+        served.until(lambda: served.service.log[-1:] == ["cancelled"])
+        assert served.service.calls[0].cancelled
+
+
 def test_a_reset_frees_what_was_queued(served: Running) -> None:
     with Wire(served.port) as wire:
         wire.hello(settings(window=0))
