@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import difflib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -65,6 +67,7 @@ def run_member(config: ServerConfig) -> int:
         print(f"kvstore: {error}", file=sys.stderr)
         return 2
     set_up(config.log_level)
+    raise_file_limit()
     factory = loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
@@ -75,6 +78,17 @@ def run_member(config: ServerConfig) -> int:
         except StartError as error:
             print(f"kvstore: {error}", file=sys.stderr)
             return 1
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us, which bounds connections.
+
+    The usual soft limit of 1,024 is for programs that use select. Go's runtime does the same, so
+    etcd's operators need not raise it either.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS: a hard limit may be "infinite"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -166,6 +166,8 @@ class Running:
         self.service = service
         self.loop = loop
         self.port = 0
+        self.stray: list[dict[str, Any]] = []
+        """Exceptions that reached the loop."""
 
     @property
     def connections(self) -> list[Any]:
@@ -226,17 +228,16 @@ def running(
     """Serve `Service` until the block ends; an exception that reached the loop fails the test."""
     service = Service()
     loop = LOOPS[loop_name]()
-    stray: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _loop, context: stray.append(context))
     server = Server(
         limits=limits,
         http=service.http if http else None,
         on_error=service.errors.append,
     )
     service.register(server)
+    ours = Running(server, service, loop)
+    loop.set_exception_handler(lambda _loop, context: ours.stray.append(context))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    ours = Running(server, service, loop)
     try:
         listening = asyncio.run_coroutine_threadsafe(server.listen("127.0.0.1", 0, tls=tls), loop)
         ours.port = listening.result(10)
@@ -247,7 +248,7 @@ def running(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
-    assert stray == []
+    assert ours.stray == []
 
 
 @pytest.fixture(params=sorted(LOOPS))
