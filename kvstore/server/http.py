@@ -101,7 +101,7 @@ class Http:
         if name == "data_corruption":
             return "alarm CORRUPT is active" if member.replica.alarms.get(CORRUPT) else ""
         if name == "non_learner":
-            learner = member.cluster.is_learner(member.id)
+            learner = member.is_learner
             return "this member is a learner" if learner else ""
         if name == "linearizable_read":
             return await self._fresh()

@@ -102,6 +102,9 @@ class Member:
 
         self.failpoints: Failpoints | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.is_learner = False
+        """Kept beside the cluster's list: it is looked at for every request."""
+
         self._removed = False
         self.snapshots_sent = 0
         self.snapshots_installed = 0
@@ -277,6 +280,7 @@ class Member:
         if self.id in self.cluster.removed:
             raise RemovedError(self.id, identity.cluster, self.config.data_dir)
         check_restart(self.config, identity, self.cluster)
+        self.is_learner = self.cluster.is_learner(self.id)
 
     def _check_together(self) -> None:
         """Refuse log and store that do not belong together."""
@@ -370,7 +374,7 @@ class Member:
         )
         guard = LearnerGuard(
             LeaderGuard(self.sessions, lambda: bool(self.node.leader)),
-            lambda: self.cluster.is_learner(self.id),
+            lambda: self.is_learner,
         )
         for service in (
             self.kv,
@@ -417,6 +421,8 @@ class Member:
             self.node.stop()
         if hasattr(self, "storage"):
             await self.storage.stop()
+        if hasattr(self, "peers"):
+            self.peers.close()
         if hasattr(self, "links"):
             await self.links.close()
         if hasattr(self, "disk"):
@@ -557,6 +563,7 @@ class Member:
             "membership changed",
             extra={"fields": {"change": change.kind.name.lower(), "member": f"{change.member:x}"}},
         )
+        self.is_learner = self.cluster.is_learner(self.id)
         self.peers.follow(change)
         if change.kind is ChangeKind.REMOVE and change.member == self.id:
             # Not at once: a client that asked us for it gets its answer first.
@@ -645,6 +652,7 @@ class Member:
         """Point every part at the new state and let the node go on."""
         self.replica = replica
         self.cluster.adopt(Cluster.load(replica.backend, replica.published))
+        self.is_learner = self.cluster.is_learner(self.id)
         self.storage.store, self.storage.backend = replica.store, replica.backend
         self.writes.store = replica.store
         self.kv.store = replica.store

@@ -45,7 +45,7 @@ class Observer:
             raftAppliedIndex=member.node.applied_index,
             errors=self.errors(),
             dbSizeInUse=member.backend.used_bytes(),
-            isLearner=member.cluster.is_learner(member.id),
+            isLearner=member.is_learner,
             storageVersion=STORAGE_VERSION,
             dbSizeQuota=member.config.quota_bytes,
             downgradeInfo=rpc_pb2.DowngradeInfo(),
@@ -105,7 +105,7 @@ class Observer:
         yield Reading(
             "etcd_server_is_learner",
             "Whether or not this member is a learner.",
-            member.cluster.is_learner(member.id),
+            member.is_learner,
         )
         yield Reading(
             "etcd_server_id",

@@ -31,6 +31,7 @@ class Peers:
         self._cluster = cluster
         self._config = config
         self._clock = clock
+        self._partings: dict[int, asyncio.TimerHandle] = {}
         self._settled_s = SETTLED_ELECTIONS * config.election_timeout / 1000
 
     def refresh(self) -> None:
@@ -51,9 +52,17 @@ class Peers:
             self.refresh()
         elif change.member != self._raft.id:
             self._links.removed.add(change.member)
-            asyncio.get_running_loop().call_later(LINGER_S, self._part_from, change.member)
+            self._partings[change.member] = asyncio.get_running_loop().call_later(
+                LINGER_S, self._part_from, change.member
+            )
+
+    def close(self) -> None:
+        """Dial nobody any more; the links are closed by their owner."""
+        for timer in self._partings.values():
+            timer.cancel()
 
     def _part_from(self, member: int) -> None:
+        del self._partings[member]
         self.refresh()
         # It dials again and is told; else it could disturb, or wait for us for ever.
         self._links.drop_inbound(member)

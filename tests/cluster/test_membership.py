@@ -191,6 +191,7 @@ async def test_a_learner_serves_little_until_it_is_promoted() -> None:
                 await client.put(b"k", b"6", timeout_s=2)
 
 
+@pytest.mark.slow
 async def test_a_learner_far_behind_is_not_promoted() -> None:
     # It stands still, so that whatever the leader appends puts it further behind.
     with members_of(1) as cluster:
@@ -228,6 +229,7 @@ async def test_a_removed_follower_stops_and_never_comes_back() -> None:
                     await change
 
 
+@pytest.mark.slow
 async def test_a_member_that_was_down_when_removed_learns_it_at_its_start() -> None:
     # Its own data does not say so: the others refuse it.
     with members_of(3) as cluster:
@@ -293,6 +295,7 @@ async def test_a_removal_that_would_break_the_quorum_is_refused() -> None:
             await client.put(b"k", b"1")
 
 
+@pytest.mark.slow
 async def test_a_member_that_stands_still_counts_as_down() -> None:
     # Its connections are open, but it would not help to decide anything.
     with members_of(3) as cluster:
@@ -463,6 +466,7 @@ async def test_a_member_that_was_not_added_is_told_how() -> None:
             assert f"e3={cluster.peer_urls[other]} is no member" in cluster.log_of(index)
 
 
+@pytest.mark.slow
 async def test_a_joining_member_that_dies_before_its_snapshot_joins_again() -> None:
     # Its store knows no configuration yet; were it to take the flags for one, it would replay the
     # log with wrong quorums.
