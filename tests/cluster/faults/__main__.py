@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.cluster.faults.cells import CELLS
 from tests.cluster.faults.namespaces import Namespaces, isolated
+from tests.cluster.faults.planted import BUGS
 from tests.cluster.faults.proxies import Proxies
 from tests.cluster.faults.run import Report, run_cell
 
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
         help="namespaces need root",
     )
     parser.add_argument("--logs", type=Path, help="where a failed run leaves its logs")
+    parser.add_argument("--bug", choices=BUGS, default="", help="plant it: the run must fail")
     parser.add_argument("--story", action="store_true", help="print what was done when")
     options = parser.parse_args(arguments)
     if options.network == Namespaces.kind and INSIDE not in os.environ:
@@ -53,7 +55,16 @@ def _runs(options: argparse.Namespace, *, is_root: bool) -> int:
     reports: list[Report] = []
     with asyncio.Runner() as runner:
         for name in itertools.cycle(names) if options.minutes else names:
-            reports.append(run_cell(runner, CELLS[name], seed, options.network, options.logs))
+            reports.append(
+                run_cell(
+                    runner,
+                    CELLS[name],
+                    seed,
+                    options.network,
+                    logs=options.logs,
+                    bug=options.bug,
+                )
+            )
             _print(reports[-1], story=options.story)
             seed += 1
             if options.minutes and time.monotonic() > end:

@@ -107,7 +107,7 @@ class World:
 
     async def dies(self, index: int) -> int:
         """Wait until a member's process has ended by itself; return its exit code."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + RESUME_S
         while index in self.members.running():
             if time.monotonic() > end:
                 raise Violation(f"member {index} should have ended")
@@ -175,7 +175,13 @@ class Report:
 
 
 def run_cell(
-    runner: asyncio.Runner, cell: Cell, seed: int, network_kind: str, logs: Path | None = None
+    runner: asyncio.Runner,
+    cell: Cell,
+    seed: int,
+    network_kind: str,
+    *,
+    logs: Path | None = None,
+    bug: str = "",
 ) -> Report:
     """Run one cell in the namespaces of this process and judge it.
 
@@ -185,6 +191,7 @@ def run_cell(
         seed: Of everything that is drawn; times are the machine's.
         network_kind: "netns" or "proxy".
         logs: Where a failed run leaves the members' logs and its story.
+        bug: What to plant in the members; the run should fail.
     """
     report = Report(cell.name, cell.nodes, seed, network_kind)
     started = time.monotonic()
@@ -198,6 +205,7 @@ def run_cell(
         flags=cell.flags,
         wrappers=cell.wrappers,
         small_disk=cell.small_disk,
+        bug=bug,
     )
     try:
         with members:
