@@ -51,6 +51,8 @@ def _runs(options: argparse.Namespace, *, is_root: bool) -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
     names = options.cell or [name for name in CELLS if is_root or not CELLS[name].needs_root]
     end = time.monotonic() + 60 * (options.minutes or 0)
+    if options.minutes:
+        random.Random(seed).shuffle(names)  # a short time is not always the same cells'
     print(f"{len(names)} cells, seeds from {seed}\n{Report.HEAD}", flush=True)
     reports: list[Report] = []
     with asyncio.Runner() as runner:
