@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +12,7 @@ import pytest
 
 from tests.cluster.faults import LINE
 from tests.cluster.faults.cells import CELLS
-from tests.cluster.faults.namespaces import Namespaces
+from tests.cluster.faults.namespaces import Namespaces, missing
 from tests.cluster.faults.planted import BUGS
 from tests.cluster.faults.proxies import Proxies
 
@@ -32,21 +30,12 @@ RUN_TIMEOUT_S = 400
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(RUN_TIMEOUT_S + 20)]
 
 
-def missing(name: str, network: str) -> str | None:
-    if network == Namespaces.kind or CELLS[name].needs_root:
-        if os.geteuid() != 0:
-            return "namespaces and small disks need root"
-        for program in ("ip", "nft", "unshare", "nsenter"):
-            if shutil.which(program) is None:
-                return f"no {program} on this machine (iproute2, nftables, util-linux)"
-    return None
-
-
 def start(name: str, network: str, logs: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run a cell in a process of its own."""
-    reason = missing(name, network)
-    if reason is not None:
-        pytest.skip(reason)
+    if network == Namespaces.kind or CELLS[name].needs_root:
+        reason = missing()
+        if reason is not None:
+            pytest.skip(reason)
     return subprocess.run(
         [
             sys.executable, "-m", "tests.cluster.faults",
@@ -57,7 +46,7 @@ def start(name: str, network: str, logs: Path, *more: str) -> subprocess.Complet
 
 
 def usual_network() -> str:
-    return Namespaces.kind if os.geteuid() == 0 else Proxies.kind
+    return Namespaces.kind if missing() is None else Proxies.kind
 
 
 def cells() -> list[object]:
