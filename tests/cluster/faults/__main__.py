@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from tests.cluster.faults.cells import CELLS
-from tests.cluster.faults.namespaces import Namespaces, isolated
+from tests.cluster.faults.namespaces import Namespaces, isolated, missing
+from tests.cluster.faults.planted import BUGS
 from tests.cluster.faults.proxies import Proxies
 from tests.cluster.faults.run import Report, run_cell
 
@@ -23,7 +24,7 @@ INSIDE = "KVSTORE_FAULTS_INSIDE"
 
 def main(arguments: list[str]) -> int:
     """Run; 0 when every run held."""
-    is_root = os.geteuid() == 0
+    is_root = missing() is None
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.faults", description=__doc__)
     parser.add_argument("--cell", choices=CELLS, action="append", help="default: all")
     parser.add_argument("--seed", type=int, help="of the first run (else a fresh one)")
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
         help="namespaces need root",
     )
     parser.add_argument("--logs", type=Path, help="where a failed run leaves its logs")
+    parser.add_argument("--bug", choices=BUGS, default="", help="plant it: the run must fail")
     parser.add_argument("--story", action="store_true", help="print what was done when")
     options = parser.parse_args(arguments)
     if options.network == Namespaces.kind and INSIDE not in os.environ:
@@ -49,11 +51,22 @@ def _runs(options: argparse.Namespace, *, is_root: bool) -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
     names = options.cell or [name for name in CELLS if is_root or not CELLS[name].needs_root]
     end = time.monotonic() + 60 * (options.minutes or 0)
+    if options.minutes:
+        random.Random(seed).shuffle(names)  # a short time is not always the same cells'
     print(f"{len(names)} cells, seeds from {seed}\n{Report.HEAD}", flush=True)
     reports: list[Report] = []
     with asyncio.Runner() as runner:
         for name in itertools.cycle(names) if options.minutes else names:
-            reports.append(run_cell(runner, CELLS[name], seed, options.network, options.logs))
+            reports.append(
+                run_cell(
+                    runner,
+                    CELLS[name],
+                    seed,
+                    options.network,
+                    logs=options.logs,
+                    bug=options.bug,
+                )
+            )
             _print(reports[-1], story=options.story)
             seed += 1
             if options.minutes and time.monotonic() > end:

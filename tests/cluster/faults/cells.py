@@ -295,22 +295,15 @@ async def panic_all_before_fsync(world: World) -> None:
 # snapshots
 
 
-async def _leave_behind(world: World, follower: int) -> None:
-    """Let the log of the others go past a dead follower, so that only a snapshot brings it back."""
-    await world.kill(follower)
-    leader = await world.leader()
-    applied = (
-        await asyncio.to_thread(world.members.metric, leader, "kvstore_log_first_index")
-    ) + 60
+async def _leave_behind(world: World, entries: int = 60) -> None:
+    """Let the log go past a follower that hears nothing: only a snapshot brings it back."""
+    name = "kvstore_log_first_index"
+    wanted = await asyncio.to_thread(world.members.metric, await world.leader(), name) + entries
     end = time.monotonic() + 60
-    while True:
-        await world.goes_on(20)
-        leader = await world.leader()
-        first = await asyncio.to_thread(world.members.metric, leader, "kvstore_log_first_index")
-        if first > applied:
-            return
+    while await asyncio.to_thread(world.members.metric, await world.leader(), name) <= wanted:
         if time.monotonic() > end:
             raise Violation("the log is not released")
+        await world.goes_on(20)
 
 
 async def _installed(world: World, follower: int) -> None:
@@ -319,16 +312,34 @@ async def _installed(world: World, follower: int) -> None:
         raise Violation("no snapshot was installed")
 
 
+async def snapshot_to_paused(world: World) -> None:
+    # Its watchers stay connected, and must hear of everything that the snapshot jumps over.
+    follower = await world.follower()
+    await world.do(f"pause member {follower}", world.members.pause, follower)
+    # More than the leader has in flight to it (256 messages): those wait in its sockets.
+    await _leave_behind(world, entries=500)
+    await world.do(f"resume member {follower}", world.members.resume, follower)
+    await world.goes_on()
+    end = time.monotonic() + 30
+    name = "kvstore_snapshots_installed_total"
+    while await asyncio.to_thread(world.members.metric, follower, name) < 1:
+        if time.monotonic() > end:
+            raise Violation("no snapshot was installed")
+        await asyncio.sleep(0.1)
+
+
 async def snapshot_under_load(world: World) -> None:
     follower = await world.follower()
-    await _leave_behind(world, follower)
+    await world.kill(follower)
+    await _leave_behind(world)
     await world.restart(follower)
     await _installed(world, follower)
 
 
 async def snapshot_receiver_panics(world: World) -> None:
     follower = await world.follower()
-    await _leave_behind(world, follower)
+    await world.kill(follower)
+    await _leave_behind(world)
     for point in (
         "snapshot.receive", "snapshot.install.before", "store.rename.before", "store.rename.after",
     ):  # fmt: skip
@@ -345,7 +356,8 @@ async def snapshot_receiver_panics(world: World) -> None:
 
 async def snapshot_sender_fails(world: World) -> None:
     follower = await world.follower()
-    await _leave_behind(world, follower)
+    await world.kill(follower)
+    await _leave_behind(world)
     leader = await world.leader()
     await world.failpoint(leader, "snapshot.send.frame", "2*error(EPIPE)")
     await world.restart(follower)
@@ -355,7 +367,8 @@ async def snapshot_sender_fails(world: World) -> None:
 
 async def snapshot_to_cut_link(world: World) -> None:
     follower = await world.follower()
-    await _leave_behind(world, follower)
+    await world.kill(follower)
+    await _leave_behind(world)
     await world.do(f"start member {follower}", world.members.start_only, follower)
     for _ in range(4):
         leader = await world.leader()
@@ -423,6 +436,7 @@ CELLS: dict[str, Cell] = {
         Cell("disk-errors", disk_errors),
         Cell("panics", panics),
         Cell("panic-all-before-fsync", panic_all_before_fsync),
+        Cell("snapshot-to-paused", snapshot_to_paused, flags=SNAPSHOTS),
         Cell("snapshot-under-load", snapshot_under_load, flags=SNAPSHOTS),
         Cell("snapshot-receiver-panics", snapshot_receiver_panics, flags=SNAPSHOTS),
         Cell("snapshot-sender-fails", snapshot_sender_fails, flags=SNAPSHOTS),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 from kvstore.server.identity import parse_initial_cluster
 from tests.cluster.faults.namespaces import Namespaces, run
 from tests.cluster.faults.proxies import Proxies
-from tests.servers import Kvstore, free_ports
+from tests.servers import START_TIMEOUT_S, Kvstore, free_ports
 
 Network = Namespaces | Proxies
 
@@ -26,6 +28,7 @@ class Members(Kvstore):
         flags: tuple[str, ...] = (),
         wrappers: dict[int, list[str]] | None = None,
         small_disk: bool = False,
+        bug: str = "",
     ) -> None:
         """Prepare; `with` starts the members.
 
@@ -35,8 +38,11 @@ class Members(Kvstore):
             flags: More flags of every member.
             wrappers: By member: what to start it with, besides.
             small_disk: Put each member's data on a tmpfs of its own (root, own mounts).
+            bug: One of `planted.BUGS`, for runs that must fail.
         """
         super().__init__(nodes, ("--enable-failpoints", "--log-level", "info", *flags))
+        if bug:
+            self.command = (sys.executable, "-m", "tests.cluster.faults.planted", bug, "serve")
         self.network = network
         self.wrappers = wrappers or {}
         self.exits: dict[int, int] = {}
@@ -142,9 +148,23 @@ class Members(Kvstore):
         finally:
             connection.close()
 
-    def metric(self, index: int, name: str) -> float:
+    def leader(self) -> int:
+        """Return the index of the leader. By HTTP: gRPC takes badly to a second event loop."""
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end:
+            for index in list(self._processes):
+                try:
+                    if self.metric(index, "etcd_server_is_leader", timeout_s=1):
+                        return index
+                except (OSError, http.client.HTTPException):
+                    continue  # dead, frozen or cut off: not the one
+            time.sleep(0.02)
+        raise AssertionError("no leader")
+
+    def metric(self, index: int, name: str, timeout_s: float = 10) -> float:
         """Return one number of a member's metrics page."""
-        connection = http.client.HTTPConnection(*self.endpoints[index].split(":"), timeout=10)
+        host, _, port = self.endpoints[index].partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
         try:
             connection.request("GET", "/metrics")
             page = connection.getresponse().read().decode()

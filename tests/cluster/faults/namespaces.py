@@ -7,7 +7,9 @@ with the last process, however that ends.
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import subprocess
 import time
 
@@ -20,6 +22,20 @@ def isolated(command: list[str]) -> list[str]:
         "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
         *command,
     ]  # fmt: skip
+
+
+@functools.cache
+def missing() -> str | None:
+    """Say why namespaces cannot be had here; None when they can."""
+    if os.geteuid() != 0:
+        return "namespaces and small disks need root"
+    for program in ("ip", "nft", "unshare", "nsenter"):
+        if shutil.which(program) is None:
+            return f"no {program} on this machine (iproute2, nftables, util-linux)"
+    # Root in a container may lack what it takes.
+    if subprocess.run(isolated(["true"]), capture_output=True, check=False).returncode:
+        return "this root may not make namespaces"
+    return None
 
 
 def run(*command: str, text: str | None = None) -> None:

@@ -32,6 +32,9 @@ WRITES_GO_ON = 40
 RESUME_S = 40.0
 """Writes that must succeed during a fault that leaves a majority, and how long they may take."""
 
+RESTS_MAX = 5
+"""How often rest is looked for: a write that its client has given up may still come."""
+
 OVERDUE_S = 30.0
 """A lease may live that long after its time: each change of leader gives it a new life."""
 
@@ -107,7 +110,7 @@ class World:
 
     async def dies(self, index: int) -> int:
         """Wait until a member's process has ended by itself; return its exit code."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + RESUME_S
         while index in self.members.running():
             if time.monotonic() > end:
                 raise Violation(f"member {index} should have ended")
@@ -150,12 +153,15 @@ class Report:
     outcomes: dict[str, int] = field(default_factory=dict)
     events: int = 0
     leases_ended: int = 0
+    compacted: int = 0
+    """How often a watcher was told that compaction had overtaken it."""
     searched: int = 0
     story: list[str] = field(default_factory=list)
 
     HEAD = (
         f"{'cell':26} {'n':>1} {'net':5} {'before/s':>8} {'during/s':>8} {'after/s':>8} "
         f"{'gap s':>6} {'terms':>5} {'ok':>5} {'unkn':>4} {'refu':>4} {'events':>6} {'leases':>6} "
+        f"{'cmpt':>4} "
         f"{'s':>5}"
     )
 
@@ -165,6 +171,7 @@ class Report:
             f"{self.cell:26} {self.nodes} {self.network:5} {self.before:8.0f} {self.during:8.0f} "
             f"{self.after:8.0f} {self.gap_s:6.2f} {self.elections:5} {count(OK, 0):5} "
             f"{count(UNKNOWN, 0):4} {count(REFUSED, 0):4} {self.events:6} {self.leases_ended:6} "
+            f"{self.compacted:4} "
             f"{self.seconds:5.1f}" + (f"  FAILED {self.failure}" if self.failure else "")
         )
 
@@ -175,7 +182,13 @@ class Report:
 
 
 def run_cell(
-    runner: asyncio.Runner, cell: Cell, seed: int, network_kind: str, logs: Path | None = None
+    runner: asyncio.Runner,
+    cell: Cell,
+    seed: int,
+    network_kind: str,
+    *,
+    logs: Path | None = None,
+    bug: str = "",
 ) -> Report:
     """Run one cell in the namespaces of this process and judge it.
 
@@ -185,6 +198,7 @@ def run_cell(
         seed: Of everything that is drawn; times are the machine's.
         network_kind: "netns" or "proxy".
         logs: Where a failed run leaves the members' logs and its story.
+        bug: What to plant in the members; the run should fail.
     """
     report = Report(cell.name, cell.nodes, seed, network_kind)
     started = time.monotonic()
@@ -198,6 +212,7 @@ def run_cell(
         flags=cell.flags,
         wrappers=cell.wrappers,
         small_disk=cell.small_disk,
+        bug=bug,
     )
     try:
         with members:
@@ -278,21 +293,17 @@ async def _judge(members: Members, traffic: Traffic, client: AsyncClient, report
     """Let everything come to rest, look at every member, and ask all judges."""
     history = traffic.history
     report.outcomes = traffic.outcomes
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            await _leases_gone(client)
-            last = await _agreed(members, client)
-            await _all_heard(traffic, last)
-    except TimeoutError:
-        raise Violation("leases, members or watchers did not come to rest") from None
-    contents: dict[str, tuple[int, list[Kv]]] = {}
-    hashes = {}
-    for endpoint in members.endpoints:
-        async with AsyncClient([endpoint]) as one:
-            found = await one.range(b"\0", b"\0")
-            contents[endpoint] = (found.revision, [kv_of(kv) for kv in found.kvs])
-            answer = await one.hash_kv(endpoint)
-            hashes[endpoint] = (answer.hash, answer.compact_revision, answer.hash_revision)
+    for _ in range(RESTS_MAX):
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await _leases_gone(client)
+                last = await _agreed(members, client)
+                await _all_heard(traffic, last)
+        except TimeoutError:
+            raise Violation("leases, members or watchers did not come to rest") from None
+        contents, hashes = await _look(members)
+        if {revision for revision, _ in contents.values()} == {last}:
+            break
     now_s = time.monotonic()
     lines = timeline.build(history)
     linearizable.check(history, lines)
@@ -301,8 +312,24 @@ async def _judge(members: Members, traffic: Traffic, client: AsyncClient, report
     report.leases_ended = leases.check(history, lines, now_s=now_s, overdue_s=OVERDUE_S)
     final.check(contents, hashes, lines)
     report.events = sum(len(b.events) for watch in history.watches for b in watch.batches)
+    report.compacted = sum(len(watch.compacted) for watch in history.watches)
     if not report.searched or not report.events or not history.leases:
         raise Violation("a kind of traffic is missing, so its judge saw nothing")
+
+
+async def _look(
+    members: Members,
+) -> tuple[dict[str, tuple[int, list[Kv]]], dict[str, tuple[int, int, int]]]:
+    """Return what each member holds, and its hash."""
+    contents: dict[str, tuple[int, list[Kv]]] = {}
+    hashes: dict[str, tuple[int, int, int]] = {}
+    for endpoint in members.endpoints:
+        async with AsyncClient([endpoint]) as one:
+            found = await one.range(b"\0", b"\0")
+            contents[endpoint] = (found.revision, [kv_of(kv) for kv in found.kvs])
+            answer = await one.hash_kv(endpoint)
+            hashes[endpoint] = (answer.hash, answer.compact_revision, answer.hash_revision)
+    return contents, hashes
 
 
 async def _leases_gone(client: AsyncClient) -> None:
