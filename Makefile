@@ -1,16 +1,18 @@
 # make help lists the targets.
 PYTHON3 ?= python3
-PY := .venv/bin/python
+# Another environment, for another interpreter: make test VENV=.venv-3.13 PYTHON3=python3.13
+VENV ?= .venv
+PY := $(VENV)/bin/python
 MINUTES ?= 10
 
 .PHONY: help setup up test check sim chaos compat bench bench-report micro proto clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: .venv/.stamp ## create .venv with the pinned dependencies (quick when done)
+setup: $(VENV)/.stamp ## create .venv with the pinned dependencies (quick when done)
 
-.venv/.stamp: requirements.lock pyproject.toml
-	@test -x $(PY) || $(PYTHON3) -m venv .venv
+$(VENV)/.stamp: requirements.lock pyproject.toml
+	@test -x $(PY) || $(PYTHON3) -m venv $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.lock
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -121,7 +121,8 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix=f"kvstore-test-{type(self).__name__.lower()}-"))
         self.endpoints: list[str] = []
         self.keep_folder = False
-        self._flags = flags
+        self.flags = flags
+        """More flags for a member, from its next start on."""
         self._scheme = scheme
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self.peer_urls: list[str] = []
@@ -236,6 +237,15 @@ class Cluster:
             time.sleep(0.02)
         raise AssertionError("no leader")
 
+    def wait_leaderless(self, index: int) -> None:
+        """Return when a member knows that it has no leader: check-quorum takes a moment."""
+        ends_at = time.monotonic() + START_TIMEOUT_S
+        with Client([self.endpoints[index]], timeout_s=2) as client:
+            while client.status(self.endpoints[index]).leader_id:
+                if time.monotonic() > ends_at:
+                    raise AssertionError("it still has a leader")
+                time.sleep(0.02)  # nothing to await: another process's state
+
     def spawn(self, index: int) -> None:
         """Start a member without waiting."""
         client_url = f"{self._scheme}://{self.endpoints[index]}"
@@ -249,7 +259,7 @@ class Cluster:
             *("--listen-peer-urls", self.peer_listen_url(index)),
             *("--initial-advertise-peer-urls", self.peer_urls[index]),
             *("--initial-cluster", initial, "--initial-cluster-state", state),
-            *("--log-level", "error", *self._flags),
+            *("--log-level", "error", *self.flags),
         ]
         # The environment configures members too: a test must not inherit what a developer has set.
         environment = {

@@ -143,6 +143,8 @@ class Requests(Outbound):
         self.streams[call.stream_id] = call
         if head.timeout_s is not None:
             call.deadline_slot = self.engine.deadlines.add(call, head.timeout_s)
+        if head.route is not None:
+            head.route.started += 1
         if head.route is None:
             assert self.engine.http is not None
             call.stream = PlainExchange(call, self.engine.http)
@@ -370,6 +372,8 @@ class Requests(Outbound):
     def close_stream(self, call: Call) -> None:
         """Forget a stream whose last frame was written."""
         self._forget(call)
+        if call.ending is not None:
+            self._count(call, call.ending[0])
         if not call.remote_closed:
             # Tell the client to stop sending (RFC 9113 8.1).
             self._reset_id(call.stream_id, frames.NO_ERROR, counted=False)
@@ -379,6 +383,7 @@ class Requests(Outbound):
     def reset_stream(self, call: Call, code: int) -> None:
         """End a stream with RST_STREAM; the handler is not told."""
         self._forget(call)
+        self._count(call, grpc.INTERNAL)
         self._reset_id(call.stream_id, code, counted=False)
         if self.draining:
             self.maybe_finish_drain()
@@ -400,9 +405,16 @@ class Requests(Outbound):
             del call.deadline_slot[call]
             call.deadline_slot = None
 
+    @staticmethod
+    def _count(call: Call, code: int) -> None:
+        route = call.head.route
+        if code and route is not None:
+            route.failed[code] = route.failed.get(code, 0) + 1
+
     def _cancel(self, call: Call) -> None:
         # The client gave the call up, or lost the right to it.
         self._forget(call)
+        self._count(call, grpc.CANCELLED)
         if call.ending is None:
             call.cancelled = True
             call.notify_cancelled(self.engine)

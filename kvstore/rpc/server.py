@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 _GOAWAY_WAIT_S = 1.0
 _SWEEP_S_MAX = 5.0
 _UNAVAILABLE = 14
+
+
+@dataclass(frozen=True, slots=True)
+class MethodStatistics:
+    """What became of the calls of one method since the start."""
+
+    path: str
+    unary: bool
+    started: int
+    handled: dict[int, int]
+    """Calls that ended, by gRPC code; OK (0) is always there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +204,26 @@ class Server:
             await asyncio.sleep(0)
         for listener in self._listeners:
             listener.close()
+
+    def methods(self) -> list[MethodStatistics]:
+        """Return the counts of every registered method; walks the open calls."""
+        engine = self._engine
+        assert engine is not None, "listen first"
+        open_now = Counter(
+            call.path for connection in engine.connections for call in connection.streams.values()
+        )
+        return [
+            MethodStatistics(
+                route.path,
+                route.unary,
+                route.started,
+                {
+                    0: route.started - open_now[route.path] - sum(route.failed.values()),
+                    **route.failed,
+                },
+            )
+            for route in self._routes.values()
+        ]
 
     def statistics(self) -> Statistics:
         """Return the counters; cheap, but it walks the open connections."""

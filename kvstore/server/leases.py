@@ -61,6 +61,7 @@ class Leases:
             later: `loop.call_later`.
         """
         self.expired = 0
+        self.renewed = 0
         self._node = node
         self.lessor = lessor
         self.clock = clock
@@ -154,7 +155,9 @@ class Leases:
             done(error)
         else:
             # It may have been revoked while the round ran.
-            done(ttl_s if lease_id in self.lessor.leases else 0)
+            alive = lease_id in self.lessor.leases
+            self.renewed += alive
+            done(ttl_s if alive else 0)
 
     def _reset(self, lease_id: int, again: Callable[[], None], done: RenewDone) -> None:
         def applied(result: Any) -> None:

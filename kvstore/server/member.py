@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from kvstore.raft.raft import Raft
 from kvstore.rpc import Limits
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, Url
+from kvstore.server.errors import TooManyRequestsError
 from kvstore.server.failpoints import ENVIRONMENT, FailpointError, Failpoints
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
@@ -70,7 +72,15 @@ from kvstore.server.snapshots import (
     settle,
     swap_in,
 )
-from kvstore.server.startup import RemovedError, StartError, explain_bind, explain_folder
+from kvstore.server.startup import (
+    RemovedError,
+    StartError,
+    check_folder,
+    explain_bind,
+    explain_folder,
+    is_full,
+    store_failed,
+)
 from kvstore.server.storage import TRAILING_BYTES, Storage
 from kvstore.wal import Recovered, Wal, WalError
 
@@ -80,6 +90,7 @@ GRPC_OVERHEAD = 512 << 10
 """What a message may be larger than --max-request-bytes before gRPC refuses it, as etcd."""
 
 DRAIN_S = 2.0
+PUBLISH_AGAIN_S = 0.2
 GOODBYE_S = 0.5
 """Between the removal of this member and its end."""
 
@@ -108,6 +119,7 @@ class Member:
         self._removed = False
         self.snapshots_sent = 0
         self.snapshots_installed = 0
+        self.late_heartbeats = 0
 
     # start
 
@@ -191,7 +203,7 @@ class Member:
             mark=self._mark,
             durable_index=lambda: self.raft.log.durable,
             committed=self._committed,
-            fatal=self.platform.fatal,
+            fatal=partial(store_failed, config.data_dir, self.platform.fatal),
         )
         self.observer = Observer(self)
         self.metrics = Metrics(self.observer.gauges, self.observer.counters)
@@ -223,6 +235,7 @@ class Member:
         config = self.config
         if self._has_store():
             return None
+        check_folder(self.platform.disk, config.data_dir)
         if config.initial_cluster_state == "new":
             return found(config)
         return await join(config)
@@ -264,10 +277,13 @@ class Member:
             self.replica = self._open_replica(path)
             self.cluster = Cluster.load(self.replica.backend, self.replica.published)
             self._check_identity()
-            self.incarnation = next_incarnation(disk, folder)
+            virgin = self.recovered.last_index == 0 and not self.recovered.hard_state.term
+            self.incarnation = next_incarnation(disk, folder, first=virgin)
         except OSError as error:
             raise explain_folder(folder, error) from error
         except (WalError, StorageError, ValueError, lmdb.Error) as error:
+            if is_full(folder, error):
+                raise explain_folder(folder, OSError(errno.ENOSPC, str(error))) from error
             raise StartError(f"--data-dir {folder}: {error}") from error
         if self.recovered.dropped_bytes:
             log.warning("dropped an unfinished batch of %d bytes", self.recovered.dropped_bytes)
@@ -448,7 +464,10 @@ class Member:
         while True:
             await asyncio.sleep(due - loop.time())
             now = loop.time()
-            self.metrics.lag.observe(max(0.0, now - due))
+            lag_s = max(0.0, now - due)
+            self.metrics.lag.observe(lag_s)
+            # etcd's measure: a heartbeat that goes out more than an interval late.
+            self.late_heartbeats += lag_s > interval_s and self.node.role is Role.LEADER
             # Missed ticks are not replayed: a pause of ours is no silence of the leader's.
             due = max(due + interval_s, now + interval_s / 2)
             self.node.tick()
@@ -470,9 +489,15 @@ class Member:
         loop = asyncio.get_running_loop()
         while self.replica.published.attributes.get(self.id) != wanted:
             done: asyncio.Future[object] = loop.create_future()
-            self.node.propose(
-                ops.MEMBER_ATTRIBUTES, message.SerializeToString(), partial(_settle, done)
-            )
+            try:
+                self.node.propose(
+                    ops.MEMBER_ATTRIBUTES, message.SerializeToString(), partial(_settle, done)
+                )
+            except TooManyRequestsError as error:
+                # Clients were faster: this is needed once, and it can wait.
+                log.info("not published yet: %s", error)
+                await asyncio.sleep(PUBLISH_AGAIN_S)
+                continue
             result = await done
             if isinstance(result, Exception):
                 log.info("not published yet: %s", result)

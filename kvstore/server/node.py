@@ -48,6 +48,9 @@ DISK_DEPTH = 2
 APPLY_SLICE_NS = 8_000_000
 """Time one loop turn may spend on applying before others get theirs."""
 
+SLOW_APPLY_NS = 100_000_000
+"""A turn's applying that took so long is counted as slow, as etcd counts requests."""
+
 
 def fatal_if_it_fails(
     take: Callable[Concatenate[Node, P], None],
@@ -151,6 +154,7 @@ class Node:
         self.applied_term = 0
         self.applied_ops = 0
         self.leader_changes = 0
+        self.slow_applies = 0
         self.reads = Reads(self._start_read, request_timeout_ns, clock)
         self._disk = disk
         self._wires = wires
@@ -420,7 +424,8 @@ class Node:
                 self._apply_change(entry)
             else:
                 self._apply_normal(entry)
-            if self.clock.monotonic_ns() >= end_ns:
+            if (now_ns := self.clock.monotonic_ns()) >= end_ns:
+                self.slow_applies += now_ns - end_ns >= SLOW_APPLY_NS
                 break
         self.raft.applied(self.applied_index)
         self.reads.applied(self.applied_index)
