@@ -1,16 +1,18 @@
 # make help lists the targets.
 PYTHON3 ?= python3
-PY := .venv/bin/python
+# Another environment, for another interpreter: make test VENV=.venv-3.13 PYTHON3=python3.13
+VENV ?= .venv
+PY := $(VENV)/bin/python
 MINUTES ?= 10
 
-.PHONY: help setup up test check sim bench proto clean
+.PHONY: help setup up test check sim chaos compat bench bench-report micro proto clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: .venv/.stamp ## create .venv with the pinned dependencies (quick when done)
+setup: $(VENV)/.stamp ## create .venv with the pinned dependencies (quick when done)
 
-.venv/.stamp: requirements.lock pyproject.toml
-	@test -x $(PY) || $(PYTHON3) -m venv .venv
+$(VENV)/.stamp: requirements.lock pyproject.toml
+	@test -x $(PY) || $(PYTHON3) -m venv $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.lock
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -32,11 +34,17 @@ check: setup ## lint, format and types
 sim: setup ## simulate with fresh seeds for MINUTES; SEED=n replays one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--minutes $(MINUTES)) $(ARGS)
 
+chaos: setup ## real members under real faults for MINUTES (namespaces when root); SEED=n, ARGS="--cell kill-leader"
+	@$(PY) -m tests.cluster.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 bench: setup ## benchmark beside etcd, results in bench/results
 	@$(PY) -m bench $(ARGS)
 
 bench-report: setup ## a short benchmark report (about a minute)
 	@$(PY) -m bench --ci
+
+micro: setup ## microbenchmarks of the hot parts, in microseconds per operation
+	@$(PY) -m pytest -q -s bench/micro $(ARGS)
 
 proto: setup ## regenerate kvstore/pb
 	@proto/generate

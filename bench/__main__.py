@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from bench import h2load, scenarios
-from bench.clusters import ETCD, KINDS, Cluster, available
+from bench.clusters import ETCD, KINDS, Cluster, ClusterError, available
 from bench.machine import facts
-from bench.measure import Ceilings, measure, preload
+from bench.measure import Ceilings, DriverError, Sample, measure, preload
 from bench.report import Report, show, write
+from bench.report import rows as table
 from bench.workloads import KEYS, Workload, workloads
 
 
@@ -27,14 +29,48 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=0, help="alternations; default 3")
     parser.add_argument("--seconds", type=float, default=0.0, help="measured time; default 5")
-    parser.add_argument("--systems", default=",".join(KINDS), help="kvstore,etcd")
+    parser.add_argument("--systems", default="", help="kvstore,etcd; default both, if installed")
     parser.add_argument("--data-root", default=None, help="folder on the disk to measure")
-    parser.add_argument("--name", default="", help="of the result files; default N-cores")
+    parser.add_argument(
+        "--name", default="", help="of the result files; default by cores and choice"
+    )
     parser.add_argument("--cpu-list", default=None, help="taskset list for the members")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="shrinks P6, P8, idle, gate; for a try"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.rounds < 0 or arguments.seconds < 0 or arguments.scale <= 0:
+        parser.error("--rounds, --seconds and --scale must be positive")
+    if arguments.data_root is not None and not os.path.isdir(arguments.data_root):
+        parser.error(f"--data-root: there is no folder {arguments.data_root}")
+    for kind in split(arguments.systems):
+        if kind not in KINDS:
+            parser.error(f"no such system: {kind}; there are {', '.join(KINDS)}")
+    return arguments
+
+
+def split(text: str) -> list[str]:
+    """Return the names of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def systems(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the systems to measure, and notes on those left out.
+
+    Raises SystemExit when one that was named is not installed, or none is.
+    """
+    missing = {kind: reason for kind in names or KINDS if (reason := available(kind))}
+    found = [kind for kind in names or KINDS if kind not in missing]
+    if missing and (names or not found):
+        raise SystemExit("; ".join(missing.values()))
+    return found, [f"{kind} not measured: {reason}" for kind, reason in missing.items()]
+
+
+def result_name(arguments: argparse.Namespace) -> str:
+    """Return the result files' name: a partial run must not replace the whole one's."""
+    kind = "quick" if arguments.quick or arguments.ci else ""
+    parts = [f"{os.cpu_count()}-cores", kind, *split(arguments.only)]
+    return str(arguments.name) or "-".join(filter(None, parts))
 
 
 def chosen(arguments: argparse.Namespace) -> tuple[list[Workload], list[str]]:
@@ -42,25 +78,22 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[Workload], list[str]]:
     brief = arguments.quick or arguments.ci
     seconds = arguments.seconds or (3.0 if arguments.ci else 2.0 if brief else 5.0)
     rows = workloads(seconds, 30_000 if brief else 100_000)
-    names = [name.strip() for name in arguments.only.split(",") if name.strip()]
-    if names:
-        rows = [row for row in rows if row.name in names or row.name.split("-")[0] in names]
-        others = [name for name in scenarios.SCENARIOS if name in names]
-        unknown = set(names) - {row.name for row in rows} - set(others)
-        unknown -= {row.name.split("-")[0] for row in rows}
-        if unknown:
-            raise SystemExit(f"no such workload: {', '.join(sorted(unknown))}")
-        return rows, others
-    if brief:
-        return [row for row in rows if row.brief], []
-    return rows, list(scenarios.SCENARIOS)
+    names = split(arguments.only)
+    if not names:
+        return ([row for row in rows if row.brief], []) if brief else (rows, [*scenarios.SCENARIOS])
+    known = [row.name for row in rows] + list(scenarios.SCENARIOS)
+    groups = {row.name.split("-")[0] for row in rows}
+    if unknown := [name for name in names if name not in known and name not in groups]:
+        raise SystemExit(f"no such workload: {unknown[0]}; there are {', '.join(known)}")
+    rows = [row for row in rows if row.name in names or row.name.split("-")[0] in names]
+    return rows, [name for name in scenarios.SCENARIOS if name in names]
 
 
 def run_rows(
     rows: Sequence[Workload],
     kinds: Sequence[str],
     arguments: argparse.Namespace,
-    report: Report,
+    report: Report[Sample],
 ) -> None:
     """Run the rows; the systems alternate within each, and the idle one is frozen."""
     rounds = arguments.rounds or (2 if arguments.quick or arguments.ci else 3)
@@ -96,18 +129,15 @@ def main(argv: Sequence[str]) -> int:
     """Run what the command line asks for. Returns 0, also when targets are missed."""
     arguments = parse(argv)
     rows, others = chosen(arguments)
-    command = shlex.join(["python", "-m", "bench", *argv])
-    report = Report(facts(arguments.data_root), command)
-    kinds = []
-    for kind in arguments.systems.split(","):
-        if reason := available(kind):
-            report.notes.append(f"{kind} not measured: {reason}")
-        else:
-            kinds.append(kind)
+    kinds, notes = systems(split(arguments.systems))
     if not h2load.available():
-        report.notes.append("h2load rows left out: Debian package nghttp2-client is not installed")
+        notes.append("h2load rows left out: Debian package nghttp2-client is not installed")
         rows = [row for row in rows if row.driver.tool != "h2load"]
-    if kinds and rows:
+    if not rows and not others:
+        raise SystemExit(f"nothing to measure: {'; '.join(notes)}")
+    command = shlex.join(["python", "-m", "bench", *argv])
+    report: Report[Sample] = Report(facts(arguments.data_root), command, notes=notes)
+    if rows:
         run_rows(rows, kinds, arguments, report)
     for name in others:
         for kind in kinds:
@@ -117,13 +147,27 @@ def main(argv: Sequence[str]) -> int:
             report.scenarios.append({"scenario": name, "system": kind, **found})
             print(name, kind, found, flush=True)
     if ETCD not in kinds:
-        report.notes.append("no etcd here: there are no ratios")
-    show(report, rows)
-    name = arguments.name or f"{os.cpu_count()}-cores"
+        report.notes.append("there are no ratios without etcd")
+    lines = table(report, rows)
+    show(report, lines)
     if not arguments.ci or arguments.name:
-        print(f"written: {write(report, rows, name).name} and its JSON in bench/results")
+        page = write(report, lines, result_name(arguments))
+        print(f"written: {page.name} and its JSON in bench/results")
     return 0
 
 
+def run(argv: Sequence[str]) -> int:
+    """Run `main`; end with one line, and with no process left, when it fails or is stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing is written", file=sys.stderr)
+        return 130
+    except (ClusterError, DriverError, h2load.H2loadError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self
 import grpc
 import psutil
 
-from bench import messages
+from bench import messages, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -92,15 +92,40 @@ class Ports:
     peer: int
 
 
+@dataclass(frozen=True)
+class Tls:
+    """What a member needs for a client port behind TLS, and its clients."""
+
+    cert_file: str
+    key_file: str
+    ca_file: str
+
+
 def choose_ports(members: int) -> list[Ports]:
     """Return ports for that many members."""
     free = iter(free_ports(2 * members))
     return [Ports(client, peer) for client, peer in zip(free, free, strict=True)]
 
 
-def unary(target: str, path: str, request: bytes, timeout_s: float = 5.0) -> bytes:
+CALL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+"""A connection of its own, and replies of any size."""
+
+
+def open_channel(
+    target: str, ca_file: str, options: Sequence[tuple[str, int]] = CALL_OPTIONS
+) -> grpc.Channel:
+    """Return a channel; over TLS when the authority's file is given."""
+    if not ca_file:
+        return grpc.insecure_channel(target, options)
+    trusted = grpc.ssl_channel_credentials(Path(ca_file).read_bytes())
+    return grpc.secure_channel(target, trusted, options)
+
+
+def unary(
+    target: str, path: str, request: bytes, timeout_s: float = 5.0, ca_file: str = ""
+) -> bytes:
     """Call one method on a fresh connection and return the reply's bytes. Raises grpc.RpcError."""
-    with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with open_channel(target, ca_file) as channel:
         reply: bytes = channel.unary_unary(path)(request, timeout=timeout_s, wait_for_ready=False)
         return reply
 
@@ -114,11 +139,11 @@ class Member:
         self.name = name
         self.ports = ports
         pinned = ["taskset", "-c", cpu_list] if cpu_list else []
-        # A benchmark that is killed cannot tidy up: the kernel then ends the members for it.
-        # setpriv becomes the member (exec), so the process id is the member's own.
-        bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        self.command = [*bound, *pinned, *command]
+        self.command = [*process.bound(), *pinned, *command]
         self.log_path = log_path
+        self.ca_file = ""
+        """Set when clients come over TLS: the file of the authority that they trust."""
+
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -177,12 +202,18 @@ class Member:
 
     def status(self, timeout_s: float = 2.0) -> messages.StatusReply:
         """Ask this member for its status. Raises grpc.RpcError."""
-        return messages.status_reply(unary(self.target, messages.STATUS, b"", timeout_s))
+        return messages.status_reply(
+            unary(self.target, messages.STATUS, b"", timeout_s, self.ca_file)
+        )
+
+    def channel(self) -> grpc.Channel:
+        """Return a channel to this member; the caller closes it."""
+        return open_channel(self.target, self.ca_file)
 
     def serves(self) -> bool:
         """Tell whether it answers a linearizable read now."""
         try:
-            unary(self.target, messages.RANGE, messages.range_(b"\0"), 1.0)
+            unary(self.target, messages.RANGE, messages.range_(b"\0"), 1.0, self.ca_file)
         except grpc.RpcError:
             return False
         return True
@@ -209,6 +240,7 @@ class Cluster:
         flags: Sequence[str] = (),
         data_root: str | None = None,
         cpu_list: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Prepare three members.
 
@@ -219,6 +251,7 @@ class Cluster:
             flags: More flags for every member.
             data_root: Folder on the disk to measure; the system's temporary folder by default.
             cpu_list: taskset list to pin the members to, or None.
+            tls: Files for a client port behind TLS, or None for a plain one.
         """
         self.kind = kind
         self.folder = Path(tempfile.mkdtemp(prefix=f"bench-{kind}-", dir=data_root))
@@ -229,7 +262,7 @@ class Cluster:
         )
         self.members = []
         for name, port in zip(names, ports, strict=True):
-            client = f"http://127.0.0.1:{port.client}"
+            client = f"{'https' if tls else 'http'}://127.0.0.1:{port.client}"
             peer = f"http://127.0.0.1:{port.peer}"
             command = [
                 *executable(kind),
@@ -245,9 +278,11 @@ class Cluster:
                 *("--quota-backend-bytes", str(QUOTA_BYTES)),
                 *("--log-level", "error"),
                 *(("--logger", "zap") if kind == ETCD else ()),
+                *(("--cert-file", tls.cert_file, "--key-file", tls.key_file) if tls else ()),
                 *flags,
             ]
             self.members.append(Member(name, port, command, self.folder / f"{name}.log", cpu_list))
+            self.members[-1].ca_file = tls.ca_file if tls else ""
 
     def __enter__(self) -> Self:
         try:
@@ -324,7 +359,9 @@ class Cluster:
 
     def revision(self) -> int:
         """Return the store's revision by a linearizable read."""
-        reply = unary(self.leader().target, messages.RANGE, messages.range_(b"\0"), 10.0)
+        leader = self.leader()
+        request = messages.range_(b"\0")
+        reply = unary(leader.target, messages.RANGE, request, 10.0, leader.ca_file)
         return messages.header_revision(reply)
 
     def term(self) -> int:

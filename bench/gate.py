@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from bench.clusters import Cluster, Member
 from bench.load import Load, Outcome
-from bench.measure import Driver, preload
+from bench.measure import Ceilings, Driver, preload
 from bench.workloads import KEYS
 
 SECONDS = 60.0
@@ -21,7 +20,8 @@ PUTS = Load(targets=[], connections=1, streams=10, keys=KEYS)
 def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, object]:
     """Saturate the leader and a follower in turn; return put p99 and elections for each."""
     seconds = max(2.0, SECONDS * scale)
-    found: dict[str, object] = {}
+    ceilings = Ceilings(min(2.0, seconds))
+    found: dict[str, object] = {"driver reads/s": round(ceilings.rate(_driver(READS, 0), kind))}
     with Cluster(kind, data_root=data_root) as cluster:
         preload(cluster, KEYS)
         alone, _ = _driver(PUTS, min(BASELINE_S, seconds)).run([cluster.leader().target], kind)
@@ -36,7 +36,10 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
                 found[f"{name}: reads/s"] = round(reads.rate)
                 found[f"{name}: put p99 ms"] = puts.put_ms.get("p99", float("inf"))
                 found[f"{name}: elections"] = cluster.term() - term
-                if problems := [*reads.problems(), *puts.problems()]:
+                problems = [*reads.problems(), *puts.problems()]
+                for load, outcome in ((READS, reads), (PUTS, puts)):
+                    problems += ceilings.check(_driver(load, seconds), kind, outcome.rate)
+                if problems:
                     found[f"{name}: problems"] = "; ".join(problems)
     found["target"] = f"put p99 <= {PUT_P99_MAX_MS:.0f} ms, no election, {seconds:.0f} s each"
     return found
@@ -49,13 +52,11 @@ def _driver(load: Load, seconds: float) -> Driver:
 def _both(
     kind: str, reader: Member, leader: Member, seconds: float, *, serializable: bool
 ) -> tuple[Outcome, Outcome]:
-    load = replace(READS, serializable=serializable)
-    with ThreadPoolExecutor(2) as pool:
-        # The reads begin first and end last, so that every put meets them.
-        reads = pool.submit(_driver(load, seconds + 2).run, [reader.target], kind)
-        puts = pool.submit(
-            Driver("generator", replace(PUTS, seconds=seconds, warmup_s=1.5)).run,
-            [leader.target],
-            kind,
-        )
-        return reads.result()[0], puts.result()[0]
+    # The reads begin first and end last, so that every put meets them.
+    reading = _driver(replace(READS, serializable=serializable), seconds + 2)
+    putting = Driver("generator", replace(PUTS, seconds=seconds, warmup_s=1.5))
+    with (
+        reading.started([reader.target], kind) as reads,
+        putting.started([leader.target], kind) as puts,
+    ):
+        return reads()[0], puts()[0]

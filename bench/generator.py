@@ -55,9 +55,7 @@ class Run:
     def __init__(self, load: Load) -> None:
         self.load = load
         share = load.put_share
-        self.blocks: BlockSequence = sequence(
-            load.profile, put_share=share, authority=load.targets[0], seed=load.seed
-        )
+        self.blocks: BlockSequence = sequence(load.profile, put_share=share)
         self.requests = (draws(load, 0) if share else [], draws(load, 1) if share < 1 else [])
         self.numbers = count()
         self.outcome = Outcome()
@@ -304,7 +302,6 @@ async def execute(load: Load) -> Outcome:
     loop = asyncio.get_running_loop()
     run = Run(load)
     outcome = run.outcome
-    run.blocks.extend()
     connections: list[Connection] = []
     began = time.perf_counter()
     run.measuring = bool(load.requests)

@@ -15,6 +15,9 @@ from pathlib import Path
 from bench import messages
 from bench.load import key, percentiles, value_of
 
+HEADERS = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+"""What a gRPC call needs beside h2load's own headers."""
+
 
 class H2loadError(RuntimeError):
     """h2load did not end well; the text has its output."""
@@ -65,7 +68,7 @@ def run(
         body_file.write_bytes(body)
         command = [
             *("h2load", "-n", str(requests), "-c", str(connections), "-m", str(streams)),
-            *("-t", "1", "-H", "content-type: application/grpc", "-H", "te: trailers"),
+            *("-t", "1", *HEADERS),
             *("-d", str(body_file), f"--log-file={log_file}", f"http://{target}{path}"),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)

@@ -24,15 +24,15 @@ SETTLE_S = 1.0
 
 def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, object]:
     """Return the leader's bytes per idle plain connection and per watcher."""
-    connections = _affordable(max(100, round(CONNECTIONS * scale)))
+    connections = affordable(max(100, round(CONNECTIONS * scale)))
     watchers = max(100, round(WATCHERS * scale))
     with Cluster(kind, data_root=data_root) as cluster:
         leader = cluster.leader()
         with ExitStack() as stack:
-            before = _anonymous(leader)
+            before = settled_bytes(leader)
             for _ in range(connections):
                 stack.enter_context(_connect(leader))
-            per_connection = (_anonymous(leader) - before) / connections
+            per_connection = (settled_bytes(leader) - before) / connections
         per_watcher = _watch(leader, watchers)
         term = cluster.term()
     return {
@@ -45,7 +45,8 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
     }
 
 
-def _affordable(wanted: int) -> int:
+def affordable(wanted: int) -> int:
+    """Return how many connections this process may open, after raising its limit if need be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted + SPARE_FILES:
         soft = min(hard, wanted + SPARE_FILES) if hard != resource.RLIM_INFINITY else wanted
@@ -53,7 +54,8 @@ def _affordable(wanted: int) -> int:
     return min(wanted, soft - SPARE_FILES)
 
 
-def _anonymous(member: Member) -> int:
+def settled_bytes(member: Member) -> int:
+    """Return the member's anonymous memory, a moment after the last change."""
     time.sleep(SETTLE_S)
     return process.memory(member.pid).anonymous_bytes
 
@@ -80,12 +82,12 @@ def _watch(member: Member, count: int) -> float:
         replies = channel.stream_stream(messages.WATCH)(pending(), timeout=WAIT_S)
         requests.put(messages.watch_create(b"idle/first"))
         next(replies)
-        before = _anonymous(member)
+        before = settled_bytes(member)
         for number in range(count):
             requests.put(messages.watch_create(b"idle/%08d" % number))
         for _ in range(count):
             next(replies)
-        used = _anonymous(member) - before
+        used = settled_bytes(member) - before
         requests.put(None)
         replies.cancel()
     return used / count

@@ -45,6 +45,8 @@ class Load:
     """Send exactly that many, then stop; no warm-up."""
 
     put_share: float = 1.0
+    """0, 0.5 or 1."""
+
     keys: int = 10_000
     distribution: str = "uniform"
     """uniform, zipf, one, or sequence: key n for the n-th request, to load a store."""
@@ -54,6 +56,8 @@ class Load:
 
     serializable: bool = False
     profile: str = "h2load"
+    """Of `bench.profiles.NAMES`: whose header blocks are sent."""
+
     seed: int = 1
 
     def to_json(self) -> str:
@@ -149,7 +153,7 @@ def draws(load: Load, kind: int) -> list[Request]:
     mean_bytes = (load.value_bytes or 8_000) if kind == 0 else 0
     count = max(256, min(DRAWS, DRAWS_MAX_BYTES // (mean_bytes + 128)))
     if load.distribution == "one":
-        numbers: Sequence[int] = [0] * count
+        numbers: Sequence[int] = [0] * (1 if load.value_bytes else count)
     elif load.distribution == "zipf":
         weights = list(accumulate((rank + 1) ** -ZIPF_EXPONENT for rank in range(load.keys)))
         numbers = rng.choices(range(load.keys), cum_weights=weights, k=count)

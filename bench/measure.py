@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
@@ -57,14 +57,28 @@ class Driver:
         """Run it and return the outcome and the command. Raises DriverError, H2loadError."""
         if self.tool == "h2load":
             return self._run_h2load(targets[0])
+        with self.started(targets, kind) as result:
+            return result()
+
+    @contextmanager
+    def started(self, targets: list[str], kind: str) -> Iterator[Callable[[], tuple[Outcome, str]]]:
+        """Start a Python driver; yield what waits for its end and returns as `run` does."""
         command = self.command(targets, kind)
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PYTHON_DRIVER_S
+        driver = subprocess.Popen(
+            [*process.bound(), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        if done.returncode:
-            raise DriverError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-        shown = " ".join(["python", *command[1:]])
-        return Outcome(**json.loads(done.stdout)), shown
+
+        def result() -> tuple[Outcome, str]:
+            output, errors = driver.communicate(timeout=PYTHON_DRIVER_S)
+            if driver.returncode:
+                raise DriverError(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+            return Outcome(**json.loads(output)), " ".join(["python", *command[1:]])
+
+        try:
+            yield result
+        finally:
+            driver.kill()
+            driver.communicate()
 
     def _run_h2load(self, target: str) -> tuple[Outcome, str]:
         load = self.load
@@ -105,10 +119,12 @@ def null_server(driver: Driver) -> Iterator[str]:
     reply = "range" if driver.load.put_share < 1.0 else "put"
     server = subprocess.Popen(
         [
+            *process.bound(),
             *(sys.executable, "-m", "bench.null_server", "--reply", reply),
             *("--value-bytes", str(driver.load.value_bytes or 8_000)),
         ],
         stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C at the terminal is ours to handle
     )
     try:
         assert server.stdout is not None
@@ -131,18 +147,30 @@ class Ceilings:
         self._known: dict[str, float] = {}
 
     def rate(self, driver: Driver, kind: str) -> float:
-        """Return operations per second; 0 where the null server does not speak the protocol."""
-        if driver.tool == "program" and kind != ETCD:
-            return 0.0  # our client asks for more than a prebuilt reply can answer
+        """Return operations per second."""
         load = replace(driver.load, seconds=self._seconds, warmup_s=0.3, serializable=False)
         if load.distribution == "sequence":
             load = replace(load, distribution="uniform")
-        name = f"{driver.tool} {driver.tasks} {load.to_json()}"
+        client = kind if driver.tool == "program" else ""  # it has one for each system
+        name = f"{driver.tool} {client} {driver.tasks} {load.to_json()}"
         if name not in self._known:
             with null_server(driver) as target:
-                outcome, _ = replace(driver, load=load).run([target], ETCD)
+                outcome, _ = replace(driver, load=load).run([target], kind)
+            if problems := outcome.problems():
+                raise DriverError(f"{driver.tool} against the null server: {'; '.join(problems)}")
             self._known[name] = outcome.rate
         return self._known[name]
+
+    def check(self, driver: Driver, kind: str, rate: float) -> list[str]:
+        """Return what is wrong when the driver's own rate is not at least twice the figure."""
+        return too_slow(self.rate(driver, kind), rate)
+
+
+def too_slow(ceiling: float, rate: float) -> list[str]:
+    """Return what is wrong when a driver with that ceiling measured that rate."""
+    if ceiling >= 2 * rate:
+        return []
+    return [f"the driver reaches only {ceiling:,.0f}/s against the null server"]
 
 
 @dataclass
@@ -162,7 +190,7 @@ class Sample:
     """The same of the followers, the larger one."""
 
     driver_rate: float
-    """The driver against the null server; 0 where that cannot be measured."""
+    """The driver against the null server."""
 
     problems: list[str] = field(default_factory=list)
     command: str = ""
@@ -192,8 +220,7 @@ def measure(
         )
     if cluster.term() != term:
         problems.append(f"the term moved from {term} to {cluster.term()}: an election")
-    if 0 < ceiling < 2 * outcome.rate:
-        problems.append(f"the driver reaches only {ceiling:,.0f}/s against the null server")
+    problems += too_slow(ceiling, outcome.rate)
     # Warm-up and end are in the CPU time as well, so they must be in the count.
     done = max(1, outcome.acknowledged)
     costs = [1e6 * (b - a) / done for a, b in zip(before, after, strict=True)]
@@ -214,16 +241,13 @@ def measure(
     )
 
 
+LOADING = Load(targets=[], connections=8, streams=32)
+"""How `preload` drives."""
+
+
 def preload(cluster: Cluster, keys: int, value_bytes: int = 256) -> Outcome:
     """Write keys 0 to `keys` - 1 once each. Raises DriverError when one is not acknowledged."""
-    load = Load(
-        targets=[],
-        connections=8,
-        streams=32,
-        requests=keys,
-        distribution="sequence",
-        value_bytes=value_bytes,
-    )
+    load = replace(LOADING, requests=keys, distribution="sequence", value_bytes=value_bytes)
     outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
     if outcome.problems() or outcome.acknowledged_puts != keys:
         raise DriverError(

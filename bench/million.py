@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import time
+import urllib.request
 from collections.abc import Callable
-from typing import Self
+from dataclasses import replace
 
 import grpc
 
 from bench import messages, process
-from bench.clusters import KVSTORE, Cluster, wait_until
-from bench.load import Load, key
-from bench.measure import Driver, preload
+from bench.clusters import KVSTORE, Cluster, Member, wait_until
+from bench.load import Load
+from bench.measure import LOADING, Ceilings, Driver, preload
+from bench.stalls import Stalls
 from bench.workloads import KEYS
 
 KEYS_MANY = 1_000_000
@@ -20,45 +21,24 @@ SECONDS = 4.0
 SETTLE_S = 2.0
 CALL_S = 120.0
 MIB = 1 << 20
-UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+BEHIND_PUTS = 150_000
+BEHIND = Load(targets=[], connections=8, streams=32, keys=KEYS)
 
-
-class Stalls:
-    """Gets one key from a member again and again and keeps the longest wait: the loop's lag.
-
-    A serializable get of one key is answered at once, unless the member's loop is busy.
-    """
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._probe)
-        self.longest_ms = 0.0
-        self.count = 0
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _probe(self) -> None:
-        with grpc.insecure_channel(self._target, UNLIMITED) as channel:
-            call = channel.unary_unary(messages.RANGE)
-            request = messages.range_(key(0), serializable=True)
-            while not self._over.is_set():
-                begin = time.perf_counter()
-                call(request, timeout=CALL_S)
-                self.longest_ms = max(self.longest_ms, 1e3 * (time.perf_counter() - begin))
-                self.count += 1
+DRIVERS = {
+    name: Driver("generator", Load(targets=[], seconds=SECONDS, keys=KEYS, put_share=share))
+    for name, share in (("put", 1.0), ("range", 0.0))
+}
 
 
 def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, object]:
     """Load, measure rates at 10 k and at 1 M keys, memory, heavy calls, and both restarts."""
     many = max(2 * KEYS, round(KEYS_MANY * scale))
     found: dict[str, object] = {"keys": many}
+    problems: list[str] = []
+    ceilings = Ceilings(2.0)
+    drivers = {"load put": Driver("generator", LOADING), **DRIVERS}
+    for name, driver in drivers.items():
+        found[f"driver {name}/s"] = round(ceilings.rate(driver, kind))
     with Cluster(kind, data_root=data_root) as cluster:
         preload(cluster, KEYS)
         few_rates = _rates(cluster, KEYS)
@@ -76,8 +56,13 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
             found[f"{name}/s at {KEYS}"] = round(few_rates[name])
             found[f"{name}/s at {many}"] = round(rate)
             found[f"{name} ratio"] = round(rate / few_rates[name], 2)
+            problems += ceilings.check(DRIVERS[name], kind, max(rate, few_rates[name]))
+        problems += ceilings.check(drivers["load put"], kind, loaded.rate)
         found |= _heavy(cluster, many)
+        found |= _snapshot(cluster)
         found |= _restarts(cluster, many)
+    if problems:
+        found["problems"] = "; ".join(problems)
     if kind == KVSTORE:
         found["target"] = "memory <= 0.6x etcd, restart <= 0.7x, rates >= 0.8x of 10 k, lag 100 ms"
     return found
@@ -85,9 +70,9 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
 
 def _rates(cluster: Cluster, keys: int) -> dict[str, float]:
     rates = {}
-    for name, share in (("put", 1.0), ("range", 0.0)):
-        load = Load(targets=[], seconds=SECONDS, keys=keys, put_share=share)
-        outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
+    for name, driver in DRIVERS.items():
+        load = replace(driver.load, keys=keys)
+        outcome, _ = replace(driver, load=load).run([cluster.leader().target], cluster.kind)
         if problems := outcome.problems():
             raise RuntimeError(f"{name} at {keys} keys: {'; '.join(problems)}")
         rates[name] = outcome.rate
@@ -128,16 +113,43 @@ def _heavy(cluster: Cluster, many: int) -> dict[str, object]:
         "physical compaction": compact,
     }
     for name, call in calls.items():
-        with (
-            grpc.insecure_channel(leader.target, UNLIMITED) as channel,
-            Stalls(leader.target) as stalls,
-        ):
+        with leader.channel() as channel, Stalls(leader) as stalls:
             begin = time.monotonic()
             call(channel)
             found[f"{name} s"] = round(time.monotonic() - begin, 3)
         found[f"{name} stall ms"] = round(stalls.longest_ms, 1)
     found["elections meanwhile"] = cluster.term() - term
     return found
+
+
+def _snapshot(cluster: Cluster) -> dict[str, object]:
+    """Return what it costs the leader to bring back a follower that only a snapshot can help."""
+    leader, follower = cluster.leader(), cluster.followers()[0]
+    term = cluster.term()
+    follower.stop()
+    # More than the log keeps behind the store: etcd 5,000 entries of one put, we some megabytes.
+    load = replace(BEHIND, requests=BEHIND_PUTS)
+    outcome, _ = Driver("generator", load).run([leader.target], cluster.kind)
+    if problems := outcome.problems():
+        raise RuntimeError(f"puts before the snapshot: {'; '.join(problems)}")
+    with Stalls(leader) as stalls:
+        begin = time.monotonic()
+        follower.start()
+        wait_until(follower.serves, CALL_S, f"{follower.name} serving after a snapshot")
+        took_s = time.monotonic() - begin
+    if cluster.kind == KVSTORE and not _installed(follower):
+        raise RuntimeError(f"{follower.name} came back without a snapshot: nothing was measured")
+    return {
+        "follower back by snapshot s": round(took_s, 2),
+        "snapshot stall ms": round(stalls.longest_ms, 1),
+        "elections during the snapshot": cluster.term() - term,
+    }
+
+
+def _installed(member: Member) -> bool:
+    address = f"http://127.0.0.1:{member.ports.client}/metrics"
+    with urllib.request.urlopen(address, timeout=CALL_S) as page:
+        return b"\nkvstore_snapshots_installed_total 1.0\n" in page.read()
 
 
 def _restarts(cluster: Cluster, many: int) -> dict[str, object]:
@@ -152,7 +164,7 @@ def _restarts(cluster: Cluster, many: int) -> dict[str, object]:
     begin = time.monotonic()
     cluster.start()
     found["cluster restart s"] = round(time.monotonic() - begin, 2)
-    with grpc.insecure_channel(cluster.leader().target, UNLIMITED) as channel:
+    with cluster.leader().channel() as channel:
         request = messages.range_(b"\0", b"\0", count_only=True)
         reply = messages.range_reply(channel.unary_unary(messages.RANGE)(request, timeout=CALL_S))
     if reply.count != many:

@@ -1,7 +1,8 @@
-"""CPU time and memory of a process tree, read from /proc and psutil; controls no process."""
+"""CPU time and memory of a process tree, read from /proc and psutil; starts no process."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def cpu_s(pid: int) -> float:
             continue
         total += times.user + times.system
     return total
+
+
+def bound() -> list[str]:
+    """Return what to put before a command whose process must not outlive ours.
+
+    A benchmark that is killed cannot tidy up: the kernel then does. setpriv becomes the program
+    (exec), so the process id is the program's own.
+    """
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
 @dataclass(frozen=True)

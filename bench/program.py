@@ -41,7 +41,7 @@ async def connect(client: str, endpoints: list[str], stack: AsyncExitStack) -> P
     from kvstore.client import AsyncClient  # noqa: PLC0415  only this client needs it
 
     ours = await stack.enter_async_context(AsyncClient(endpoints))
-    return ours.put  # type: ignore[no-any-return]
+    return ours.put
 
 
 async def execute(arguments: argparse.Namespace) -> Outcome:

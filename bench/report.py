@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -22,20 +23,29 @@ COLUMNS = (
 )
 
 
+class Measured(Protocol):
+    """A sample of any benchmark."""
+
+    command: str
+
+
+S = TypeVar("S", bound=Measured)
+
+
 @dataclass
-class Report:
+class Report(Generic[S]):
     """Everything one run found."""
 
     facts: dict[str, str | int | float]
     command: str
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[S] = field(default_factory=list)
     scenarios: list[dict[str, object]] = field(default_factory=list)
     """What gate, failover and the others returned: name, system and figures."""
 
     notes: list[str] = field(default_factory=list)
 
 
-def rows(report: Report, workloads: Sequence[Workload]) -> list[tuple[str, ...]]:
+def rows(report: Report[Sample], workloads: Sequence[Workload]) -> list[tuple[str, ...]]:
     """Return the table's rows: medians over the rounds."""
     result = []
     for workload in workloads:
@@ -78,13 +88,13 @@ def _row(
         f"{p99:.2f}",
         f"{leader:.1f}",
         f"{follower:.1f}",
-        f"{driver:,.0f}" if driver else "n/a",
+        f"{driver:,.0f}",
         "; ".join(verdicts),
     )
 
 
 def _median(samples: Sequence[Sample], name: str) -> float:
-    return statistics.median(getattr(sample, name) for sample in samples)
+    return float(statistics.median(getattr(sample, name) for sample in samples))
 
 
 def _judge(text: str, good: bool, target: float) -> str:
@@ -105,12 +115,14 @@ def over_budget(workload: Workload, leader_us: float, follower_us: float) -> lis
     return found
 
 
-def show(report: Report, workloads: Sequence[Workload]) -> None:
+def show(
+    report: Report[S], table_rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS
+) -> None:
     """Print the tables."""
     console = Console(width=200, highlight=False)
     console.print(", ".join(f"{name}: {value}" for name, value in report.facts.items()))
-    table = Table(*COLUMNS)
-    for row in rows(report, workloads):
+    table = Table(*columns)
+    for row in table_rows:
         table.add_row(*row)
     if report.samples:
         console.print(table)
@@ -129,15 +141,20 @@ def _line(scenario: dict[str, object]) -> str:
     return f"{scenario['scenario']} / {scenario['system']}: {rest}"
 
 
-def write(report: Report, workloads: Sequence[Workload], name: str) -> Path:
+def write(
+    report: Report[S],
+    table_rows: Sequence[Sequence[str]],
+    name: str,
+    columns: Sequence[str] = COLUMNS,
+) -> Path:
     """Write NAME.json and NAME.md into bench/results; return the latter's path."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
     lines = [f"# {name}", "", f"`{report.command}`", "", "| | |", "|---|---|"]
     lines += [f"| {fact} | {value} |" for fact, value in report.facts.items()]
     if report.samples:
-        lines += ["", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows(report, workloads)]
+        lines += ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in table_rows]
     if report.scenarios:
         lines += ["", *(f"- {_line(scenario)}" for scenario in report.scenarios)]
     if report.notes:

@@ -6,13 +6,8 @@ RFC 9113 and 7541, as far as a well-behaved gRPC peer needs them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Literal
 
 from hpack import Decoder
-from hpack.huffman import HuffmanEncoder
-from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-from hpack.table import HeaderTable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
@@ -93,62 +88,3 @@ class Blocks:
         else:
             self._memo.clear()
         return headers
-
-
-Policy = Literal["index", "literal", "never"]
-"""Put into the dynamic table; leave out; leave out and forbid it to intermediaries."""
-
-Huffman = Literal["shorter", "off"]
-
-
-class Encoder:
-    """An HPACK encoder whose choices are those of the client it imitates."""
-
-    def __init__(self, huffman: Huffman) -> None:
-        self._table = HeaderTable()
-        self._coder = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
-        self._huffman = huffman
-        self._strings: dict[bytes, bytes] = {}
-
-    def encode(self, headers: Sequence[tuple[bytes, bytes, Policy]]) -> bytes:
-        """Return the block for these headers; the table moves on."""
-        return b"".join(self._field(name, value, policy) for name, value, policy in headers)
-
-    def _field(self, name: bytes, value: bytes, policy: Policy) -> bytes:
-        found = self._table.search(name, value)
-        index = found[0] if found else 0
-        if found and found[2] is not None and policy == "index":
-            return _integer(index, 7, 0x80)
-        if policy == "index":
-            self._table.add(name, value)
-            start = _integer(index, 6, 0x40)
-        else:
-            start = _integer(index, 4, 0x10 if policy == "never" else 0x00)
-        return start + (b"" if index else self._string(name)) + self._string(value)
-
-    def _string(self, text: bytes) -> bytes:
-        known = self._strings.get(text)
-        if known is not None:
-            return known
-        coded = self._coder.encode(text) if self._huffman == "shorter" else text
-        if self._huffman == "shorter" and len(coded) < len(text):
-            result = _integer(len(coded), 7, 0x80) + coded
-        else:
-            result = _integer(len(text), 7, 0x00) + text
-        if len(self._strings) < 1_000:
-            self._strings[text] = result
-        return result
-
-
-def _integer(value: int, prefix_bits: int, pattern: int) -> bytes:
-    # RFC 7541 5.1.
-    limit = (1 << prefix_bits) - 1
-    if value < limit:
-        return bytes((pattern | value,))
-    out = bytearray((pattern | limit,))
-    value -= limit
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

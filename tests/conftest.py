@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ALLOWED = Path(__file__).parent / "allowed_skips.txt"
 skipped: dict[str, str] = {}
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with SIGINT ignored, and every process inherits that: etcdctl
+    # and others that tests interrupt would never end.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def allowed_skips() -> list[str]:

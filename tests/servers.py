@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from kvstore.client import Client, KvError
 
 START_TIMEOUT_S = 30.0
@@ -67,6 +69,26 @@ def is_healthy(endpoint: str) -> bool:
         connection.close()
 
 
+def curl(url: str, *arguments: str, body: bytes = b"") -> tuple[str, bytes]:
+    """Return `status version` as curl saw them, and the answer's body.
+
+    Skips where curl is missing. `--data-binary @-` among the arguments sends `body`.
+    """
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    done = subprocess.run(
+        [
+            *("curl", "-sS", "--max-time", "30", *arguments),
+            *("-w", "%{stderr}%{http_code} %{http_version}", url),
+        ],
+        input=body,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.decode(), done.stdout
+
+
 def leads(endpoint: str) -> bool:
     """Tell whether a member answers and takes itself for the leader."""
     with Client([endpoint], timeout_s=2) as client:
@@ -99,7 +121,8 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix=f"kvstore-test-{type(self).__name__.lower()}-"))
         self.endpoints: list[str] = []
         self.keep_folder = False
-        self._flags = flags
+        self.flags = flags
+        """More flags for a member, from its next start on."""
         self._scheme = scheme
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self.peer_urls: list[str] = []
@@ -214,28 +237,50 @@ class Cluster:
             time.sleep(0.02)
         raise AssertionError("no leader")
 
+    def wait_leaderless(self, index: int) -> None:
+        """Return when a member knows that it has no leader: check-quorum takes a moment."""
+        ends_at = time.monotonic() + START_TIMEOUT_S
+        with Client([self.endpoints[index]], timeout_s=2) as client:
+            while client.status(self.endpoints[index]).leader_id:
+                if time.monotonic() > ends_at:
+                    raise AssertionError("it still has a leader")
+                time.sleep(0.02)  # nothing to await: another process's state
+
     def spawn(self, index: int) -> None:
         """Start a member without waiting."""
         client_url = f"{self._scheme}://{self.endpoints[index]}"
         initial = self._joined.get(index, self._initial)
         state = "existing" if index in self._joined else "new"
         command = [
+            *self.wrapper(index),
             *self.command,
             *("--name", f"e{index + 1}", "--data-dir", str(self.folder / f"e{index + 1}")),
             *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),
-            *("--listen-peer-urls", self.peer_urls[index]),
+            *("--listen-peer-urls", self.peer_listen_url(index)),
             *("--initial-advertise-peer-urls", self.peer_urls[index]),
             *("--initial-cluster", initial, "--initial-cluster-state", state),
-            *("--log-level", "error", *self._flags),
+            *("--log-level", "error", *self.flags),
         ]
         # The environment configures members too: a test must not inherit what a developer has set.
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("ETCD")
-        }
+        } | self.environment(index)
         with (self.folder / f"e{index + 1}.log").open("ab") as log:
             self._processes[index] = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
+
+    def wrapper(self, index: int) -> list[str]:
+        """Return what is put before the command of a member."""
+        return []
+
+    def environment(self, index: int) -> dict[str, str]:
+        """Return what is added to the environment of a member."""
+        return {}
+
+    def peer_listen_url(self, index: int) -> str:
+        """Return where a member listens for its peers, who may know it by another address."""
+        return self.peer_urls[index]
 
     def wait(self, index: int) -> None:
         """Return when a member serves."""

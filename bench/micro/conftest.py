@@ -1,4 +1,4 @@
-"""What the microbenchmarks share: how a batch is measured. `python -m pytest bench/micro`."""
+"""What the microbenchmarks share: how a batch is measured. `make micro`."""
 
 from __future__ import annotations
 

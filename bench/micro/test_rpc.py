@@ -1,4 +1,4 @@
-"""Header decoding and the whole way of a unary call through the engine, without a socket."""
+"""Frame parsing, header decoding and the whole way of a unary call, without a socket."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 
 from bench import messages
-from bench.load import Load, draws
+from bench.load import Load, draws, key, value_of
 from bench.profiles import NAMES, sequence
 from bench.wire import (
+    DATA,
     HEADERS,
     STREAM,
     WINDOW_DEFAULT,
@@ -34,7 +35,7 @@ REPLY = messages.blob(1, b"\x08\x80\x80\x80\x80\x80\x80\x80\x80\x40\x18\x80\x80\
 @pytest.mark.parametrize("profile", NAMES)
 def test_decode_headers(profile: str, per_operation: Callable[..., Any]) -> None:
     """Decode the blocks of successive calls on one connection."""
-    blocks = sequence(profile, put_share=1.0, authority="127.0.0.1:2379")
+    blocks = sequence(profile, put_share=1.0)
     decoder = Decoder(16_384)
     at = 0
 
@@ -88,6 +89,54 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
+async def connect(route: Route, sink: Sink) -> Connection:
+    """Return the server's side of a connection that has begun."""
+    engine = Engine(Limits(), raise_it, {route.path.encode(): route}, {"etcdserverpb.KV"}, None)
+    connection = Connection(engine, cast("asyncio.Transport", sink))
+    # Without room in the window the replies would wait, and later calls be refused.
+    connection.start(settings({}) + window_update(0, WINDOW_MAX - WINDOW_DEFAULT))
+    return connection
+
+
+class Receiver:
+    """The receiving side of a streaming call; keeps nothing."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def message(self, _: bytes) -> None:
+        self.count += 1
+
+    def half_closed(self) -> None:
+        """Ignore: the stream stays open."""
+
+    def cancelled(self) -> None:
+        """Fail: nobody cancels."""
+        raise AssertionError
+
+    def writable(self) -> None:
+        """Ignore: nothing is sent."""
+
+
+def test_parse_frames(loop: asyncio.AbstractEventLoop, per_operation: Callable[..., Any]) -> None:
+    """Parse one chunk with 50 DATA frames of one stream, each a whole message."""
+    receiver = Receiver()
+    route = Route(messages.PUT, lambda _: receiver, unary=False)
+    connection = loop.run_until_complete(connect(route, Sink()))
+    [(_, start, block), *_] = sequence("h2load", put_share=1.0).items
+    connection.data_received(start + STREAM.pack(1) + block)
+    message = messages.framed(messages.put(key(0), value_of(256)))
+    chunk = frame(DATA, 0, 1, message) * BATCH
+
+    def one_turn() -> None:
+        connection.data_received(chunk)
+        loop.run_until_complete(asyncio.sleep(0))
+
+    per_operation(one_turn, BATCH, tuple)
+    assert receiver.count >= BATCH
+    assert receiver.count % BATCH == 0
+
+
 @pytest.mark.parametrize("profile", ["h2load", "grpc-go-deadline"])
 def test_unary_call(
     profile: str, loop: asyncio.AbstractEventLoop, per_operation: Callable[..., Any]
@@ -101,17 +150,9 @@ def test_unary_call(
         answered += 1
         call.reply(REPLY)
 
-    routes = {messages.PUT.encode(): Route(messages.PUT, handler, unary=True)}
-
-    async def connect() -> Connection:
-        engine = Engine(Limits(), raise_it, routes, {"etcdserverpb.KV"}, None)
-        connection = Connection(engine, cast("asyncio.Transport", sink))
-        # Without room in the window the replies would wait, and later calls be refused.
-        connection.start(settings({}) + window_update(0, WINDOW_MAX - WINDOW_DEFAULT))
-        return connection
-
-    connection = loop.run_until_complete(connect())
-    blocks = sequence(profile, put_share=1.0, authority="127.0.0.1:2379")
+    route = Route(messages.PUT, handler, unary=True)
+    connection = loop.run_until_complete(connect(route, sink))
+    blocks = sequence(profile, put_share=1.0)
     [(start, payload), *_] = draws(Load(targets=[], keys=1), 0)
     at = 0
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import difflib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -16,13 +18,19 @@ from typing import Any
 import click
 import yaml
 
+from kvstore.cli.flags import PARENT_VARIABLE, offered_by_etcd
+from kvstore.cli.wall import WallClock, check_against
 from kvstore.server.config import ConfigError, ServerConfig
 from kvstore.server.identity import InitialClusterError
 from kvstore.server.logs import set_up
 from kvstore.server.member import Member
+from kvstore.server.replica import INCARNATION_NAME
 from kvstore.server.startup import EXIT_REMOVED, RemovedError, StartError
 
 log = logging.getLogger("kvstore.serve")
+
+PR_SET_PDEATHSIG = 1
+CLOCK_CHECK_S = 1.0
 
 
 def load_config_file(path: str) -> dict[str, Any]:
@@ -43,11 +51,19 @@ def load_config_file(path: str) -> dict[str, Any]:
         field.name: type(field.default) for field in dataclasses.fields(ServerConfig) if field.init
     }
     settings: dict[str, Any] = {}
-    for key, value in content.items():
+    # etcd's file has the flags of the client port in a group of their own.
+    group = content.pop("client-transport-security", None)
+    if group is not None and not isinstance(group, dict):
+        raise click.ClickException(
+            f"--config-file {path}: client-transport-security must hold flag names and values"
+        )
+    for key, value in [*content.items(), *(group or {}).items()]:
         name = str(key).replace("-", "_")
         if name not in types:
             near = difflib.get_close_matches(name, types, n=1)
             advice = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            if offered_by_etcd(str(key)):
+                advice = ": etcd's flag, not offered by kvstore; leave it out"
             raise click.ClickException(f"--config-file {path}: unknown key {key!r}{advice}")
         if type(value) is not types[name]:
             raise click.ClickException(
@@ -65,6 +81,8 @@ def run_member(config: ServerConfig) -> int:
         print(f"kvstore: {error}", file=sys.stderr)
         return 2
     set_up(config.log_level)
+    raise_file_limit()
+    end_with_parent()
     factory = loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
@@ -75,6 +93,32 @@ def run_member(config: ServerConfig) -> int:
         except StartError as error:
             print(f"kvstore: {error}", file=sys.stderr)
             return 1
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us, which bounds connections.
+
+    The usual soft limit of 1,024 is for programs that use select. Go's runtime does the same, so
+    etcd's operators need not raise it either.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS: a hard limit may be "infinite"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def end_with_parent() -> None:
+    """Let SIGTERM come when the `kvstore up` that started this member is gone, even by SIGKILL.
+
+    Its members would go on unseen and hold their ports. Linux only; elsewhere nothing happens.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        sys.exit("kvstore up is gone")  # it ended before the line above
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -107,6 +151,8 @@ async def _serve(config: ServerConfig) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     member.on_removed = stop
+    check_against(f"{config.data_dir}/{INCARNATION_NAME}", member.clock)
+    watch = loop.create_task(_watch_clock(WallClock(member.clock)))
     try:
         await member.start()
         log.info(
@@ -115,5 +161,12 @@ async def _serve(config: ServerConfig) -> int:
         )
         await stopped
     finally:
+        watch.cancel()
         await member.stop()
     return 0
+
+
+async def _watch_clock(wall: WallClock) -> None:
+    while True:
+        await asyncio.sleep(CLOCK_CHECK_S)
+        wall.check()

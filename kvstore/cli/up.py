@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvstore.cli.flags import PARENT_VARIABLE, without_etcd
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,9 +25,14 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.05
 VIEW_S = 1.0
+SHAPE_NAME = "cluster.json"
 
 
-class PortsError(ValueError):
+class UpError(Exception):
+    """The cluster cannot be started so; the text says what to do."""
+
+
+class PortsError(UpError):
     """The ports of the members do not fit below 65536."""
 
 
@@ -37,6 +45,11 @@ class LocalMember:
     peer_port: int
     data_dir: Path
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process exists."""
+        return self.process is not None and self.process.poll() is None
 
     @property
     def client_url(self) -> str:
@@ -63,6 +76,7 @@ class LocalCluster:
         """
         self._log_level = log_level
         self._folder = folder
+        self._shape = {"nodes": nodes, "client_port": client_port}
         self.members: list[LocalMember] = []
         for number in range(nodes):
             port = client_port + (10_000 * (number + 1) if number else 0)
@@ -77,14 +91,21 @@ class LocalCluster:
         self._stopping = threading.Event()
 
     def run(self, *, live: bool) -> int:
-        """Run until Ctrl-C or SIGTERM; return the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Run until Ctrl-C, SIGTERM or SIGHUP; return the exit code.
+
+        Raises:
+            UpError: The data directory is of another cluster, or cannot be used.
+        """
+        # SIGHUP: somebody closed the terminal.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: self._stopping.set())
         try:
+            self._check_folder()
             for member in self.members:
                 self._start(member)
             if not self._wait_ready():
                 return 0 if self._stopping.is_set() else 1
+            self._mark.write_text(json.dumps(self._shape) + "\n")
             print(f"{len(self.members)} members, data in {self._folder}")
             for member in self.members:
                 print(f"  {member.name}  clients {member.client_url}  peers {member.peer_url}")
@@ -95,8 +116,25 @@ class LocalCluster:
         finally:
             self._stop()
 
+    @property
+    def _mark(self) -> Path:
+        return self._folder / SHAPE_NAME
+
+    def _check_folder(self) -> None:
+        """See that the data is of a cluster with just these members; their ids are the ports'."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shape = json.loads(self._mark.read_text()) if self._mark.exists() else self._shape
+        except (OSError, ValueError) as error:
+            raise UpError(f"--data-dir {self._folder}: {error}") from error
+        if shape != self._shape:
+            flags = " ".join(f"--{key.replace('_', '-')} {shape[key]}" for key in shape)
+            raise UpError(
+                f"--data-dir {self._folder} holds a cluster that was made with {flags}; start it "
+                "with these, or choose another --data-dir"
+            )
+
     def _start(self, member: LocalMember) -> None:
-        member.data_dir.parent.mkdir(parents=True, exist_ok=True)
         cluster = ",".join(f"{other.name}={other.peer_url}" for other in self.members)
         command = [
             sys.executable, "-m", "kvstore.cli.kvstore", "serve",
@@ -112,7 +150,10 @@ class LocalCluster:
         ]  # fmt: skip
         # A session of its own, so that Ctrl-C reaches only us and we stop the members in order.
         member.process = subprocess.Popen(  # noqa: S603 (our own module)
-            command, start_new_session=True, stdin=subprocess.DEVNULL
+            command,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            env=without_etcd() | {PARENT_VARIABLE: str(os.getpid())},
         )
 
     def _wait_ready(self) -> bool:
@@ -124,7 +165,7 @@ class LocalCluster:
                 if (code := member.process.poll()) is not None:
                     print(f"member {member.name} ended with code {code}", file=sys.stderr)
                     return False
-                if fetch(f"{member.client_url}/readyz")[0] == 200:
+                if is_ready(member):
                     waiting.remove(member)
             if time.monotonic() > deadline:
                 names = ", ".join(member.name for member in waiting)
@@ -140,7 +181,9 @@ class LocalCluster:
             with Live(self._view(), auto_refresh=False, transient=True) as view:
                 while not self._stopping.wait(VIEW_S):
                     view.update(self._view(), refresh=True)
-            return 0
+                    if not any(member.runs for member in self.members):
+                        break
+            return 0 if self._stopping.is_set() else 1
         known_dead: set[str] = set()
         while not self._stopping.wait(VIEW_S):
             for member in self.members:
@@ -202,6 +245,18 @@ class LocalCluster:
                 print(f"pid {process.pid} does not stop; killing it", file=sys.stderr)
                 process.kill()
                 process.wait()
+
+
+def is_ready(member: LocalMember) -> bool:
+    """Tell whether this member serves: it, and not another that has its port."""
+    assert member.process is not None
+    if fetch(f"{member.client_url}/readyz")[0] != 200:
+        return False
+    status, body = fetch(f"{member.client_url}/debug/vars")
+    try:
+        return status == 200 and json.loads(body).get("pid") == member.process.pid
+    except ValueError:
+        return False
 
 
 def fetch(url: str) -> tuple[int, bytes]:

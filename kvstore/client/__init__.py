@@ -20,6 +20,8 @@ from kvstore.client.errors import (
     OutcomeUnknownError,
     OverloadedError,
     PermissionDeniedError,
+    PipelineError,
+    PipelineStoppedError,
     PreconditionError,
     ReadFailedError,
     RequestError,
@@ -30,6 +32,7 @@ from kvstore.client.errors import (
 from kvstore.client.keys import TO_THE_END, prefix_end
 from kvstore.client.lease import Lease
 from kvstore.client.pages import Pages
+from kvstore.client.pipeline import Pipeline
 from kvstore.client.sync import Client
 from kvstore.client.txn import Op, Txn, compare
 from kvstore.client.types import (
@@ -81,6 +84,9 @@ __all__ = [
     "OverloadedError",
     "Pages",
     "PermissionDeniedError",
+    "Pipeline",
+    "PipelineError",
+    "PipelineStoppedError",
     "PreconditionError",
     "PutResult",
     "RangeResult",

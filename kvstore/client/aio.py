@@ -19,7 +19,8 @@ from kvstore.client.maintenance import MaintenanceCalls
 from kvstore.client.membership import MembershipCalls
 from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Request, Response
 from kvstore.client.pages import Pages
-from kvstore.client.transport import CONNECT_TIMEOUT_S, Transport
+from kvstore.client.pipeline import Pipeline
+from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode, Transport
 from kvstore.client.txn import Txn
 from kvstore.client.types import (
     DeleteResult,
@@ -68,6 +69,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
         tls: Tls | None = None,
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        transport: Mode = "auto",
     ) -> None:
         """Remember where the cluster is; connections are made at first use.
 
@@ -80,6 +82,9 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             timeout_s: Seconds a call may take, retries included, where it does not say itself.
             connect_timeout_s: Seconds of these that one endpoint may take to connect before the
                 next is tried: what a host that drops packets costs.
+            transport: How calls travel: "session" is one stream for all of them, many to a frame,
+                which kvstore offers; "unary" is a gRPC call each, as every etcd takes them;
+                "auto" uses sessions where they are offered. Results and errors are the same.
         """
         self._transport = Transport(
             endpoints,
@@ -88,6 +93,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             tls=tls,
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
+            mode=transport,
         )
         self._keeper = LeaseKeeper(self._transport)
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
@@ -381,6 +387,14 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
         return txn_result(
             await self._transport.call(TXN, txn.message, write=txn.is_write, timeout_s=timeout_s)
         )
+
+    def pipeline(self) -> Pipeline:
+        """Begin a pipeline: add operations with `then`, and `await` its `commit()`.
+
+        Many operations in one go, which take effect in the order they were added. Over a session
+        the writes of a group also share one entry of the log.
+        """
+        return Pipeline(self._transport.pipeline)
 
     def watch(
         self,

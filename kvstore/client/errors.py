@@ -19,8 +19,10 @@ KvError
 │   ├── OverloadedError            refused at the door; not applied, retry later
 │   ├── NoSpaceError               the store is full; not applied
 │   ├── CorruptError               a member has found corrupt data and refuses
+│   ├── PipelineStoppedError       an operation before it in its pipeline failed; not applied
 │   ├── ReadFailedError            a read got no answer in time; nothing was written
 │   └── OutcomeUnknownError        may have been applied; retry only if idempotent
+├── PipelineError              some operations of a pipeline failed; `results` has each one's end
 ├── LeaseLostError             a lease kept alive by this client has ended
 └── ClosedError                the client, or the watch, was closed by its own side
 """
@@ -30,6 +32,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import grpc
 
 
@@ -170,6 +174,12 @@ class CorruptError(AvailabilityError):
     advice = "replace the corrupt member, then disarm the CORRUPT alarm"
 
 
+class PipelineStoppedError(AvailabilityError):
+    """An operation before it in its pipeline failed. Not applied, nor started."""
+
+    advice = "not applied; see how the operations before it ended"
+
+
 class ReadFailedError(AvailabilityError):
     """A read got no answer within its time. Nothing was written; safe to retry."""
 
@@ -182,6 +192,26 @@ class OutcomeUnknownError(AvailabilityError):
 
     advice = "it may have been applied; read before repeating it"
     may_have_applied = True
+
+
+class PipelineError(KvError):
+    """Some operations of a pipeline failed.
+
+    `results` has one item for each operation, in their order: its result, or the KvError that
+    says how it ended. `first` is the first of these errors, and this one's cause.
+    """
+
+    def __init__(self, results: Sequence[object]) -> None:
+        self.results = list(results)
+        failures = [result for result in results if isinstance(result, KvError)]
+        self.first: KvError = failures[0]
+        position = self.results.index(self.first)
+        super().__init__(
+            f"{len(failures)} of {len(self.results)} operations failed; the first is number"
+            f" {position}: {self.first}",
+            grpc_code=self.first.grpc_code,
+        )
+        self.__cause__ = self.first
 
 
 class LeaseLostError(KvError):
@@ -270,6 +300,8 @@ ERROR_CLASSES: dict[str, type[KvError]] = {
     "etcdserver: request timed out, waiting for the applied index took too long": (
         OutcomeUnknownError
     ),
+    # ABORTED, sessions only
+    "kvstore: not applied: an operation before it in the pipeline failed": PipelineStoppedError,
     # DATA_LOSS
     "etcdserver: corrupt cluster": CorruptError,
     # UNKNOWN: the watch's own refusals, which arrive as cancel_reason

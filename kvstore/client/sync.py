@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kvstore.client.aio import AsyncClient
 from kvstore.client.errors import ClosedError
-from kvstore.client.transport import CONNECT_TIMEOUT_S
+from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvstore.client.endpoint import Tls
     from kvstore.client.lease import Lease
     from kvstore.client.pages import Pages
+    from kvstore.client.pipeline import Pipeline, PipelineResult
     from kvstore.client.txn import Op, Txn
     from kvstore.client.types import KeyValue, TxnResult, WatchBatch
     from kvstore.client.watch import Watcher
@@ -248,6 +249,23 @@ class SyncTxn:
         return self._loop.run(self._txn.commit(timeout_s=timeout_s))
 
 
+class SyncPipeline:
+    """`Pipeline`, with a `commit` that waits."""
+
+    def __init__(self, loop: _Loop, pipeline: Pipeline) -> None:
+        self._loop = loop
+        self._pipeline = pipeline
+
+    def then(self, *operations: Op) -> Self:
+        """As `Pipeline.then`."""
+        self._pipeline.then(*operations)
+        return self
+
+    def commit(self, *, timeout_s: float | None = None) -> list[PipelineResult]:
+        """As `Pipeline.commit`."""
+        return self._loop.run(self._pipeline.commit(timeout_s=timeout_s))
+
+
 class Client:
     """A client of one cluster for programs without asyncio; may be used from several threads.
 
@@ -263,6 +281,7 @@ class Client:
         tls: Tls | None = None,
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        transport: Mode = "auto",
     ) -> None:
         self._client = AsyncClient(
             endpoints,
@@ -271,6 +290,7 @@ class Client:
             tls=tls,
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
+            transport=transport,
         )
         self._loop = _Loop()
 
@@ -321,3 +341,4 @@ class Client:
     watch = _wrapping(AsyncClient.watch, SyncWatcher)
     lease = _wrapping(AsyncClient.lease, SyncLease)
     txn = _wrapping(AsyncClient.txn, SyncTxn)
+    pipeline = _wrapping(AsyncClient.pipeline, SyncPipeline)

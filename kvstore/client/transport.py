@@ -7,13 +7,17 @@ The rules, in one place:
   to send it on, the member refused it for want of a leader, or it asked for a fresh token.
 * A call that changes nothing is also repeated after any other loss of its answer.
 * Every other failure is raised at once; of a write without an answer the outcome is unknown.
+
+Calls and streams travel in a session (`session`) where the server offers one, and else, or when
+told so, as gRPC calls of their own. The rules and the errors are the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -27,18 +31,27 @@ from kvstore.client.errors import (
     KvError,
     NoLeaderError,
     OutcomeUnknownError,
+    PipelineStoppedError,
     PreconditionError,
     ReadFailedError,
+    RequestError,
     UnreachableError,
+    UnsupportedError,
     error_from_rpc,
 )
 from kvstore.client.methods import AUTHENTICATE, Method
+from kvstore.client.session import Session, open_session
+from kvstore.pb import session_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
+Result = TypeVar("Result")
+
+PipelineCall: TypeAlias = tuple[Method[Any, Any], Message, bool]
+Mode = Literal["auto", "session", "unary"]
 
 CONNECT_TIMEOUT_S = 2.0
 # One endpoint may cost a call this much before the next is tried: a host that drops packets.
@@ -46,6 +59,10 @@ _BACKOFF_FIRST_S = 0.025
 _BACKOFF_MAX_S = 0.5
 _TOKEN_TRIES_MAX = 3
 _LAST_EVENTS_S = 0.005
+_GROUP_CALLS_MAX = 1024
+_GROUP_BYTES_MAX = 1 << 20
+# What one entry of the log holds: a longer group would be cut there.
+PIPELINE_STOPPED_TEXT = "kvstore: not applied: an operation before it in the pipeline failed"
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", -1),  # a range answer has no bound; the default is 4 MiB
@@ -61,6 +78,7 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name: the time for one attempt
 )
 
+_NOT_APPLIED = (NoLeaderError, UnreachableError, PipelineStoppedError, ReadFailedError)
 _REQUIRE_LEADER = (("hasleader", "true"),)
 # A member cut off from its leader refuses at once instead of after etcd's 7 s, with a refusal that
 # says "not applied". Without this, failover from a partitioned member would be a timeout.
@@ -77,6 +95,11 @@ class Link:
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[str, Any] = {}
         self._connecting: asyncio.Task[None] | None = None
+        self.session: Session | None = None
+        """Takes operations now; None when there is none, or not yet."""
+        self.is_without_sessions = False
+        """The server has said that it offers none; asked again after the next connect."""
+        self._opening: asyncio.Task[Session] | None = None
 
     def channel(self) -> grpc.aio.Channel:
         """Return the channel, making it on the running loop at first use."""
@@ -139,12 +162,49 @@ class Link:
             await channel.wait_for_state_change(state)
             state = channel.get_state(try_to_connect=True)
         self.is_ready = True
+        self.is_without_sessions = False
+
+    async def open_session(self, metadata: Any, timeout_s: float) -> Session:
+        """Open the session, unless it stands; nothing of any operation is sent before it does.
+
+        Raises UnreachableError, or UnsupportedError when the server offers none.
+        """
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(
+                open_session(self.endpoint.target, self.channel(), metadata, self._session_ended)
+            )
+            self._opening.add_done_callback(self._session_opened)
+        opening = self._opening
+        # Shared by all callers, as the connection.
+        done, _ = await asyncio.wait({opening}, timeout=timeout_s)
+        if not done:
+            raise UnreachableError(f"{self.endpoint.target}: no session within {timeout_s:.3g} s")
+        if opening.cancelled():
+            raise ClosedError("the client is closed")
+        return opening.result()
+
+    def _session_opened(self, opening: asyncio.Task[Session]) -> None:
+        if opening.cancelled():
+            return
+        error = opening.exception()
+        if error is None:
+            self.session = opening.result()
+        elif isinstance(error, UnsupportedError):
+            self.is_without_sessions = True
+
+    def _session_ended(self, session: Session) -> None:
+        if self.session is session:
+            self.session = None
+            self.is_ready = False
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
-        if self._connecting is not None and not self._connecting.done():
-            self._connecting.cancel()
-            await asyncio.wait({self._connecting})
+        for task in (self._connecting, self._opening):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if self.session is not None:
+            await self.session.close()
         if self._channel is not None:
             await self._channel.close()
 
@@ -161,12 +221,16 @@ class Transport:
         tls: Tls | None,
         timeout_s: float,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        mode: Mode = "auto",
     ) -> None:
+        if mode not in {"auto", "session", "unary"}:
+            raise ValueError(f'transport must be "auto", "session" or "unary", not {mode!r}')
         if isinstance(endpoints, str) or not endpoints:
             raise ValueError("endpoints must be a list with at least one host:port")
         if timeout_s <= 0:
             raise ValueError(f"timeout_s must be positive, not {timeout_s}")
         self._tls = tls
+        self._mode = mode
         self.links = [Link(self._parse(text), tls) for text in endpoints]
         self._others: dict[Endpoint, Link] = {}
         self.timeout_s = timeout_s
@@ -226,46 +290,63 @@ class Transport:
             require_leader: Let a member without a leader refuse at once. False for what a member
                 answers alone.
         """
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        flags = session_pb2.NO_FLAG if require_leader else session_pb2.ANY_MEMBER
+        if endpoint is None and limit_s > 0 and not (self._is_login_due or self.is_closed):
+            # The way of nearly every call: a session stands. Everything else is in `_repeat`.
+            link = self.links[self._preferred]
+            session = link.session
+            if session is not None and link.is_ready and method.path in session.methods:
+                payload = request.SerializeToString()
+                if len(payload) <= session.payload_bytes_max:
+                    token = self._token
+                    deadline_s = session.time_s() + limit_s
+                    future = session.submit(
+                        session.methods[method.path], payload, deadline_s, limit_s, flags
+                    )
+                    call_id = session.last_id
+                    try:
+                        answer = await future
+                    except asyncio.CancelledError:
+                        session.cancel(call_id)
+                        raise
+                    if answer.__class__ is bytes:
+                        return method.response.FromString(answer)
+                    failure = self._unless_closed(answer.error(write=write), write=write)
+                    attempt = partial(self._attempt, method, request, write, flags)
+                    return await self._repeat(attempt, deadline_s, first=(link, token, failure))
+        deadline_s = asyncio.get_running_loop().time() + limit_s
+        attempt = partial(self._attempt, method, request, write, flags)
+        return await self._repeat(attempt, deadline_s, endpoint)
+
+    async def _repeat(
+        self,
+        attempt: Callable[[Link, float], Awaitable[Result]],
+        deadline_s: float,
+        endpoint: str | None = None,
+        first: tuple[Link, str | None, KvError] | None = None,
+    ) -> Result:
+        """Attempt until it succeeds or the rules forbid it; `first` is how one has failed."""
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
         own_link = None if endpoint is None else self.link_to(endpoint)
         attempts = 0
         token_tries = 0
+        failure: KvError
         while True:
-            link = own_link or self.links[self._preferred]
-            token = self._token
-            failure: KvError
-            try:
-                if self.is_closed:
-                    raise ClosedError("the client is closed")
-                if not link.is_ready:
-                    left_s = deadline_s - loop.time()
-                    await link.connect(min(max(left_s, 0.0), self._connect_timeout_s))
-                if self._is_login_due:
-                    await self._login(link, deadline_s - loop.time())
+            if first is not None:
+                (link, token, failure), first = first, None
+            else:
+                link = own_link or self.links[self._preferred]
+                token = self._token
+                try:
+                    await self._make_ready(link, deadline_s, may_open=own_link is None)
                     token = self._token
-                metadata = self._metadata
-                left_s = deadline_s - loop.time()
-                if left_s <= 0:
-                    raise UnreachableError(f"{link.endpoint.target}: no time left to send")
-                response: Response = await link.unary(method)(
-                    request,
-                    timeout=left_s,
-                    metadata=metadata if require_leader else metadata[1:],
-                )
-                return response
-            except grpc.aio.AioRpcError as error:
-                failure = error_from_rpc(error, write=write)
-            except KvError as error:
-                failure = error
-            except (grpc.aio.UsageError, asyncio.CancelledError):
-                # gRPC cancels what is under way when a channel closes; a cancel of the caller's
-                # own task is not ours to turn into an error.
-                task = asyncio.current_task()
-                if not self.is_closed or (task is not None and task.cancelling()):
-                    raise
-                closed = "the client was closed before the answer came"
-                failure = OutcomeUnknownError(closed) if write else ClosedError(closed)
+                    left_s = deadline_s - loop.time()
+                    if left_s <= 0:
+                        raise UnreachableError(f"{link.endpoint.target}: no time left to send")
+                    return await attempt(link, left_s)
+                except KvError as error:
+                    failure = error
 
             if failure.text in RETRY_WITH_NEW_TOKEN and self._user is not None:
                 token_tries += 1
@@ -286,6 +367,132 @@ class Transport:
             if loop.time() + pause_s >= deadline_s:
                 raise failure
             await asyncio.sleep(pause_s)
+
+    async def pipeline(
+        self, calls: Sequence[PipelineCall], timeout_s: float | None = None
+    ) -> list[Message | KvError]:
+        """Make calls that take effect in their order; return each one's answer or error.
+
+        In a session a group of them is one item. Without sessions they are made one by one.
+        """
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline_s = asyncio.get_running_loop().time() + limit_s
+        answers: list[Message | KvError] = []
+        while len(answers) < len(calls):
+            rest = calls[len(answers) :]
+            try:
+                ended = await self._repeat(partial(self._group, rest), deadline_s)
+            except KvError as error:
+                ended = [error]
+            answers += ended
+            # Of a group, whatever is not wrong by itself stops what is behind it.
+            if any(isinstance(each, KvError) and not is_final(each) for each in ended):
+                break
+        stopped = PipelineStoppedError(PIPELINE_STOPPED_TEXT, grpc_code="ABORTED")
+        return answers + [stopped] * (len(calls) - len(answers))
+
+    async def _group(
+        self, calls: Sequence[PipelineCall], link: Link, left_s: float
+    ) -> list[Message | KvError]:
+        """Make as many of the calls as one item holds; raises when none of them was applied."""
+        session = link.session
+        group = [] if session is None else _first_group(calls, session)
+        if session is None or not group:
+            method, request, write = calls[0]
+            flags = session_pb2.NO_FLAG
+            return [await self._attempt(method, request, write, flags, link, left_s)]
+        deadline_s = session.time_s() + left_s
+        futures = session.submit_pipeline(group, deadline_s, left_s)
+        first_id = session.last_id - len(group) + 1
+        answers: list[Message | KvError] = []
+        try:
+            for future, (method, _, write) in zip(futures, calls, strict=False):
+                answer = await future
+                if isinstance(answer, bytes):
+                    answers.append(method.response.FromString(answer))
+                else:
+                    answers.append(self._unless_closed(answer.error(write=write), write=write))
+        except asyncio.CancelledError:
+            for call_id in range(first_id, session.last_id + 1):
+                session.cancel(call_id)
+            raise
+        if all(isinstance(answer, _NOT_APPLIED) or is_stale(answer) for answer in answers):
+            # Nothing of it took effect, so all of it may be repeated without changing the order.
+            assert isinstance(answers[0], KvError)
+            raise answers[0]
+        return answers
+
+    async def _make_ready(self, link: Link, deadline_s: float, *, may_open: bool) -> None:
+        """Connect, log in, and open the session, as far as that is still to be done."""
+        loop = asyncio.get_running_loop()
+        if self.is_closed:
+            raise ClosedError("the client is closed")
+        if not link.is_ready:
+            left_s = deadline_s - loop.time()
+            await link.connect(min(max(left_s, 0.0), self._connect_timeout_s))
+        if self._is_login_due:
+            await self._login(link, deadline_s - loop.time())
+        if link.session is None and self._mode != "unary" and (may_open or self._mode != "auto"):
+            await self._open_session(link, deadline_s - loop.time())
+
+    async def _open_session(self, link: Link, left_s: float) -> None:
+        if link.is_without_sessions and self._mode == "auto":
+            return
+        self._has_streamed = True
+        try:
+            await link.open_session(self._metadata, min(max(left_s, 0.0), self._connect_timeout_s))
+        except UnsupportedError:
+            if self._mode == "session":
+                raise
+
+    async def _attempt(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        write: bool,
+        flags: int,
+        link: Link,
+        left_s: float,
+    ) -> Response:
+        """Make a call once, in the session if there is one that can take it."""
+        session = link.session
+        if session is not None and method.path in session.methods:
+            payload = request.SerializeToString()
+            if len(payload) <= session.payload_bytes_max:
+                deadline_s = asyncio.get_running_loop().time() + left_s
+                number = session.methods[method.path]
+                future = session.submit(number, payload, deadline_s, left_s, flags)
+                call_id = session.last_id
+                try:
+                    answer = await future
+                except asyncio.CancelledError:
+                    session.cancel(call_id)
+                    raise
+                if isinstance(answer, bytes):
+                    return method.response.FromString(answer)
+                raise self._unless_closed(answer.error(write=write), write=write)
+        try:
+            metadata = self._metadata[1:] if flags & session_pb2.ANY_MEMBER else self._metadata
+            response: Response = await link.unary(method)(
+                request, timeout=left_s, metadata=metadata
+            )
+            return response
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, write=write) from error
+        except (grpc.aio.UsageError, asyncio.CancelledError):
+            # gRPC cancels what is under way when a channel closes; a cancel of the caller's
+            # own task is not ours to turn into an error.
+            task = asyncio.current_task()
+            if not self.is_closed or (task is not None and task.cancelling()):
+                raise
+            raise self._unless_closed(ClosedError(""), write=write) from None
+
+    def _unless_closed(self, failure: KvError, *, write: bool) -> KvError:
+        """Return what a call ended with; once the client is closed, that that was the reason."""
+        if not self.is_closed:
+            return failure
+        closed = "the client was closed before the answer came"
+        return OutcomeUnknownError(closed) if write else ClosedError(closed)
 
     @staticmethod
     def _pause_s(attempts: int, endpoint_count: int) -> float:
@@ -318,6 +525,9 @@ class Transport:
             else:
                 self._token = response.token
                 self._metadata = (*_REQUIRE_LEADER, ("token", response.token))
+                for each in (*self.links, *self._others.values()):
+                    if each.session is not None:
+                        each.session.set_metadata({"token": response.token})
             self._is_login_due = False
 
     async def open_stream(self, method: Method[Any, Any]) -> tuple[Link, Any]:
@@ -328,15 +538,16 @@ class Transport:
         if self.is_closed:
             raise ClosedError("the client is closed")
         link = self.link()
+        deadline_s = asyncio.get_running_loop().time() + self.timeout_s
         try:
-            if not link.is_ready:
-                await link.connect(self._connect_timeout_s)
-            if self._is_login_due:
-                await self._login(link, self.timeout_s)
+            await self._make_ready(link, deadline_s, may_open=True)
         except AvailabilityError:
             self.turn_from(link)
             raise
         self._has_streamed = True
+        session = link.session
+        if session is not None and method.path in session.methods:
+            return link, session.open_stream(method)
         return link, link.stream(method, self._metadata)
 
     def forget_token(self) -> None:
@@ -352,6 +563,34 @@ class Transport:
             # The last event of a cancelled stream comes from gRPC's own thread, and nothing tells
             # when. Should the loop be closed by then, gRPC logs an error from the next loop.
             await asyncio.sleep(_LAST_EVENTS_S)
+
+
+def is_final(error: KvError) -> bool:
+    """Tell whether an operation of a pipeline was refused for itself, and others may follow."""
+    return isinstance(error, RequestError) and not is_stale(error)
+
+
+def is_stale(answer: object) -> bool:
+    """Tell whether a call was refused for its token."""
+    return isinstance(answer, KvError) and answer.text in RETRY_WITH_NEW_TOKEN
+
+
+def _first_group(calls: Sequence[PipelineCall], session: Session) -> list[tuple[int, bytes]]:
+    """Encode what fits one item; nothing when the first call cannot travel in a session."""
+    group: list[tuple[int, bytes]] = []
+    size_bytes = 0
+    for method, request, _ in calls[:_GROUP_CALLS_MAX]:
+        number = session.methods.get(method.path)
+        payload = request.SerializeToString()
+        size_bytes += len(payload)
+        if (
+            number is None
+            or len(payload) > session.payload_bytes_max
+            or (group and size_bytes > _GROUP_BYTES_MAX)
+        ):
+            break
+        group.append((number, payload))
+    return group
 
 
 async def read(stream: Any) -> Any:

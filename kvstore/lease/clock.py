@@ -160,6 +160,19 @@ class LeaseClock:
             return -1
         return max(0, (self._end_ns(lease, now_ns) - now_ns) // _SECOND_NS)
 
+    def begin_lives(self, now_ns: int) -> None:
+        """Start the lives of leases that were granted and not seen since, a bounded number."""
+        self._place_new(now_ns)
+
+    def by_end(self, now_ns: int) -> list[int]:
+        """Return all leases, the one that ends first in front; of two that end together the older.
+
+        etcd lists them so.
+        """
+        leases = self._lessor.leases.values()
+        ends = sorted(leases, key=lambda lease: self._end_ns(lease, now_ns))
+        return [lease.id for lease in ends]
+
     # the leader's tick
 
     def expired(self, now_ns: int, limit: int) -> list[int]:

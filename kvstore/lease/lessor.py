@@ -84,6 +84,9 @@ class Lessor:
         self.leases: dict[int, Lease] = {}
         """By id. Read-only for others."""
 
+        self.granted = self.revoked = 0
+        """Leases that began and ended since this object exists."""
+
         self.listener: Listener | None = None
         """The clock, while this member leads."""
 
@@ -134,6 +137,7 @@ class Lessor:
             raise LeaseExists(lease_id)
         lease = Lease(lease_id, max(ttl_s, self.minimum_s))
         self.leases[lease_id] = lease
+        self.granted += 1
         self._save(lease)
         if self.listener is not None:
             self.listener.lease_granted(lease)
@@ -159,6 +163,7 @@ class Lessor:
         revision = delete_keys(sorted(lease.keys)) if lease.keys else None
         assert not lease.keys
         del self.leases[lease_id]
+        self.revoked += 1
         self.write(TABLE, _key(lease_id), None)
         if self.listener is not None:
             self.listener.lease_revoked(lease_id)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 import lmdb
 
-from kvstore.mvcc.errors import NewerFormat, StorageError
+from kvstore.mvcc.errors import CorruptStore, NewerFormat, StorageError
 from kvstore.ports import TABLES
 
 if TYPE_CHECKING:
@@ -26,6 +29,18 @@ FORMAT_KEY: Final = b"format"
 MAP_SIZE_MIN_BYTES: Final = 64 << 20
 _READERS_MAX: Final = 1024
 """Open views at a time: watches catching up, large ranges, snapshots, and the loop's own."""
+
+_READ_ALL: Final = """
+import sys, lmdb
+path, *tables = sys.argv[1:]
+environment = lmdb.open(path, subdir=False, max_dbs=len(tables), readonly=True, lock=False)
+for table in tables:
+    database = environment.open_db(table.encode(), create=False)
+    with environment.begin() as transaction:
+        for record in transaction.cursor(database):
+            pass
+"""
+"""A program that reads every record of a store, each value whole."""
 
 
 class LmdbView:
@@ -84,10 +99,11 @@ class LmdbBackend:
             # that nobody asked for and evict the log's pages.
             readahead=False,
         )
+        self._page_bytes: int = self._environment.stat()["psize"]
+        self._check_whole()
         self._tables: dict[Table, _Database] = {
             table: self._environment.open_db(table.encode()) for table in TABLES
         }
-        self._page_bytes: int = self._environment.stat()["psize"]
         self._commits = 0
         """Counted up by the committing thread when a commit is durable."""
 
@@ -96,6 +112,29 @@ class LmdbBackend:
 
         self._reader = self._environment.begin()
         self._check_format()
+
+    def _check_whole(self) -> None:
+        """Refuse a file that was cut, for example by a copy that ended early.
+
+        LMDB looks at mapped pages, and the system answers a look behind the end of the file with a
+        signal that ends the process without a word. A file may rightly end a few pages early, when
+        a transaction gave back what it took last; so another process looks first.
+        """
+        size_bytes = os.path.getsize(self.path)
+        if size_bytes >= self.size_bytes():
+            return
+        whole = size_bytes % self._page_bytes == 0 and self._can_be_read()
+        if not whole:
+            raise CorruptStore(
+                f"{self.path} was cut or copied in part: it has {size_bytes} bytes and needs "
+                f"{self.size_bytes()}. Restore it together with the log from one copy, or remove "
+                "the data directory and let the member join again"
+            )
+
+    def _can_be_read(self) -> bool:
+        command = [sys.executable, "-c", _READ_ALL, self.path, *TABLES]
+        look = subprocess.run(command, check=False, capture_output=True)  # noqa: S603 (our own)
+        return look.returncode == 0
 
     def _check_format(self) -> None:
         stored = self.get("meta", FORMAT_KEY)

@@ -43,7 +43,8 @@ class HashSlices:
             raise Compacted(asked, store.compacted)
         self._store = store
         self._compacted = store.compacted
-        self._revision = asked if asked > 0 else store.revision
+        # Below zero is not "now", as it is in a range: etcd hashes no record then.
+        self._revision = asked or store.revision
         self._on_close = on_close
         self._crc = 0
         self._steps = self._run()
@@ -80,7 +81,7 @@ class HashSlices:
     def _hash(self, current_at: int) -> Generator[None, None, bool]:
         """Hash, of old records those current at a revision; return whether any key lives."""
         newest_record = self._store.index.newest_record
-        hashed_to = self._revision
+        hashed_to = max(self._revision, -1)
         # Records at or below this bound must be current to count.
         bound = pack_main(self._compacted + 1)
         crc = google_crc32c.extend(0, b"key")

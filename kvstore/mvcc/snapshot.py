@@ -28,10 +28,10 @@ from kvstore.mvcc.marks import META_TABLE, Marks
 from kvstore.ports import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kvstore.mvcc.marks import AppliedMark
-    from kvstore.ports import Change, Disk, Table, View
+    from kvstore.ports import Backend, Change, Disk, Table, View
 
 FORMAT: Final = 1
 """Version of the stream and of the records in it; moves with that of the file."""
@@ -105,16 +105,25 @@ class SnapshotReceiver:
     Args:
         path: Where the finished file shall be; not the file of the running store.
         map_size_bytes: As for `LmdbBackend`.
-        disk: Removes, renames and syncs; files it sees must be those LMDB sees.
+        disk: Removes, renames and syncs; files it sees must be those the backend sees.
+        open_backend: Opens or creates a store file, as `LmdbBackend` does.
     """
 
-    def __init__(self, path: str, *, map_size_bytes: int, disk: Disk) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        map_size_bytes: int,
+        disk: Disk,
+        open_backend: Callable[..., Backend] = LmdbBackend,
+    ) -> None:
         self._path = path
         self._part = path + ".part"
         self._map_size_bytes = map_size_bytes
         self._disk = disk
         self._remove_part()
-        self._backend: LmdbBackend | None = LmdbBackend(self._part, map_size_bytes=map_size_bytes)
+        self._open_backend = open_backend
+        self._backend: Backend | None = open_backend(self._part, map_size_bytes=map_size_bytes)
         self._started = False
         self._expected: tuple[int, int] | None = None
         self._checksum = Checksum()
@@ -181,7 +190,7 @@ class SnapshotReceiver:
         assert self._backend is not None
         self._backend.close()
         # From a new environment, so that the check reads what was written and not what is cached.
-        self._backend = LmdbBackend(self._part, map_size_bytes=self._map_size_bytes)
+        self._backend = self._open_backend(self._part, map_size_bytes=self._map_size_bytes)
         found = _checksum_of(self._backend)
         if (found.records, found.crc) != self._expected:
             raise BadSnapshot(f"{self._part} does not hold what was written; check the disk")

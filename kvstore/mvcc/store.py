@@ -103,6 +103,9 @@ class Store:
         self.compacted = self._marks.scheduled
         """The last compaction revision, -1 before the first. It is still readable."""
 
+        self.puts = self.deletes = self.txns = 0
+        """Requests carried out since this object exists, those inside transactions too."""
+
         self.revision = max(1, rebuilt.revision, self.compacted)
         """The current revision, 1 for an empty store.
 
@@ -143,6 +146,7 @@ class Store:
             prev_kv = self._put(main, events, request)
         self._events.append((main, events))
         self.revision = main
+        self.puts += 1
         return main, prev_kv
 
     def delete_range(self, request: rpc_pb2.DeleteRangeRequest) -> tuple[int, int, list[bytes]]:
@@ -156,6 +160,7 @@ class Store:
         check_delete_range(request)
         events: list[Event] = []
         deleted, prev_kvs = self._delete_range(self.revision + 1, events, request)
+        self.deletes += 1
         self._finish(events)
         return self.revision, deleted, prev_kvs
 
@@ -187,6 +192,7 @@ class Store:
         self._txn_events = events
         self._txn_revision = self.revision + 1
         result = txn.run(self, request)
+        self.txns += 1
         self._finish(events)
         return result
 
@@ -198,12 +204,14 @@ class Store:
 
     def apply_put(self, request: rpc_pb2.PutRequest) -> bytes | None:
         """Carry out a put that was checked."""
+        self.puts += 1
         prev_kv = self._put(self._txn_revision, self._txn_events, request)
         self.revision = self._txn_revision
         return prev_kv
 
     def apply_delete(self, request: rpc_pb2.DeleteRangeRequest) -> tuple[int, list[bytes]]:
         """Carry out a deletion that was checked."""
+        self.deletes += 1
         deleted = self._delete_range(self._txn_revision, self._txn_events, request)
         if self._txn_events:
             self.revision = self._txn_revision

@@ -24,11 +24,18 @@ PENDING_MAX = 10_000
 class PeerCalls:
     """Asks peers and answers them. A lost question or answer ends in `done(None)`."""
 
-    def __init__(self, send: Callable[[int, bytes], bool]) -> None:
-        """Start without handlers; `send(peer, payload)` returns False if it was not sent."""
+    def __init__(self, send: Callable[[int, bytes], bool], incarnation: int) -> None:
+        """Start without handlers.
+
+        Args:
+            send: `send(peer, payload)` returns False if it was not sent.
+            incarnation: A number that no other start of this member has used. An answer to a
+                question of the process before may still be on its way, and must not be taken for
+                one of ours.
+        """
         self.handlers: dict[str, Handler] = {}
         self._send = send
-        self._next_id = 1
+        self._next_id = incarnation << 32
         self._pending: dict[int, tuple[int, int, Reply]] = {}
 
     def call(self, peer: int, kind: str, body: Any, done: Reply, deadline_ns: int) -> None:

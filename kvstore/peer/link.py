@@ -203,7 +203,8 @@ class Inbound(asyncio.Protocol):
         hello = self._hello
         if hello is None or not payloads:
             return
-        self._links.received_bytes += len(data)
+        received = self._links.received_bytes
+        received[hello.sender] = received.get(hello.sender, 0) + len(data)
         if self._sink is None:
             self._links.receiver.receive(hello.sender, payloads)
             return
@@ -332,6 +333,7 @@ class Link:
         """Loop time of the last hello that was accepted."""
 
         self.dropped = 0
+        self.sent_bytes = 0
         self._links = links
         self._transport: asyncio.Transport | None = None
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -347,7 +349,7 @@ class Link:
             self.dropped += 1
             return False
         transport.write(len(payload).to_bytes(4) + payload)
-        self._links.sent_bytes += len(payload) + 4
+        self.sent_bytes += len(payload) + 4
         return True
 
     @staticmethod
@@ -400,6 +402,15 @@ class Link:
             await self._task
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes sent to a peer and received from it, and messages that could not be sent."""
+
+    sent: int
+    received: int
+    dropped: int
+
+
 class Links:
     """All connections of one member to its peers."""
 
@@ -430,8 +441,8 @@ class Links:
         self.receiver = receiver
         self.random = random
         self.inbound: set[Inbound] = set()
-        self.sent_bytes = 0
-        self.received_bytes = 0
+        self.received_bytes: dict[int, int] = {}
+        """By peer."""
         self.lost = on_lost
         self.on_removed = on_removed
         self.removed: set[int] = set()
@@ -487,6 +498,15 @@ class Links:
         """Send one message; False if it was certainly not sent."""
         link = self._links.get((peer, channel))
         return link is not None and link.send(payload)
+
+    def traffic(self, peer: int) -> Traffic:
+        """Return what went to and from a peer so far; snapshots are not counted."""
+        links = [link for (member, _), link in self._links.items() if member == peer]
+        return Traffic(
+            sum(link.sent_bytes for link in links),
+            self.received_bytes.get(peer, 0),
+            sum(link.dropped for link in links),
+        )
 
     def is_up(self, peer: int, *, since_s: float | None = None) -> bool:
         """Tell whether both channels to a peer are open, and have been since that loop time."""

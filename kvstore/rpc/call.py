@@ -255,6 +255,11 @@ class Call:
         if engine.counters.unsent_bytes + size_bytes > engine.limits.unsent_bytes_max:
             engine.counters.refused_replies += 1
             self.fail(grpc.RESOURCE_EXHAUSTED, _OVERLOADED_TEXT)
+            if self.stream is not None:
+                # Its handler has not ended it and would wait for `writable` for ever. Told later:
+                # it is in the middle of its own `send`.
+                self.cancelled = True
+                engine.loop.call_soon(self.notify_cancelled, engine)
             return False
         connection.enqueue(self, parts, size_bytes)
         if self.unsent_bytes > engine.limits.stream_high_bytes:

@@ -30,6 +30,9 @@ _RESET_IDS_MAX = 256
 _DRAIN_PING = b"kv-drain"
 _KEEPALIVE_PING = b"kv-alive"
 
+# Pings sent 5 s apart arrive with a little more or less between them.
+_PING_JITTER_S = 0.5
+
 # How long a connection that we end may take to read why.
 _LINGER_S = 2.0
 
@@ -120,12 +123,9 @@ class Connection(Requests, asyncio.Protocol):
         self.transport.write(data)
         # Bytes that arrive at a closed socket make the kernel send a reset, which can destroy the
         # GOAWAY on its way. So end our side only, and drop what comes until the client has read it.
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            if self.holding:
-                self.transport.resume_reading()
-        else:
-            self.transport.close()
+        self.transport.write_eof()
+        if self.holding:
+            self.transport.resume_reading()
         self.engine.loop.call_later(_LINGER_S, self.transport.abort)
 
     # Bytes in
@@ -209,10 +209,11 @@ class Connection(Requests, asyncio.Protocol):
                 ):
                     self._last_stream_id = stream_id
                     call = Call(self, stream_id, head)
+                    head.route.started += 1  # type: ignore[union-attr]  # quick: it has one
                     streams[stream_id] = call
                     timeout_s = head.timeout_s
                     if timeout_s is not None:
-                        self._set_deadline(call, timeout_s)
+                        call.deadline_slot = self.engine.deadlines.add(call, timeout_s)
                 else:
                     self._headers(stream_id, flags, block)
                 continue
@@ -400,7 +401,7 @@ class Connection(Requests, asyncio.Protocol):
             self.headers_sent = False
             self._sent_at_ping = sent
             self._ping_strikes = 0
-        elif now - self._last_ping_s < limits.ping_interval_s:
+        elif now - self._last_ping_s < limits.ping_interval_s - _PING_JITTER_S:
             self._ping_strikes += 1
             if self._ping_strikes > limits.ping_strikes_max:
                 raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too_many_pings")

@@ -27,8 +27,11 @@ HttpHandler = Callable[["HttpRequest"], Awaitable["HttpResponse"]]
 logger = logging.getLogger("kvstore.rpc")
 
 # Deadlines share a timer per slot: a call that ends in time costs a dict insertion and removal,
-# not a timer of its own. A deadline fires at most this late.
+# not a timer of its own. A slot's timer stays when its calls are gone, so slots must be few,
+# whatever timeouts clients choose: a slot is 10 ms wide, or for longer timeouts 1/512 to 1/256 of
+# them. So late may a deadline fire, and each doubling of the timeout has at most 512 slots.
 _SLOTS_PER_S = 100
+_WIDTH_BITS = 9
 
 
 def log_error(error: BaseException) -> None:
@@ -56,7 +59,7 @@ class Counters:
 
 
 class Deadlines:
-    """Cancels calls whose time is over, a hundredth of a second at a time."""
+    """Cancels calls whose time is over, a slot of time at once."""
 
     __slots__ = ("_loop", "_slots")
 
@@ -64,9 +67,13 @@ class Deadlines:
         self._loop = loop
         self._slots: dict[int, dict[Call, None]] = {}
 
-    def add(self, call: Call, deadline_s: float) -> dict[Call, None]:
-        """Expire `call` at loop time `deadline_s`; delete it from the result to take it out."""
+    def add(self, call: Call, timeout_s: float) -> dict[Call, None]:
+        """Expire `call` in `timeout_s`; delete it from the result to take it out."""
+        deadline_s = call.deadline_s = self._loop.time() + timeout_s
         number = math.ceil(deadline_s * _SLOTS_PER_S)
+        extra_bits = int(timeout_s * _SLOTS_PER_S).bit_length() - _WIDTH_BITS
+        if extra_bits > 0:
+            number = -(-number >> extra_bits) << extra_bits  # rounded up
         slot = self._slots.get(number)
         if slot is None:
             slot = self._slots[number] = {}
@@ -107,6 +114,7 @@ class Engine:
         self.handshakes: deque[TlsTransport] = deque()
         """TLS connections with a handshake step to do."""
         self.http1: Http1 | None = None
+        self.draining = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Event | None = None
         self._dirty: list[Outbound] = []

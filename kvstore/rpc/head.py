@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvstore.rpc import grpc
@@ -26,13 +26,17 @@ class MalformedError(Exception):
     """The request breaks RFC 9113 8.2 or 8.3: a stream error of type PROTOCOL_ERROR."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Route:
     """What serves one gRPC method."""
 
     path: str
     handler: Callable[..., Any]
     unary: bool
+    started: int = 0
+    """Calls that reached the method."""
+    failed: dict[int, int] = field(default_factory=dict)
+    """Calls that ended, by gRPC code, but for OK: the hot path of replies counts nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,9 @@ class Head:
 
     def get(self, name: bytes) -> bytes | None:
         """Return the first value of a field, as sent."""
-        for field in self.fields:
-            if field[0] == name:
-                return field[1]
+        for known, value in self.fields:
+            if known == name:
+                return value
         return None
 
 

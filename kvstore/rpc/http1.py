@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from kvstore.rpc.plain import FAILED, TOO_LARGE, TOO_SLOW, HttpRequest, HttpResponse
 
@@ -88,6 +88,10 @@ class Http1:
         bytes_max = self._engine.limits.http_body_bytes_max
         parts = []
         size = 0
+        expects = request.headers.get("expect", "").lower() == "100-continue"
+        if expects and request.version >= HttpVersion11:
+            # The client holds its body back until it hears this (RFC 9110 10.1.1).
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             async with asyncio.timeout(_BODY_S):
                 async for chunk in request.content.iter_any():

@@ -56,25 +56,23 @@ FAILED = HttpResponse(500, [("content-type", "text/plain")], b"internal error\n"
 class PlainExchange:
     """One plain request on an HTTP/2 stream. Takes the place of a `StreamHandler`."""
 
-    __slots__ = ("_body", "_bytes_max", "_call", "_handler", "_room", "_size", "_task")
+    __slots__ = ("_bytes_max", "_call", "_handler", "_room", "_task")
 
     def __init__(self, call: Call, handler: HttpHandler) -> None:
         assert call.connection is not None
         self._call = call
         self._handler = handler
         self._bytes_max = call.connection.engine.limits.http_body_bytes_max
-        self._body: list[bytes] = []
-        self._size = 0
         self._task: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
 
     def body(self, data: bytes) -> None:
         """Take bytes of the request's body."""
-        self._size += len(data)
-        if self._size <= self._bytes_max:
-            self._body.append(data)
-        elif self._task is None:
-            self._body.clear()
+        connection = self._call.connection
+        if self._task is not None or connection is None:
+            return  # refused already
+        if connection.keep(self._call, data) > self._bytes_max:
+            connection.release_buffer(self._call)
             self._start(self._respond(TOO_LARGE))
 
     def complete(self) -> None:
@@ -104,8 +102,8 @@ class PlainExchange:
         connection = call.connection
         if connection is None:
             return
-        request = _request(call, b"".join(self._body))
-        self._body.clear()
+        request = _request(call, bytes(call.buffer or b""))
+        connection.release_buffer(call)
         try:
             response = await self._handler(request)
         except Exception as error:  # noqa: BLE001  # a handler's bug is a 500 for its client only

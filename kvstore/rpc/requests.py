@@ -142,7 +142,9 @@ class Requests(Outbound):
         head = call.head
         self.streams[call.stream_id] = call
         if head.timeout_s is not None:
-            self._set_deadline(call, head.timeout_s)
+            call.deadline_slot = self.engine.deadlines.add(call, head.timeout_s)
+        if head.route is not None:
+            head.route.started += 1
         if head.route is None:
             assert self.engine.http is not None
             call.stream = PlainExchange(call, self.engine.http)
@@ -155,10 +157,6 @@ class Requests(Outbound):
         if flags & frames.END_STREAM and call.connection is not None:
             call.remote_closed = True
             self._end_of_stream(call)
-
-    def _set_deadline(self, call: Call, timeout_s: float) -> None:
-        call.deadline_s = self.engine.loop.time() + timeout_s
-        call.deadline_slot = self.engine.deadlines.add(call, call.deadline_s)
 
     def _trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decode(block)  # always: the tables must stay in step
@@ -252,27 +250,33 @@ class Requests(Outbound):
         self._end_of_stream(call)
 
     def _body(self, call: Call, payload: bytes) -> None:
-        if call.head.route is None:
+        route = call.head.route
+        if route is None:
             self._guard(call, call.stream.body, payload)
-            return
-        buffer = call.buffer
-        if buffer is None:
-            if not call.receive_paused and not call.head.route.unary:
+        else:
+            if call.buffer is None and not call.receive_paused and not route.unary:
                 # A whole message in one frame goes to its handler without a buffer.
                 flag, size = _unpack_message_head(payload) if len(payload) >= 5 else (1, 0)
                 whole = flag == 0 and size == len(payload) - 5
                 if whole and size <= self.engine.limits.message_bytes_max:
                     self._guard(call, call.stream.message, payload[5:])
                     return
-            buffer = call.buffer = bytearray()
-        buffer += payload
-        self._receiving_bytes += len(payload)
-        self._take_messages(call)
+            self.keep(call, payload)
+            self._take_messages(call)
         if (
             call.connection is not None
             and self._receiving_bytes > self.engine.limits.receive_buffer_bytes_max
         ):
             call.fail(grpc.RESOURCE_EXHAUSTED, "too many incomplete messages on this connection")
+
+    def keep(self, call: Call, payload: bytes) -> int:
+        """Keep bytes of an incomplete request; returns how many this call has now."""
+        buffer = call.buffer
+        if buffer is None:
+            buffer = call.buffer = bytearray()
+        buffer += payload
+        self._receiving_bytes += len(payload)
+        return len(buffer)
 
     def _take_messages(self, call: Call) -> None:
         # Deliver the complete messages of the buffer, refuse what can be refused already.
@@ -325,7 +329,7 @@ class Requests(Outbound):
         except grpc.GrpcError as error:
             call.fail(error.code, error.text)
             return
-        self._release_buffer(call)
+        self.release_buffer(call)
         self._guard(call, route.handler, call, message)
 
     def continue_receiving(self, call: Call) -> None:
@@ -339,7 +343,8 @@ class Requests(Outbound):
         else:
             self._replenish_stream(call)
 
-    def _release_buffer(self, call: Call) -> None:
+    def release_buffer(self, call: Call) -> None:
+        """Forget what `keep` has kept."""
         if call.buffer is not None:
             self._receiving_bytes -= len(call.buffer)
             call.buffer = None
@@ -367,6 +372,8 @@ class Requests(Outbound):
     def close_stream(self, call: Call) -> None:
         """Forget a stream whose last frame was written."""
         self._forget(call)
+        if call.ending is not None:
+            self._count(call, call.ending[0])
         if not call.remote_closed:
             # Tell the client to stop sending (RFC 9113 8.1).
             self._reset_id(call.stream_id, frames.NO_ERROR, counted=False)
@@ -376,6 +383,7 @@ class Requests(Outbound):
     def reset_stream(self, call: Call, code: int) -> None:
         """End a stream with RST_STREAM; the handler is not told."""
         self._forget(call)
+        self._count(call, grpc.INTERNAL)
         self._reset_id(call.stream_id, code, counted=False)
         if self.draining:
             self.maybe_finish_drain()
@@ -388,7 +396,7 @@ class Requests(Outbound):
             self.maybe_finish_drain()
 
     def _forget(self, call: Call) -> None:
-        self._release_buffer(call)
+        self.release_buffer(call)
         if call.unsent_bytes:
             self.drop_queue(call)
         self.streams.pop(call.stream_id, None)
@@ -397,9 +405,16 @@ class Requests(Outbound):
             del call.deadline_slot[call]
             call.deadline_slot = None
 
+    @staticmethod
+    def _count(call: Call, code: int) -> None:
+        route = call.head.route
+        if code and route is not None:
+            route.failed[code] = route.failed.get(code, 0) + 1
+
     def _cancel(self, call: Call) -> None:
         # The client gave the call up, or lost the right to it.
         self._forget(call)
+        self._count(call, grpc.CANCELLED)
         if call.ending is None:
             call.cancelled = True
             call.notify_cancelled(self.engine)

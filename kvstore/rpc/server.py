@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,6 @@ from kvstore.rpc.sniff import Sniffer
 from kvstore.rpc.tls import TlsTransport
 
 if TYPE_CHECKING:
-    import asyncio
     import ssl
     from collections.abc import Callable
 
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 _GOAWAY_WAIT_S = 1.0
 _SWEEP_S_MAX = 5.0
 _UNAVAILABLE = 14
+
+
+@dataclass(frozen=True, slots=True)
+class MethodStatistics:
+    """What became of the calls of one method since the start."""
+
+    path: str
+    unary: bool
+    started: int
+    handled: dict[int, int]
+    """Calls that ended, by gRPC code; OK (0) is always there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +165,11 @@ class Server:
         end with UNAVAILABLE. Returns when every connection is closed.
         """
         self._draining = True
-        for listener in self._listeners:
-            listener.close()
         engine = self._engine
         if engine is None:
             return
+        engine.draining = True
+        await self._stop_listening(engine.loop)
         for opening in list(engine.opening):
             opening.abort()
         for connection in list(engine.connections):
@@ -181,6 +193,37 @@ class Server:
             await closing_http1
         if self._sweep is not None:
             self._sweep.cancel()
+
+    async def _stop_listening(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A listener of asyncio's that closes fails for connections that it has accepted and not
+        # handed over yet. So accept no more, let it hand over (two turns), then close.
+        for listener in self._listeners:
+            for bound in listener.sockets:
+                loop.remove_reader(bound)
+        for _ in range(2):
+            await asyncio.sleep(0)
+        for listener in self._listeners:
+            listener.close()
+
+    def methods(self) -> list[MethodStatistics]:
+        """Return the counts of every registered method; walks the open calls."""
+        engine = self._engine
+        assert engine is not None, "listen first"
+        open_now = Counter(
+            call.path for connection in engine.connections for call in connection.streams.values()
+        )
+        return [
+            MethodStatistics(
+                route.path,
+                route.unary,
+                route.started,
+                {
+                    0: route.started - open_now[route.path] - sum(route.failed.values()),
+                    **route.failed,
+                },
+            )
+            for route in self._routes.values()
+        ]
 
     def statistics(self) -> Statistics:
         """Return the counters; cheap, but it walks the open connections."""

@@ -33,6 +33,8 @@ class Sniffer(asyncio.Protocol):
         self._timer = self._engine.loop.call_later(
             self._engine.limits.handshake_timeout_s, self.abort
         )
+        if self._engine.draining:
+            self.abort()  # accepted by the kernel before we stopped listening
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection: it went away before it said what it wants."""

@@ -71,6 +71,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._lower = cast("asyncio.Transport", transport)
         self._timer = engine.loop.call_later(engine.limits.handshake_timeout_s, self._expire)
         engine.opening.add(self)
+        if engine.draining:
+            self.abort()  # accepted by the kernel before we stopped listening
 
     def data_received(self, data: bytes) -> None:
         """Take encrypted bytes."""
@@ -199,22 +201,30 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
-        """TLS has no half-close that clients understand."""
-        raise NotImplementedError
+        """Send what is waiting and close_notify; what the client still sends is dropped unread."""
+        if self._closing:
+            return
+        self._say_goodbye()
+        self._lower.write_eof()
+        if self._paused:
+            self._lower.resume_reading()
 
     def can_write_eof(self) -> bool:
-        """Return False."""
-        return False
+        """Return True: each side closes its own direction (RFC 8446 6.1)."""
+        return True
 
     def close(self) -> None:
         """Send what is waiting and close_notify, then close the socket."""
         if self._closing:
             return
+        self._say_goodbye()
+        self._lower.close()
+
+    def _say_goodbye(self) -> None:
         with contextlib.suppress(ssl.SSLError):  # it wants the client's close_notify as well
             self._object.unwrap()
         self._flush()
         self._closing = True
-        self._lower.close()
 
     def abort(self) -> None:
         """Drop the connection at once."""

@@ -45,7 +45,8 @@ class Cluster:
         record = view.get(TABLE, KEY)
         if record is None:
             raise StartError(
-                "the store does not say who is a member; restore the data directory from a copy"
+                "the store is empty: it does not say who is a member; restore the data directory "
+                "from a copy"
             )
         fields = msgpack.unpackb(record)
         if fields[0] == 1:

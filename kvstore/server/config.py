@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from kvstore.server.identity import Member, cluster_id, own_member, parse_initial_cluster
+from kvstore.server.logs import LEVELS
 
 QUOTA_DEFAULT = 2 << 30
+QUOTA_MAX = 16 << 40
+"""Twice of it is mapped, and a process has 128 TiB of addresses."""
 
 
 class ConfigError(ValueError):
@@ -100,6 +103,8 @@ class ServerConfig:
     key_file: str = ""
     trusted_ca_file: str = ""
     client_cert_auth: bool = False
+    enable_failpoints: bool = False
+    """For tests: `kvstore.server.failpoints` may let this member fail on request."""
 
     client_urls: tuple[Url, ...] = field(init=False, default=())
     peer_urls: tuple[Url, ...] = field(init=False, default=())
@@ -114,6 +119,7 @@ class ServerConfig:
             ConfigError: A setting is wrong or two do not fit together.
             InitialClusterError: Likewise, in `--initial-cluster`.
         """
+        self._check_words()
         self._check_numbers()
         self.data_dir = self.data_dir or f"{self.name}.kvstore"
         self.client_urls = parse_urls("--listen-client-urls", self.listen_client_urls)
@@ -139,6 +145,19 @@ class ServerConfig:
         self._derive_members()
         return self
 
+    def _check_words(self) -> None:
+        if not self.name or set(self.name) & set("=,"):
+            raise ConfigError(
+                f"--name: {self.name!r} cannot stand in --initial-cluster; use letters and digits"
+            )
+        if self.initial_cluster_state not in {"new", "existing"}:
+            raise ConfigError(
+                f"--initial-cluster-state: {self.initial_cluster_state!r} is neither new "
+                "nor existing"
+            )
+        if self.log_level not in LEVELS:
+            raise ConfigError(f"--log-level: {self.log_level!r} is none of {', '.join(LEVELS)}")
+
     def _check_numbers(self) -> None:
         if self.heartbeat_interval < 10:
             raise ConfigError("--heartbeat-interval must be at least 10 (milliseconds)")
@@ -160,11 +179,8 @@ class ServerConfig:
                 raise ConfigError(f"{flag} must be at least {smallest}, not {value}")
         if self.max_request_bytes > 32 << 20:
             raise ConfigError("--max-request-bytes must be at most 33554432 (32 MiB)")
-        if self.initial_cluster_state not in {"new", "existing"}:
-            raise ConfigError(
-                f"--initial-cluster-state: {self.initial_cluster_state!r} is neither new "
-                "nor existing"
-            )
+        if self.quota_backend_bytes > QUOTA_MAX:
+            raise ConfigError(f"--quota-backend-bytes must be at most {QUOTA_MAX} (16 TiB)")
 
     @staticmethod
     def _check_listen(flag: str, url: Url) -> None:
@@ -187,6 +203,12 @@ class ServerConfig:
             raise ConfigError("--cert-file and --key-file go together")
         if self.client_cert_auth and not self.trusted_ca_file:
             raise ConfigError("--client-cert-auth needs --trusted-ca-file")
+        if not secure and (self.cert_file or self.trusted_ca_file or self.client_cert_auth):
+            # etcd ignores the files then, with a warning: an open port that looks closed.
+            raise ConfigError(
+                "--cert-file, --trusted-ca-file and --client-cert-auth act on https only; write "
+                "https:// in --listen-client-urls, or leave them out"
+            )
         if any(url.scheme == "https" for url in self.peer_urls):
             raise ConfigError(
                 "--listen-peer-urls: https between members is not supported yet; use http and "

@@ -20,7 +20,7 @@ class DiskThread:
     def __init__(
         self, wal: Wal, post: Post, on_saved: Callable[[list[AppendWork], float], None]
     ) -> None:
-        """Start the thread.
+        """Take the log; `start` starts the thread.
 
         Args:
             wal: The open log; from now on only the thread touches it.
@@ -35,6 +35,9 @@ class DiskThread:
         self._on_saved = on_saved
         self._queue: queue.SimpleQueue[AppendWork | int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
+
+    def start(self) -> None:
+        """Begin to save."""
         self._thread.start()
 
     def submit(self, work: AppendWork) -> None:
@@ -52,34 +55,39 @@ class DiskThread:
         self._thread.join()
 
     def _run(self) -> None:
-        get, get_nowait = self._queue.get, self._queue.get_nowait
-        closing = False
-        while not closing:
-            works: list[AppendWork] = []
-            release = 0
-            item = get()
-            try:
-                while True:
-                    if item is None:
-                        closing = True
-                    elif isinstance(item, int):
-                        release = max(release, item)
-                    else:
-                        works.append(item)
-                    item = get_nowait()
-            except queue.Empty:
+        try:
+            while self._round():
                 pass
-            try:
-                if works:
-                    self._save(works)
-                if release:
-                    self._wal.release(release)
-                if closing:
-                    self._wal.close()
-                elif self._queue.empty():
-                    self._wal.prepare()  # the next segment, while nobody waits for us
-            except Exception as error:  # noqa: BLE001 (every failure of the log ends the process)
-                fatal(error)
+        except Exception as error:  # noqa: BLE001 (every failure of the log ends the process)
+            fatal(error)
+
+    def _round(self) -> bool:
+        """Do all that is queued, at least one thing; return whether the log is still open."""
+        get_nowait = self._queue.get_nowait
+        works: list[AppendWork] = []
+        release = 0
+        closing = False
+        item = self._queue.get()
+        try:
+            while True:
+                if item is None:
+                    closing = True
+                elif isinstance(item, int):
+                    release = max(release, item)
+                else:
+                    works.append(item)
+                item = get_nowait()
+        except queue.Empty:
+            pass
+        if works:
+            self._save(works)
+        if release:
+            self._wal.release(release)
+        if closing:
+            self._wal.close()
+        elif self._queue.empty():
+            self._wal.prepare()  # the next segment, while nobody waits for us
+        return not closing
 
     def _save(self, works: list[AppendWork]) -> None:
         start = time.perf_counter()

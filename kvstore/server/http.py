@@ -9,8 +9,9 @@ from urllib.parse import parse_qs
 
 from kvstore.apply.alarms import CORRUPT
 from kvstore.rpc import HttpRequest, HttpResponse
+from kvstore.server import failpoints
 from kvstore.server.metrics import CONTENT_TYPE
-from kvstore.server.observe import ALARM_NAMES
+from kvstore.server.observe import alarm_name
 
 if TYPE_CHECKING:
     from kvstore.server.member import Member
@@ -30,10 +31,14 @@ class Http:
     def __init__(self, member: Member) -> None:
         """Keep the member; everything is read when asked for."""
         self._member = member
+        self.health_success = 0
+        self.health_failures = 0
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer one request (`kvstore.rpc.HttpHandler`)."""
         path = request.path
+        if self._member.failpoints is not None and path.startswith(failpoints.PATH):
+            return self._member.failpoints.handle(request)
         if request.method not in {"GET", "HEAD"}:
             return HttpResponse(405, [*TEXT, ("allow", "GET, HEAD")], b"Method Not Allowed\n")
         if path == "/version":
@@ -61,13 +66,17 @@ class Http:
         if not reason and query.get("serializable", ["false"])[0] != "true":
             error = await self._fresh()
             reason = f"RANGE ERROR:{error}" if error else ""
+        if reason:
+            self.health_failures += 1
+        else:
+            self.health_success += 1
         body = {"health": "false" if reason else "true", "reason": reason}
         return _json(503 if reason else 200, body)
 
     def _alarm_reason(self, excluded: set[str]) -> str:
         for alarm, _ in self._member.replica.alarms.get(0):
-            if ALARM_NAMES[alarm] not in excluded:
-                return f"ALARM {ALARM_NAMES[alarm]}"
+            if (name := alarm_name(alarm)) not in excluded:
+                return f"ALARM {name}"
         return ""
 
     async def _checks(

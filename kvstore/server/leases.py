@@ -61,6 +61,7 @@ class Leases:
             later: `loop.call_later`.
         """
         self.expired = 0
+        self.renewed = 0
         self._node = node
         self.lessor = lessor
         self.clock = clock
@@ -82,6 +83,20 @@ class Leases:
         """Forget all times when another member leads."""
         if role is not Role.LEADER and self.clock.leading:
             self.clock.demote()
+
+    def begin_lives(self) -> None:
+        """Let the lives of granted leases begin now, and not with the next tick only.
+
+        Their order by end is then that of the grants' answers.
+        """
+        if self.clock.leading:
+            self.clock.begin_lives(self._node.clock.monotonic_ns())
+
+    def by_end(self) -> list[int]:
+        """Return all leases, the one that ends first in front; by age where that is not known."""
+        if self.clock.leading:
+            return self.clock.by_end(self._node.clock.monotonic_ns())
+        return list(self.lessor.leases)
 
     # renewals
 
@@ -140,7 +155,9 @@ class Leases:
             done(error)
         else:
             # It may have been revoked while the round ran.
-            done(ttl_s if lease_id in self.lessor.leases else 0)
+            alive = lease_id in self.lessor.leases
+            self.renewed += alive
+            done(ttl_s if alive else 0)
 
     def _reset(self, lease_id: int, again: Callable[[], None], done: RenewDone) -> None:
         def applied(result: Any) -> None:

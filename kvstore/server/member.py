@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import errno
 import logging
-import random
-import sys
-import time
+import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import lmdb
 
@@ -26,9 +23,9 @@ from kvstore.mvcc.watch import WatchHub
 from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import CALL_FRAME, PeerCalls
 from kvstore.peer.describe import encode_description
-from kvstore.peer.link import Channel, HelloError, Links, SnapshotSink
+from kvstore.peer.link import Channel, HelloError, SnapshotSink
 from kvstore.ports import Backend
-from kvstore.raft.config import Config, Restored
+from kvstore.raft.config import Restored
 from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.messages import (
     AppendWork,
@@ -40,10 +37,11 @@ from kvstore.raft.messages import (
     SnapshotMeta,
 )
 from kvstore.raft.raft import Raft
-from kvstore.rpc import Limits, Server
+from kvstore.rpc import Limits
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, Url
-from kvstore.server.disk import DiskThread
+from kvstore.server.errors import TooManyRequestsError
+from kvstore.server.failpoints import ENVIRONMENT, FailpointError, Failpoints
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
 from kvstore.server.join import Start, check_restart, found, join
@@ -53,14 +51,16 @@ from kvstore.server.metrics import Metrics
 from kvstore.server.node import Node, NodeHooks
 from kvstore.server.observe import Observer
 from kvstore.server.peers import Peers
+from kvstore.server.platform import Platform, RealPlatform
 from kvstore.server.proposals import Proposals
-from kvstore.server.replica import Replica, create_store, next_incarnation, open_backend
+from kvstore.server.replica import Replica, create_store, map_size_bytes, next_incarnation
 from kvstore.server.services.base import LeaderGuard, LearnerGuard
 from kvstore.server.services.cluster import ClusterService
 from kvstore.server.services.health import HealthService
 from kvstore.server.services.kv import KvService
 from kvstore.server.services.lease import LeaseService
 from kvstore.server.services.maintenance import HashDone, MaintenanceService
+from kvstore.server.services.session import SessionService
 from kvstore.server.services.watch import WatchService
 from kvstore.server.services.writes import Writes
 from kvstore.server.snapshots import (
@@ -72,20 +72,25 @@ from kvstore.server.snapshots import (
     settle,
     swap_in,
 )
-from kvstore.server.startup import RemovedError, StartError, explain_bind, explain_folder
+from kvstore.server.startup import (
+    RemovedError,
+    StartError,
+    check_folder,
+    explain_bind,
+    explain_folder,
+    is_full,
+    store_failed,
+)
 from kvstore.server.storage import TRAILING_BYTES, Storage
-from kvstore.wal import Options, RealDisk, Recovered, Wal, WalError, fatal
+from kvstore.wal import Recovered, Wal, WalError
 
 log = logging.getLogger("kvstore.member")
 
 GRPC_OVERHEAD = 512 << 10
 """What a message may be larger than --max-request-bytes before gRPC refuses it, as etcd."""
 
-SWITCH_INTERVAL_S = 0.0005
-"""How long a busy loop may keep the disk thread from reporting an fsync (docs/decisions)."""
-
-GC_THRESHOLDS = (50_000, 20, 100)
 DRAIN_S = 2.0
+PUBLISH_AGAIN_S = 0.2
 GOODBYE_S = 0.5
 """Between the removal of this member and its end."""
 
@@ -93,25 +98,20 @@ OLD_STORE_S = 60.0
 """How long a replaced store stays open for readers that are still in it."""
 
 
-class RealClock:
-    """The system's clocks."""
-
-    monotonic_ns = staticmethod(time.monotonic_ns)
-    wall_ns = staticmethod(time.time_ns)
-
-
 class Member:
     """A member of a cluster in this process. `start`, then `stop` once."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, platform: Platform | None = None) -> None:
         """Take checked settings; nothing is opened before `start`."""
         self.config = config
-        self.clock = RealClock()
-        self.random = random.SystemRandom()
+        self.platform: Platform = platform or RealPlatform()
+        self.clock = self.platform.clock
+        self.random = self.platform.random
         self.id = config.member.id
         self.on_removed: Callable[[RemovedError], None] = _no_matter
         """Called once, when this member was removed from the cluster and is to be stopped."""
 
+        self.failpoints: Failpoints | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_learner = False
         """Kept beside the cluster's list: it is looked at for every request."""
@@ -119,6 +119,7 @@ class Member:
         self._removed = False
         self.snapshots_sent = 0
         self.snapshots_installed = 0
+        self.late_heartbeats = 0
 
     # start
 
@@ -130,10 +131,9 @@ class Member:
         """
         config = self.config
         loop = asyncio.get_running_loop()
+        self._set_failpoints()
         self._open_data(await self._begin())
-        # The disk thread reports an fsync through the interpreter lock; a loop saturated with
-        # reads would keep it waiting for many default intervals of 5 ms.
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self.platform.starting()
         self.headers = Headers(self.cluster.cluster_id, self.id)
         self.headers.set_term(self.recovered.hard_state.term)
         self.watches = WatchHub(
@@ -142,17 +142,16 @@ class Member:
             fragment_bytes=config.max_request_bytes + GRPC_OVERHEAD,
             jitter=lambda bound: self.random.randrange(0, bound),
         )
-        self.links = Links(
+        self.links = self.platform.links(
             self.cluster.cluster_id,
             self.id,
             self,
-            self.random,
             on_lost=self._link_lost,
             on_removed=self._was_removed,
         )
         self.links.removed.update(self.cluster.removed)
         await self._listen_peers()
-        self.disk = DiskThread(self.wal, loop.call_soon_threadsafe, self._saved)
+        self.disk = self.platform.disk_thread(self.wal, self._saved)
         self.raft = self._build_raft()
         self.node = Node(
             self.raft,
@@ -169,12 +168,14 @@ class Member:
                 role=self._role_changed,
                 led=self._led,
                 snapshot=self._snapshot_wanted,
-                fatal=partial(fatal, what="this member cannot go on"),
+                fatal=partial(self.platform.fatal, what="this member cannot go on"),
             ),
             round(config.request_timeout_s * 1e9),
         )
-        self.calls = PeerCalls(self._send_call)
-        self.peers = Peers(self.links, self.raft, self.cluster, config)
+        if self.failpoints is not None:
+            self.failpoints.member(self)
+        self.calls = PeerCalls(self._send_call, self.incarnation)
+        self.peers = Peers(self.links, self.raft, self.cluster, config, self.clock)
         self.membership = Membership(
             self.node,
             self.cluster,
@@ -202,6 +203,7 @@ class Member:
             mark=self._mark,
             durable_index=lambda: self.raft.log.durable,
             committed=self._committed,
+            fatal=partial(store_failed, config.data_dir, self.platform.fatal),
         )
         self.observer = Observer(self)
         self.metrics = Metrics(self.observer.gauges, self.observer.counters)
@@ -209,26 +211,38 @@ class Member:
         self.storage.start()
         if self.cluster.configuration().voters == (self.id,):
             self.raft.campaign()  # nobody else could win: why wait
-        self._tasks.add(loop.create_task(self._tick()))
-        self._tasks.add(loop.create_task(self._publish()))
+        for work in (self._tick(), self._publish()):
+            task = loop.create_task(work)
+            task.add_done_callback(self._fatal_if_failed)
+            self._tasks.add(task)
         await self._serve_clients()
-        # What exists now lives as long as the process; collections need not look at it again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        self.platform.started()
+
+    def _set_failpoints(self) -> None:
+        if not self.config.enable_failpoints:
+            if os.environ.get(ENVIRONMENT):
+                raise StartError(f"{ENVIRONMENT} is set, but --enable-failpoints is not")
+            return
+        try:
+            self.failpoints = Failpoints.from_environment(self.random, os.environ)
+        except FailpointError as error:
+            raise StartError(f"{ENVIRONMENT}: {error}") from error
+        self.platform.disk = self.failpoints.disk(self.platform.disk)
+        log.warning("failpoints are enabled: this member can be made to lose data")
 
     async def _begin(self) -> Start | None:
         """Return what a new store begins with; None when there is one."""
         config = self.config
         if self._has_store():
             return None
+        check_folder(self.platform.disk, config.data_dir)
         if config.initial_cluster_state == "new":
             return found(config)
         return await join(config)
 
     def _has_store(self) -> bool:
         try:
-            return Path(f"{self.config.data_dir}/{STORE_NAME}").exists()
+            return self.platform.disk.exists(f"{self.config.data_dir}/{STORE_NAME}")
         except OSError as error:
             raise explain_folder(self.config.data_dir, error) from error
 
@@ -237,19 +251,19 @@ class Member:
         config = self.config
         folder = config.data_dir
         try:
-            disk = self._real_disk = RealDisk()
+            disk, options = self.platform.disk, self.platform.wal_options()
             disk.make_folder(folder)
             path = f"{folder}/{STORE_NAME}"
             if Wal.exists(disk, f"{folder}/wal"):
                 identity = start.identity if start else None
-                self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, Options())
+                self.wal, self.recovered = Wal.open(disk, f"{folder}/wal", identity, options)
             elif start is None:
                 raise StartError(
                     f"--data-dir {folder}: there is a store but no log; restore the wal folder, or "
                     "remove the whole data directory and let the member join again"
                 )
             else:
-                self.wal = Wal.create(disk, f"{folder}/wal", start.identity, Options())
+                self.wal = Wal.create(disk, f"{folder}/wal", start.identity, options)
                 self.recovered = Recovered(
                     start.identity,
                     hard_state=HardState(0, 0, 0),
@@ -258,15 +272,18 @@ class Member:
                     snapshot=None,
                 )
             settle(disk, config, self.recovered.snapshot)
-            if start is not None and not Path(path).exists():
-                create_store(disk, folder, STORE_NAME, config, start.cluster.change())
-            self.replica = Replica(open_backend(path, config), config)
+            if start is not None and not disk.exists(path):
+                create_store(self.platform, folder, STORE_NAME, config, start.cluster.change())
+            self.replica = self._open_replica(path)
             self.cluster = Cluster.load(self.replica.backend, self.replica.published)
             self._check_identity()
-            self.incarnation = next_incarnation(disk, folder)
+            virgin = self.recovered.last_index == 0 and not self.recovered.hard_state.term
+            self.incarnation = next_incarnation(disk, folder, first=virgin)
         except OSError as error:
             raise explain_folder(folder, error) from error
         except (WalError, StorageError, ValueError, lmdb.Error) as error:
+            if is_full(folder, error):
+                raise explain_folder(folder, OSError(errno.ENOSPC, str(error))) from error
             raise StartError(f"--data-dir {folder}: {error}") from error
         if self.recovered.dropped_bytes:
             log.warning("dropped an unfinished batch of %d bytes", self.recovered.dropped_bytes)
@@ -307,14 +324,14 @@ class Member:
 
     def _build_raft(self) -> Raft:
         config = self.config
-        return Raft(
-            Config(
-                id=self.id,
-                draw_timeout=self.random.randrange,
-                incarnation=self.incarnation,
-                election_ticks=config.election_ticks,
-                apply_before_durable=True,
-            ),
+        return self.platform.core(
+            {
+                "id": self.id,
+                "draw_timeout": self.random.randrange,
+                "incarnation": self.incarnation,
+                "election_ticks": config.election_ticks,
+                "apply_before_durable": True,
+            },
             Restored(
                 hard_state=self.recovered.hard_state,
                 entries=self.recovered.entries,
@@ -357,13 +374,22 @@ class Member:
             self.writes, self.leases, self.replica.lessor, self.random
         )
         self.http = Http(self)
-        self.server = Server(
-            limits=Limits(message_bytes_max=config.max_request_bytes + GRPC_OVERHEAD),
-            http=self.http.handle,
+        self.server = self.platform.server(
+            Limits(message_bytes_max=config.max_request_bytes + GRPC_OVERHEAD),
+            self.http.handle,
+            self._handler_failed,
+        )
+        self.sessions = SessionService(
+            self.server,
+            frame_bytes_max=config.max_request_bytes + GRPC_OVERHEAD,
+            together=self.node.proposals.together,
+            later=loop.call_soon,
+            later_s=loop.call_later,
+            time_s=loop.time,
             on_error=self._handler_failed,
         )
         guard = LearnerGuard(
-            LeaderGuard(self.server, lambda: bool(self.node.leader)),
+            LeaderGuard(self.sessions, lambda: bool(self.node.leader)),
             lambda: self.is_learner,
         )
         for service in (
@@ -377,6 +403,7 @@ class Member:
             HealthService(),
         ):
             service.register(guard)
+        self.sessions.register()
         for url in config.client_urls:
             await self._listen_clients(url)
 
@@ -401,6 +428,7 @@ class Member:
     async def stop(self) -> None:
         """Drain clients, hand the leadership over, commit, close."""
         if hasattr(self, "server"):
+            self.sessions.drain()
             await self.server.drain(DRAIN_S)
         for task in self._tasks:
             task.cancel()
@@ -422,6 +450,12 @@ class Member:
 
     # what the parts call
 
+    def _fatal_if_failed(self, task: asyncio.Task[None]) -> None:
+        """End the process when a task failed without which the member is only half alive."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the member failed", exc_info=error)
+            self.platform.fatal(error, what="this member cannot go on")
+
     async def _tick(self) -> None:
         interval_s = self.config.heartbeat_interval / 1000
         loop = asyncio.get_running_loop()
@@ -430,7 +464,10 @@ class Member:
         while True:
             await asyncio.sleep(due - loop.time())
             now = loop.time()
-            self.metrics.lag.observe(max(0.0, now - due))
+            lag_s = max(0.0, now - due)
+            self.metrics.lag.observe(lag_s)
+            # etcd's measure: a heartbeat that goes out more than an interval late.
+            self.late_heartbeats += lag_s > interval_s and self.node.role is Role.LEADER
             # Missed ticks are not replayed: a pause of ours is no silence of the leader's.
             due = max(due + interval_s, now + interval_s / 2)
             self.node.tick()
@@ -452,9 +489,15 @@ class Member:
         loop = asyncio.get_running_loop()
         while self.replica.published.attributes.get(self.id) != wanted:
             done: asyncio.Future[object] = loop.create_future()
-            self.node.propose(
-                ops.MEMBER_ATTRIBUTES, message.SerializeToString(), partial(_settle, done)
-            )
+            try:
+                self.node.propose(
+                    ops.MEMBER_ATTRIBUTES, message.SerializeToString(), partial(_settle, done)
+                )
+            except TooManyRequestsError as error:
+                # Clients were faster: this is needed once, and it can wait.
+                log.info("not published yet: %s", error)
+                await asyncio.sleep(PUBLISH_AGAIN_S)
+                continue
             result = await done
             if isinstance(result, Exception):
                 log.info("not published yet: %s", result)
@@ -480,7 +523,7 @@ class Member:
     ) -> SnapshotSink:
         """Begin to receive a snapshot (`kvstore.peer.link.Receiver`)."""
         log.info("receiving a snapshot", extra={"fields": {"member": f"{sender:x}"}})
-        return Incoming(self, self._real_disk, self.config, pause=pause, answer=answer)
+        return Incoming(self, self.platform, self.config, pause=pause, answer=answer)
 
     def _send_call(self, peer: int, payload: bytes) -> bool:
         return self.links.send(peer, Channel.CONTROL, payload)
@@ -610,11 +653,13 @@ class Member:
                 return
             # From here on the old store takes nothing more. The log marks the snapshot, then the
             # file takes its place.
-            await self.node.install(message)
+            if not await self.node.install(message):
+                replica.backend.close()
+                raise SnapshotRefused("it is from a leader of an earlier term")
             try:
-                swap_in(self._real_disk, self.config.data_dir, index)
+                swap_in(self.platform.disk, self.config.data_dir, index)
             except OSError as error:
-                fatal(error)
+                self.platform.fatal(error)
             old = self.replica
             self._adopt(replica)
         self.snapshots_installed += 1
@@ -623,7 +668,10 @@ class Member:
         log.info("installed a snapshot", extra={"fields": {"index": message.snapshot.index}})
 
     def _open_replica(self, path: str) -> Replica:
-        return Replica(open_backend(path, self.config), self.config)
+        backend = self.platform.open_backend(path, map_size_bytes=map_size_bytes(self.config))
+        if self.failpoints is not None:
+            self.failpoints.backend(backend)
+        return Replica(backend, self.config)
 
     def _adopt(self, replica: Replica) -> None:
         """Point every part at the new state and let the node go on."""

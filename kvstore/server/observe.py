@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from kvstore import __version__
 from kvstore.apply.alarms import CORRUPT, NOSPACE
 from kvstore.pb import rpc_pb2
 from kvstore.raft.messages import Role
+from kvstore.server import readings
 from kvstore.server.metrics import Reading
 
 if TYPE_CHECKING:
@@ -20,7 +22,11 @@ ETCD_VERSION = "3.6.5"
 
 CLUSTER_VERSION = "3.6.0"
 STORAGE_VERSION = "3.6.0"
-ALARM_NAMES = {NOSPACE: "NOSPACE", CORRUPT: "CORRUPT"}
+
+
+def alarm_name(alarm: int) -> str:
+    """Return etcd's name of an alarm type; the number for one that has none, as Go prints it."""
+    return {NOSPACE: "NOSPACE", CORRUPT: "CORRUPT"}.get(alarm, str(alarm))
 
 
 class Observer:
@@ -55,7 +61,7 @@ class Observer:
         """Return what is wrong, in etcd's words."""
         errors = [] if self._member.node.leader else ["etcdserver: no leader"]
         return errors + [
-            f"memberID:{member} alarm:{ALARM_NAMES[alarm]} "
+            f"memberID:{member} alarm:{alarm_name(alarm)} "
             for alarm, member in self._member.replica.alarms.get(0)
         ]
 
@@ -77,6 +83,7 @@ class Observer:
         rate = (operations - self._rate_ops) / elapsed
         self._rate_at, self._rate_ops = now, operations
         return {
+            "pid": os.getpid(),
             "role": member.node.role.name.lower(),
             "leader": f"{member.node.leader:x}" if member.node.leader else "",
             "term": member.node.term,
@@ -179,6 +186,7 @@ class Observer:
             "Total number of unsynced slow watchers.",
             watch.behind,
         )
+        yield from readings.gauges(member)
         for peer in member.cluster.list_plain():
             if peer.id != member.id:
                 labels = {"Local": f"{member.id:x}", "Remote": f"{peer.id:x}"}
@@ -215,9 +223,6 @@ class Observer:
             node.reads.slow,
         )
         yield Reading(
-            "etcd_mvcc_put", "Total number of puts seen by this member.", member.writes.put_total
-        )
-        yield Reading(
             "etcd_mvcc_range", "Total number of ranges seen by this member.", member.kv.range_total
         )
         yield Reading(
@@ -234,16 +239,6 @@ class Observer:
             member.leases.expired,
         )
         yield Reading(
-            "etcd_network_peer_sent_bytes",
-            "The total number of bytes sent to peers.",
-            member.links.sent_bytes,
-        )
-        yield Reading(
-            "etcd_network_peer_received_bytes",
-            "The total number of bytes received from peers.",
-            member.links.received_bytes,
-        )
-        yield Reading(
             "kvstore_snapshots_sent", "Snapshots sent to other members.", member.snapshots_sent
         )
         yield Reading(
@@ -251,6 +246,7 @@ class Observer:
             "Snapshots received and put in place.",
             member.snapshots_installed,
         )
+        yield from readings.counters(member)
         rpc = member.server.statistics()
         yield Reading(
             "etcd_network_client_grpc_sent_bytes",

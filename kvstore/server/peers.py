@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from kvstore.peer.link import Endpoint, Links
+from kvstore.ports import Clock
 from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.raft import Raft
 from kvstore.server.cluster import Cluster
@@ -22,12 +22,15 @@ LINGER_S = 2.0
 class Peers:
     """Keeps the links as the cluster's members are."""
 
-    def __init__(self, links: Links, raft: Raft, cluster: Cluster, config: ServerConfig) -> None:
+    def __init__(
+        self, links: Links, raft: Raft, cluster: Cluster, config: ServerConfig, clock: Clock
+    ) -> None:
         """Join the parts; `refresh` begins to dial."""
         self._links = links
         self._raft = raft
         self._cluster = cluster
         self._config = config
+        self._clock = clock
         self._partings: dict[int, asyncio.TimerHandle] = {}
         self._settled_s = SETTLED_ELECTIONS * config.election_timeout / 1000
 
@@ -94,5 +97,5 @@ class Peers:
             is_active=is_active,
             is_settled=is_settled,
             progress=progress,
-            now_s=int(time.time()),
+            now_s=self._clock.wall_ns() // 1_000_000_000,
         )

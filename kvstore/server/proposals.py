@@ -7,7 +7,8 @@ applied, or outcome unknown. Nothing here knows Raft's messages or the store.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,9 @@ class Proposals:
         self._waiters: list[Done] = []
         self._ops_bytes = 0
         self._ops_deadline_ns = 0
+        self._groups: list[tuple[int, int]] = []
+        """Places in `_ops`, first and behind the last, between which no batch is cut."""
+
         self._requeued: deque[Batch] = deque()
         self._sent: dict[int, Batch] = {}
 
@@ -84,6 +88,20 @@ class Proposals:
         self._ops_bytes += size_bytes
         self.size_bytes += size_bytes
         self.count += 1
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Keep the operations added inside in one batch: applied in order, or none of them.
+
+        Alone: a batch that is lost goes out again whole, so nothing comes between them. They
+        should fit an entry (`ENTRY_OPS_MAX`, `ENTRY_BYTES_MAX`); if not, the entry is larger.
+        """
+        first = len(self._ops)
+        try:
+            yield
+        finally:
+            if len(self._ops) > first + 1:
+                self._groups.append((first, len(self._ops)))
 
     def waiting(self) -> bool:
         """Tell whether `next_batch` would return one."""
@@ -111,6 +129,7 @@ class Proposals:
         ops, waiters, size = self._ops, self._waiters, self._ops_bytes
         if len(ops) <= ENTRY_OPS_MAX and size <= ENTRY_BYTES_MAX:
             self._ops, self._waiters, self._ops_bytes = [], [], 0
+            self._groups.clear()
             return Batch(0, 0, ops, waiters, size, self._ops_deadline_ns)
         size = 0
         count = 0
@@ -120,9 +139,22 @@ class Proposals:
                 break
             size += op_size
             count += 1
+        count = self._outside_groups(count)
+        size = sum(len(op[1]) for op in ops[:count])
         self._ops, self._waiters = ops[count:], waiters[count:]
         self._ops_bytes -= size
         return Batch(0, 0, ops[:count], waiters[:count], size, self._ops_deadline_ns)
+
+    def _outside_groups(self, count: int) -> int:
+        """Move a cut out of the group that it would split, and count the rest from there."""
+        for first, end in self._groups:
+            if first < count < end:
+                count = first or end  # a group at the head goes whole
+                break
+        self._groups = [
+            (first - count, end - count) for first, end in self._groups if first >= count
+        ]
+        return count
 
     def applied(self, incarnation: int, first_sequence: int, results: Sequence[Any]) -> list[Done]:
         """Return the waiters of a batch that came out of the log, in the order of its results."""

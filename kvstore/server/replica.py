@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from kvstore.apply.state import open_state
-from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.mvcc.marks import AppliedMark
 from kvstore.ports import Backend, Change, Disk
 from kvstore.server.config import ServerConfig
+from kvstore.server.platform import Platform
+from kvstore.server.startup import StartError
 
 MAP_SLACK_BYTES = 64 << 20
 """Beyond twice the quota, for the rest of what the file holds."""
 
 INCARNATION_NAME = "incarnation"
+REPAIR = (
+    "restore the data directory from a copy, or write a number into the file that is larger than "
+    "the times the member was ever started, for example 1000000"
+)
 
 
 class Replica:
@@ -39,17 +44,31 @@ class Replica:
         return self.store.applied
 
 
-def next_incarnation(disk: Disk, folder: str) -> int:
+def next_incarnation(disk: Disk, folder: str, *, first: bool) -> int:
     """Count this start of the member, durably, and return its number: 1, 2, ...
 
     In a file of its own: the store may be replaced by another member's snapshot.
+
+    Args:
+        disk: Where the file is.
+        folder: The data directory.
+        first: Whether the log is still empty. Else the file must be there: under a number that was
+            used before, an old entry in the log would be taken for the answer to a new request.
+
+    Raises:
+        StartError: The file is missing or damaged.
     """
     path = f"{folder}/{INCARNATION_NAME}"
     number = 1
     if disk.exists(path):
         file = disk.open(path)
-        number = int(file.read(0, 32)) + 1
+        content = file.read(0, 32)
         file.close()
+        if not content.isdigit():
+            raise StartError(f"{path} is damaged (it must hold one number); {REPAIR}")
+        number = int(content) + 1
+    elif not first:
+        raise StartError(f"{path} is missing, but the log is in use; {REPAIR}")
     draft = f"{path}.new"
     if disk.exists(draft):
         disk.remove(draft)
@@ -67,22 +86,20 @@ def map_size_bytes(config: ServerConfig) -> int:
     return 2 * config.quota_bytes + MAP_SLACK_BYTES
 
 
-def open_backend(path: str, config: ServerConfig) -> LmdbBackend:
-    """Open or create a store file."""
-    return LmdbBackend(path, map_size_bytes=map_size_bytes(config))
-
-
-def create_store(disk: Disk, folder: str, name: str, config: ServerConfig, change: Change) -> None:
+def create_store(
+    platform: Platform, folder: str, name: str, config: ServerConfig, change: Change
+) -> None:
     """Make a new store file with one record in it; it has its name when it is whole.
 
     LMDB writes its first pages without a sync, so a power cut at the first start could leave a
     file that it refuses to open.
     """
+    disk = platform.disk
     draft = f"{folder}/{name}.new"
     for leftover in (draft, f"{draft}-lock"):
         if disk.exists(leftover):
             disk.remove(leftover)
-    backend = open_backend(draft, config)
+    backend = platform.open_backend(draft, map_size_bytes=map_size_bytes(config))
     backend.commit([change])
     backend.close()
     disk.rename(draft, f"{folder}/{name}")

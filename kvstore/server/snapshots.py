@@ -25,6 +25,7 @@ from kvstore.ports import Backend, Disk
 from kvstore.raft.messages import InstallSnapshot, SnapshotMeta
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig
+from kvstore.server.platform import Platform
 from kvstore.server.replica import map_size_bytes
 
 log = logging.getLogger("kvstore.snapshot")
@@ -96,7 +97,7 @@ class Incoming:
     def __init__(
         self,
         installer: Installer,
-        disk: Disk,
+        platform: Platform,
         config: ServerConfig,
         *,
         pause: Callable[[bool], None],
@@ -106,13 +107,13 @@ class Incoming:
 
         Args:
             installer: Takes the finished file.
-            disk: Where the file is built.
+            platform: Has the disk where the file is built.
             config: Names the folder and the map's size.
             pause: Stops (True) or continues (False) reading from the connection.
             answer: Tells the sender how it ended; an empty text is success.
         """
         self._installer = installer
-        self._disk = disk
+        self._platform = platform
         self._config = config
         self._pause = pause
         self._answer = answer
@@ -169,7 +170,7 @@ class Incoming:
             return  # we have caught up meanwhile; the sender learns so from our answers
         run = partial(asyncio.get_running_loop().run_in_executor, None)
         path = received_path(self._config.data_dir, message.snapshot.index)
-        receiver = await run(partial(_receiver, path, self._config, self._disk))
+        receiver = await run(partial(_receiver, path, self._config, self._platform))
         try:
             while payload := await self._next():
                 await run(_write, receiver, payload)
@@ -187,8 +188,13 @@ class SnapshotRefused(Exception):  # noqa: N818 (the name says what happened)
     """The stream cannot be used."""
 
 
-def _receiver(path: str, config: ServerConfig, disk: Disk) -> SnapshotReceiver:
-    return SnapshotReceiver(path, map_size_bytes=map_size_bytes(config), disk=disk)
+def _receiver(path: str, config: ServerConfig, platform: Platform) -> SnapshotReceiver:
+    return SnapshotReceiver(
+        path,
+        map_size_bytes=map_size_bytes(config),
+        disk=platform.disk,
+        open_backend=platform.open_backend,
+    )
 
 
 def _write(receiver: SnapshotReceiver, payload: bytes) -> None:

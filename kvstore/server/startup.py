@@ -1,10 +1,19 @@
-"""What can go wrong before a member serves, said so that the operator knows what to do."""
+"""What can go wrong with ports, folders and disks, said so that the operator knows what to do."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
+from typing import NoReturn, Protocol
+
+import lmdb
+
+from kvstore.ports import Disk
+from kvstore.wal.errors import FULL, FULL_ERRNOS
+
+FULL_BYTES = 1 << 20
+"""With less than this free a failed write of the store was for want of space."""
 
 EXIT_REMOVED = 77
 """Exit code of a member that was removed: to start it again is of no use."""
@@ -22,6 +31,19 @@ class RemovedError(StartError):
             f"member {member:x} was removed from cluster {cluster:x} and stops for ever. Its data "
             f"directory {folder} is of no more use: remove it. To come back, add a member (kvctl "
             "member add) and start it with an empty one"
+        )
+
+
+def check_folder(disk: Disk, path: str) -> None:
+    """Refuse the data directory of etcd: here it would look like that of an empty member.
+
+    Raises:
+        StartError: It is one.
+    """
+    if disk.exists(f"{path}/member") and not disk.exists(f"{path}/wal"):
+        raise StartError(
+            f"--data-dir {path} is the data directory of an etcd member, which kvstore does not "
+            "read; choose another one"
         )
 
 
@@ -68,9 +90,36 @@ def port_holder(port: int) -> str:
     return ""
 
 
+class Fatal(Protocol):
+    """Ends the process at once; `kvstore.wal.fatal` fits."""
+
+    def __call__(self, error: BaseException, *, what: str = ...) -> NoReturn:
+        """End it, with one line that names the cause."""
+
+
+def store_failed(folder: str, fatal: Fatal, error: BaseException) -> NoReturn:
+    """End the process after an error of the store, and say so when the disk is merely full."""
+    if is_full(folder, error):
+        fatal(error, what=FULL)
+    fatal(error)
+
+
+def is_full(folder: str, error: BaseException) -> bool:
+    """Tell whether an error is due to a full disk.
+
+    LMDB reports a write that was cut short as an input/output error, so the disk is asked too.
+    """
+    if isinstance(error, OSError):
+        return error.errno in FULL_ERRNOS
+    if not isinstance(error, lmdb.Error):
+        return False
+    space = os.statvfs(folder)
+    return space.f_bavail * space.f_frsize < FULL_BYTES
+
+
 def explain_folder(path: str, error: OSError) -> StartError:
     """Return the reason why the data directory cannot be used."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in FULL_ERRNOS:
         return StartError(f"--data-dir {path}: the disk is full; free space and start again")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return StartError(f"--data-dir {path}: no permission to write there ({error.strerror})")

@@ -7,11 +7,11 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 from kvstore.mvcc.marks import AppliedMark
 from kvstore.mvcc.store import Batch, Store
 from kvstore.ports import Backend
-from kvstore.wal import fatal
 
 INTERVAL_S = 0.1
 """Between commits, as etcd: one commit serves all changes of that time."""
@@ -41,6 +41,7 @@ class Storage:
         mark: Callable[[], AppliedMark],
         durable_index: Callable[[], int],
         committed: Callable[[AppliedMark, float], None],
+        fatal: Callable[[BaseException], NoReturn],
     ) -> None:
         """Join the parts.
 
@@ -50,6 +51,7 @@ class Storage:
             mark: Returns the log position that the store is at.
             durable_index: Returns up to where our own log is on disk.
             committed: Told of each mark that became durable, and the seconds it took.
+            fatal: Ends the process.
         """
         self.store = store
         self.backend = backend
@@ -60,6 +62,7 @@ class Storage:
         self._mark = mark
         self._durable_index = durable_index
         self._committed = committed
+        self._fatal = fatal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self._wake = asyncio.Event()
         self._log_moved = asyncio.Event()
@@ -96,16 +99,19 @@ class Storage:
         self._thread.shutdown()
 
     async def _run(self) -> None:
-        while not self._stopping:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL_S):
-                    await self._wake.wait()
-            self._wake.clear()
+        try:
+            while not self._stopping:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._wake.wait()
+                self._wake.clear()
+                async with self.lock:
+                    await self._commit()
+                    await self._purge()
             async with self.lock:
                 await self._commit()
-                await self._purge()
-        async with self.lock:
-            await self._commit()
+        except Exception as error:  # noqa: BLE001 (whatever it is, nothing would be committed again)
+            self._fatal(error)
 
     async def _commit(self) -> None:
         batch = self.store.seal(self._mark())
@@ -126,7 +132,7 @@ class Storage:
         try:
             self.backend.commit(batch.changes())
         except Exception as error:  # noqa: BLE001 (every failure of the store's disk ends the process)
-            fatal(error)
+            self._fatal(error)
 
     async def _purge(self) -> None:
         store = self.store

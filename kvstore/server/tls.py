@@ -30,6 +30,7 @@ def server_context(config: ServerConfig) -> ssl.SSLContext:
             raise StartError(
                 f"--trusted-ca-file {config.trusted_ca_file}: cannot be used: {error}"
             ) from error
-    if config.client_cert_auth:
+        # As etcd does: who names an authority wants clients checked, with --client-cert-auth or
+        # without.
         context.verify_mode = ssl.CERT_REQUIRED
     return context

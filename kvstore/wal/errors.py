@@ -14,11 +14,15 @@ A refusal of the system (no space, input/output error) stays an OSError.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import NoReturn
 
 EXIT_DISK = 74
 """Exit status after a disk error: EX_IOERR of sysexits.h."""
+
+FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT))
+FULL = "the disk is full (free space and start again; nothing that was acknowledged is lost)"
 
 _REPLACE = (
     "Nothing was changed. Do not edit or delete the files by hand. In a cluster: remove this "
@@ -90,6 +94,8 @@ def fatal(error: BaseException, *, what: str = "the disk failed") -> NoReturn:
     with the data gone (Linux marks the pages clean). So no handler, no retry and no clean-up runs:
     each could acknowledge something. At the next start recovery reads what is really there.
     """
+    if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
+        what = FULL
     line = f"kvstore: fatal: {what}, ending now: {type(error).__name__}: {error}\n"
     os.write(2, line.replace("\n", " ").rstrip().encode("utf-8", "replace") + b"\n")
     os._exit(EXIT_DISK)

@@ -66,7 +66,7 @@ class Wal:
     __slots__ = (
         "_disk", "_end", "_failure", "_file", "_folder", "_hard_state", "_identity", "_last",
         "_lock", "_options", "_previous", "_salt", "_segments", "_sequence", "_size_bytes",
-        "_snapshot", "_spare", "_written_state", "_zeroed", "_zeros",
+        "_snapshot", "_spare", "_written_state", "_zeroed", "_zeros", "written_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +93,8 @@ class Wal:
 
         # Of the segment in use. `_end` is where the next frame goes; the bytes behind it are zero.
         self._file: File | None = None
+        self.written_bytes = 0
+        """Of batches, by this object; zeros ahead are not counted."""
         self._size_bytes = 0
         self._end = 0
         self._zeroed = 0
@@ -283,6 +285,7 @@ class Wal:
         self._end = end
         self._previous = crc
         self._sequence = sequence
+        self.written_bytes += size
 
     def prepare(self) -> None:
         """Allocate the next segment if that is not done, so that `save` need not.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from bench import failover, h2load
-from bench.clusters import ETCD, Cluster
+from bench import failover, gate, h2load, million, scenarios
+from bench.clusters import ETCD, KINDS, KVSTORE, Cluster
 from bench.load import Load, Outcome
-from bench.measure import Ceilings, Driver, measure, preload
+from bench.measure import Ceilings, Driver, measure, preload, too_slow
+from bench.profiles import CALLS
 from tests.compat.conftest import need
 
 pytestmark = [pytest.mark.etcd, pytest.mark.cluster]
@@ -26,7 +28,7 @@ def cluster() -> Iterator[Cluster]:
 
 def test_a_clean_run_has_no_problems_and_real_costs(cluster: Cluster) -> None:
     preload(cluster, 800)
-    load = Load(**{**LOAD.__dict__, "put_share": 0.5})
+    load = replace(LOAD, put_share=0.5)
 
     sample = measure("P1-mix", cluster, Driver("generator", load), Ceilings(0.3), 0)
 
@@ -35,6 +37,18 @@ def test_a_clean_run_has_no_problems_and_real_costs(cluster: Cluster) -> None:
     assert sample.leader_us > 0
     assert sample.follower_us > 0
     assert sample.driver_rate > sample.rate
+
+
+def test_etcd_understands_a_replay_that_starts_over(cluster: Cluster) -> None:
+    # Its HPACK decoder is Go's, with rules of its own for table size updates.
+    load = Load(
+        **{**LOAD.__dict__, "profile": "grpc-java", "connections": 1, "requests": CALLS + 9}
+    )
+
+    outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
+
+    assert outcome.problems() == []
+    assert outcome.acknowledged_puts == CALLS + 9
 
 
 def test_puts_that_did_not_happen_are_found(
@@ -76,6 +90,58 @@ def test_the_python_program_counts_what_it_wrote(cluster: Cluster) -> None:
 
     assert [problem for problem in sample.problems if "null server" not in problem] == []
     assert sample.rate > 0
+
+
+class LowCeilings(Ceilings):
+    """As if no driver were faster than one call a second."""
+
+    def rate(self, driver: Driver, kind: str) -> float:
+        return 1.0
+
+
+def test_a_figure_too_near_to_the_drivers_own_rate_is_flagged(cluster: Cluster) -> None:
+    sample = measure("P1", cluster, Driver("generator", LOAD), LowCeilings(0.3), 0)
+
+    assert sample.problems == ["the driver reaches only 1/s against the null server"]
+    assert too_slow(200.0, 100.0) == []
+    assert too_slow(199.0, 100.0)
+
+
+@pytest.mark.parametrize("tool", ["generator", "program", "h2load"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_driver_has_a_ceiling(tool: str, kind: str) -> None:
+    if tool == "h2load" and not h2load.available():
+        pytest.skip("h2load is not installed (Debian package nghttp2-client)")
+    load = replace(LOAD, requests=2_000) if tool == "h2load" else LOAD
+
+    assert Ceilings(0.3).rate(Driver(tool, load, tasks=20), kind) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gate", "P6"])
+def test_scenarios_flag_rates_too_near_to_the_drivers_own(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "Ceilings", LowCeilings)
+    monkeypatch.setattr(million, "Ceilings", LowCeilings)
+    brief = {
+        key: replace(driver, load=replace(driver.load, seconds=0.3, warmup_s=0.2))
+        for key, driver in million.DRIVERS.items()
+    }
+    monkeypatch.setattr(million, "DRIVERS", brief)
+
+    found = scenarios.SCENARIOS[name](KVSTORE, data_root=None, scale=0.03)
+
+    flagged = [key for key, value in found.items() if "against the null server" in str(value)]
+    assert flagged == (
+        ["problems"]
+        if name == "P6"
+        else [
+            f"{how} at {where}: problems"
+            for where in ("leader", "follower")
+            for how in ("serializable", "linearizable")
+        ]
+    )
 
 
 @pytest.mark.slow

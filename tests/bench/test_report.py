@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bench import report as reporting
-from bench.__main__ import chosen, parse
 from bench.h2load import H2loadError
 from bench.h2load import parse as parse_h2load
 from bench.measure import Sample
@@ -76,7 +75,7 @@ def test_files_have_machine_command_and_samples(
     monkeypatch.setattr(reporting, "RESULTS", tmp_path)
     report = Report({"cores": 2}, "python -m bench", samples=[sample(PUT.name, "etcd", 5.0)])
 
-    page = write(report, ROWS, "name")
+    page = write(report, rows(report, ROWS), "name")
 
     text = page.read_text()
     assert "python -m bench" in text
@@ -88,16 +87,3 @@ def test_h2loads_report_is_read() -> None:
     assert parse_h2load(H2LOAD) == (pytest.approx(0.65063), 299_998, 2)
     with pytest.raises(H2loadError):
         parse_h2load("nothing of the kind")
-
-
-def test_the_command_line_chooses_rows() -> None:
-    rows, scenarios = chosen(parse(["--only", "P1,P8"]))
-    brief, none = chosen(parse(["--ci"]))
-
-    assert {row.name.split("-")[0] for row in rows} == {"P1"}
-    assert len(rows) > 8
-    assert scenarios == ["P8"]
-    assert {row.name for row in brief} >= {"P1-h2load", "P1-uniform", "P3-serializable"}
-    assert none == []
-    with pytest.raises(SystemExit, match="P77"):
-        chosen(parse(["--only", "P77"]))

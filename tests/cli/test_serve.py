@@ -214,3 +214,13 @@ def test_up_refuses_ports_that_do_not_fit() -> None:
     )
     assert ended.returncode == 2
     assert "choose at most" in ended.stderr
+
+
+def test_failpoints_in_the_environment_need_the_flag(tmp_path: Path) -> None:
+    # Ignored in silence, a test that sets them would test nothing.
+    refused = serve(tmp_path, KVSTORE_FAILPOINTS="wal.sync.before=panic")
+    assert refused.returncode == 1
+    assert "--enable-failpoints" in refused.stderr
+    misspelt = serve(tmp_path, "--enable-failpoints", KVSTORE_FAILPOINTS="wal.sink=panic")
+    assert misspelt.returncode == 1
+    assert "no point 'wal.sink'" in misspelt.stderr

@@ -1,4 +1,7 @@
-"""Servers and clients for the client's tests; every test runs on each kind of server there is."""
+"""Servers and clients for the client's tests.
+
+Every test runs on each kind of server there is, and on ours over both transports.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvstore.client import AsyncClient
+from kvstore.client import AsyncClient, Client
 from tests.servers import SERVERS, Cluster
 
 if TYPE_CHECKING:
@@ -16,29 +19,44 @@ if TYPE_CHECKING:
 KINDS = [
     pytest.param("etcd", marks=pytest.mark.etcd),
     pytest.param("kvstore", marks=pytest.mark.cluster),
+    pytest.param("kvstore-unary", marks=pytest.mark.cluster),
 ]
+TRANSPORTS = {"etcd": "auto", "kvstore": "session", "kvstore-unary": "unary"}
+"""What clients use unless a test says otherwise. Not "auto" on ours: it would hide a fallback."""
+
 _numbers = itertools.count(1)
 
 
-def skip_unless_there(kind: str) -> None:
-    reason = SERVERS[kind].missing()
+def class_of(kind: str) -> type[Cluster]:
+    found = SERVERS[kind.partition("-")[0]]
+    reason = found.missing()
     if reason is not None:
         pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the clients of this test take the transport that its kind of server stands for."""
+    callspec = getattr(request.node, "callspec", None)
+    kinds = [] if callspec is None else callspec.params.values()
+    chosen = next((TRANSPORTS[kind] for kind in kinds if kind in TRANSPORTS), "auto")
+    for client in (AsyncClient, Client):
+        monkeypatch.setitem(client.__init__.__kwdefaults__, "transport", chosen)
+    return chosen
 
 
 @pytest.fixture(scope="session", params=KINDS)
 def server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """One member, shared by all tests: use keys below `prefix`."""
-    skip_unless_there(request.param)
-    with SERVERS[request.param](1) as cluster:
+    with class_of(request.param)(1) as cluster:
         yield cluster
 
 
 @pytest.fixture(params=KINDS)
 def fresh_server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """One member of the test's own, for what changes the whole store."""
-    skip_unless_there(request.param)
-    with SERVERS[request.param](1) as cluster:
+    with class_of(request.param)(1) as cluster:
         yield cluster
 
 
@@ -48,11 +66,11 @@ def fresh_server(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         # The quick suite takes our own server; etcd's elections and restarts take longer.
         pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.slow]),
         pytest.param("kvstore", marks=pytest.mark.cluster),
+        pytest.param("kvstore-unary", marks=[pytest.mark.cluster, pytest.mark.slow]),
     ],
 )
 def three_members(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    skip_unless_there(request.param)
-    with SERVERS[request.param](3) as cluster:
+    with class_of(request.param)(3) as cluster:
         yield cluster
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvstore.client import AsyncClient, AuthenticationError, PermissionDeniedError
-from tests.client.conftest import skip_unless_there
-from tests.servers import SERVERS
+from tests.client.conftest import class_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +34,7 @@ def post(endpoint: str, path: str, **body: object) -> None:
 @pytest.fixture(params=KINDS)
 def guarded(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A member with root, and with a user who may touch the keys from `a/` to `a0` only."""
-    skip_unless_there(request.param)
-    with SERVERS[request.param](1) as cluster:
+    with class_of(request.param)(1) as cluster:
         [endpoint] = cluster.endpoints
         post(endpoint, "user/add", name="root", password="r")
         post(endpoint, "user/grant", user="root", role="root")

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from kvstore.client import AsyncClient, Tls, UnreachableError
-from tests.client.conftest import KINDS, skip_unless_there
-from tests.servers import SERVERS
+from tests.client.conftest import KINDS, class_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,12 +74,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=KINDS)
 def strict_server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Cluster]:
     """A member that demands a client certificate."""
-    skip_unless_there(request.param)
     flags = (
         *("--cert-file", str(folder / "server.pem"), "--key-file", str(folder / "server-key.pem")),
         *("--trusted-ca-file", str(folder / "ca.pem"), "--client-cert-auth=true"),
     )
-    with SERVERS[request.param](1, flags, scheme="https") as cluster:
+    with class_of(request.param)(1, flags, scheme="https") as cluster:
         yield cluster
 
 

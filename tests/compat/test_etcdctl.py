@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import dataclass
 
 import pytest
 
@@ -33,32 +35,65 @@ def test_we_answer_as_etcd_does(etcd_transcript: Transcript, our_transcript: Tra
     assert met == {entry.name for entry in KNOWN}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", [ETCD, KVSTORE])
-@pytest.mark.parametrize("case", PERFORMANCE, ids=lambda case: case.name)
-def test_check_perf_runs_through(kind: str, case: Case) -> None:
-    # `s` (150 writes a second) must pass anywhere. `m` asks for 1,000 a second and 0.5 s at worst
-    # over a minute, which says more about the machine: on two shared cores etcd itself fails it.
-    # So its verdict is logged (-rP shows it), and what is asserted does not depend on time.
-    need("etcdctl")
-    if reason := available(kind):
-        pytest.skip(f"{kind}: {reason}")
+@dataclass(frozen=True)
+class Verdict:
+    """How one `check perf` ended, without the progress bar."""
+
+    kind: str
+    code: int | None
+    lines: tuple[str, ...]
+    stderr: str
+    left_keys: str
+    logs: str
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """What etcdctl was not content with, but for the summary."""
+        return tuple(line for line in self.lines if line.startswith("FAIL:"))
+
+    def __str__(self) -> str:
+        """Return all that helps to find the cause."""
+        lines = "\n  ".join(self.lines)
+        return (
+            f"{self.kind}: exit code {self.code}, verdicts:\n  {lines}\n"
+            f"standard error: {self.stderr.strip()[-1000:]}\nthe members' logs:\n{self.logs}"
+        )
+
+
+def check_perf(kind: str, case: Case) -> Verdict:
+    """Run `check perf` on a fresh cluster, then list what it left."""
     with Cluster(kind) as cluster:
         endpoint = f"http://{cluster.leader().target}"
-        left = case_of("get", "", "--prefix", "--keys-only")
-        output, kept = Etcdctl([endpoint]).run_all([case, left]).outputs
-
-    verdicts = output.stdout.rpartition("%")[2].splitlines()[1:]
-    logging.getLogger(__name__).warning("%s on %s: %s", case.name, kind, "; ".join(verdicts))
-    assert len([line for line in verdicts if line[:4] in ("PASS", "FAIL")]) == 4, output.stdout
-    assert "error" not in output.stderr.lower(), output.stderr
-    assert kept.code == 0
-    assert kept.stdout.strip() == "", "check perf removes its keys, so a deletion was lost"
-    if case.argv[-1] == "--load=s":
-        assert output.code == 0, output.stdout
+        listing = Case(("get", "", "--prefix", "--keys-only"))
+        output, kept = Etcdctl([endpoint]).run_all([case, listing]).outputs
+        logs = "\n".join(f"{member.name}: {member.log_end()}" for member in cluster.members)
+    # The first verdict stands behind the bar on its line.
+    found = re.findall(r"(?:PASS|FAIL)(?:: [^\n]*)?$", output.stdout, re.MULTILINE)
+    verdict = Verdict(kind, output.code, tuple(found), output.stderr, kept.stdout.strip(), logs)
+    logging.getLogger(__name__).warning("%s on %s: %s", case.name, kind, "; ".join(verdict.lines))
+    return verdict
 
 
-def case_of(*argv: str) -> Case:
-    """Return a case without input."""
-    return Case(argv)
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("case", PERFORMANCE, ids=lambda case: case.name)
+def test_check_perf_runs_through(case: Case) -> None:
+    # No request may fail, whatever the machine does meanwhile. What `check perf` says of times is
+    # about the machine as well: its own rate limiter falls behind when it gets no processor, and
+    # then etcd does not reach the 150 writes a second of load `s` either (nor, on two shared
+    # cores, the 1,000 of `m`). So where etcd passes `s`, we must; -rP shows the verdicts.
+    need("etcdctl")
+    for kind in (ETCD, KVSTORE):
+        if reason := available(kind):
+            pytest.skip(f"{kind}: {reason}")
+    etcd, ours = check_perf(ETCD, case), check_perf(KVSTORE, case)
+    compared = case.argv[-1] == "--load=s" and etcd.code == 0
+    if compared and ours.code != 0:
+        ours = check_perf(KVSTORE, case)  # the load may have come in between
+    assert not [line for line in ours.failed if "error" in line.lower()], ours
+    assert "error" not in ours.stderr.lower(), ours
+    for verdict in (etcd, ours):
+        # Throughput, slowest, deviation; without them it did not run to its end.
+        assert len([line for line in verdict.lines if ": " in line]) >= 3, verdict
+        assert verdict.left_keys == "", f"its keys are left, so a deletion was lost; {verdict}"
+    assert not compared or ours.code == 0, ours

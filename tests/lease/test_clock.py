@@ -48,6 +48,18 @@ def all_expired(clock: LeaseClock, now_ns: int, limit: int = 10**9) -> list[int]
             return sorted(found)
 
 
+def test_leases_are_listed_by_their_end(lessor: Lessor, clock: LeaseClock) -> None:
+    # As etcd's LeaseLeases. 1 and 4 live equally long, but 4 later.
+    for number, (lease_id, ttl_s) in enumerate(((3, 100), (1, 10), (2, 50), (4, 10))):
+        lessor.grant(lease_id, ttl_s)
+        clock.begin_lives(START + number)
+    assert clock.by_end(START + 4) == [1, 4, 2, 3]
+
+    clock.renew(1, START + 5)
+
+    assert clock.by_end(START + 6) == [4, 1, 2, 3]
+
+
 def test_a_lease_ends_after_its_life_and_within_a_slot(lessor: Lessor, clock: LeaseClock) -> None:
     lessor.grant(1, 10)
     clock.expired(START, 100)

@@ -45,6 +45,14 @@ def test_which_revisions_can_be_hashed(member: Member) -> None:
     assert member.store.hash_kv(4)[1:] == (4, 4)
 
 
+@pytest.mark.parametrize("asked", [-1, -7])
+def test_below_zero_no_record_is_hashed(member: Member, asked: int) -> None:
+    # Unlike a range's, it is not "now". The number is CRC-32C of the bucket's name, as etcd's.
+    member.put(b"a", b"1")
+
+    assert member.store.hash_kv(asked) == (1084519789, -1, asked)
+
+
 def test_a_hash_in_slices_is_of_its_start(member: Member) -> None:
     for n in range(3500):
         member.put(b"%d" % (n % 50), b"%d" % n)

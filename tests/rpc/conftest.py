@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ import pytest
 import uvloop
 
 from kvstore.rpc import Call, HttpRequest, HttpResponse, Limits, Server
+from tests.certificates import Authority
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -87,6 +89,7 @@ class Service:
         self.held: list[Call] = []
         self.errors: list[BaseException] = []
         self.calls: list[Call] = []
+        self.chunks_made = 0
 
     def register(self, server: Server) -> None:
         server.unary("/t.Test/Echo", lambda call, message: call.reply(message))
@@ -129,6 +132,24 @@ class Service:
                     self.log.append("chunks closed")
 
             return HttpResponse(200, [("content-type", "text/plain")], chunks())
+        if request.path == "/flood":
+
+            async def flood() -> Any:
+                for _ in range(100):
+                    self.chunks_made += 1
+                    yield bytes(65536)
+
+            return HttpResponse(200, [], flood())
+        if request.path == "/broken":
+
+            async def half() -> Any:
+                yield b"half"
+                raise RuntimeError("a bug in a body")
+
+            return HttpResponse(200, [("content-type", "text/plain")], half())
+        if request.path == "/headers":
+            text = "".join(f"{name}: {value}\n" for name, value in sorted(request.headers.items()))
+            return HttpResponse(200, [("content-type", "text/plain")], text.encode())
         if request.path == "/raise":
             raise RuntimeError("a bug in a handler")
         if request.path == "/big":
@@ -145,6 +166,13 @@ class Running:
         self.service = service
         self.loop = loop
         self.port = 0
+        self.stray: list[dict[str, Any]] = []
+        """Exceptions that reached the loop."""
+
+    @property
+    def connections(self) -> list[Any]:
+        """The engine's own objects of the open HTTP/2 connections."""
+        return self.run(lambda: list(self.server._engine.connections))
 
     @property
     def target(self) -> str:
@@ -178,6 +206,17 @@ class Running:
         return asyncio.run_coroutine_threadsafe(self.server.drain(grace_s), self.loop)
 
 
+def server_tls(authority: Authority, *, clients: bool = False) -> ssl.SSLContext:
+    """A server's context as the member makes it; with `clients` they must show a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.load_cert_chain(*authority.issue("server"))
+    if clients:
+        context.load_verify_locations(authority.file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 @contextlib.contextmanager
 def running(
     loop_name: str,
@@ -189,17 +228,16 @@ def running(
     """Serve `Service` until the block ends; an exception that reached the loop fails the test."""
     service = Service()
     loop = LOOPS[loop_name]()
-    stray: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _loop, context: stray.append(context))
     server = Server(
         limits=limits,
         http=service.http if http else None,
         on_error=service.errors.append,
     )
     service.register(server)
+    ours = Running(server, service, loop)
+    loop.set_exception_handler(lambda _loop, context: ours.stray.append(context))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    ours = Running(server, service, loop)
     try:
         listening = asyncio.run_coroutine_threadsafe(server.listen("127.0.0.1", 0, tls=tls), loop)
         ours.port = listening.result(10)
@@ -210,7 +248,7 @@ def running(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
-    assert stray == []
+    assert ours.stray == []
 
 
 @pytest.fixture(params=sorted(LOOPS))

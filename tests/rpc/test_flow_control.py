@@ -272,7 +272,7 @@ def test_incomplete_messages_of_a_connection_are_bounded() -> None:
         wire.alive()
         wire.send(*[frame(RST_STREAM, 0, 1 + 2 * n, b"\0\0\0\x08") for n in range(60)])
         wire.alive()
-        [connection] = served.run(lambda: list(served.server._engine.connections))
+        [connection] = served.connections
         assert connection._receiving_bytes <= 4 * 16384
 
 
@@ -327,7 +327,7 @@ def test_errors_for_a_client_that_never_reads_are_bounded(served: Running) -> No
         requests = [greedy.call(1 + 2 * n, text, "/t.Test/Fail") for n in range(8000)]
         with pytest.raises(TimeoutError):
             greedy.send(*requests)
-        [connection] = served.run(lambda: list(served.server._engine.connections))
+        [connection] = served.connections
         waiting = served.run(connection.transport.get_write_buffer_size)
         # One turn's reading may come on top (uvloop: up to 32 chunks of 256,000 bytes).
         assert waiting < Limits().connection_high_bytes + 32 * 256_000
@@ -357,6 +357,18 @@ def test_replies_beyond_the_servers_budget_are_refused() -> None:
         assert len(wire_rest(wire, 1)[1]) == 600_005
 
 
+def test_the_handler_of_a_stream_hears_that_the_budget_ended_it() -> None:
+    # A watch whose stream was refused would else stay registered, waiting to be writable.
+    limits = Limits(unsent_bytes_max=MIB)
+    with running("uvloop", limits=limits) as served, Wire(served.port) as wire:
+        wire.hello(settings(window=0))
+        wire.send(wire.call(1, b"3 1200000", "/t.Test/Produce"))
+        wire.until(HEADERS, 1)
+        assert wire.until(HEADERS, 1).fields["grpc-status"] == "8"
+        served.until(lambda: served.service.log[-1:] == ["cancelled"])
+        assert served.service.calls[0].cancelled
+
+
 def test_a_reset_frees_what_was_queued(served: Running) -> None:
     with Wire(served.port) as wire:
         wire.hello(settings(window=0))
@@ -384,7 +396,9 @@ def test_an_error_in_the_middle_of_a_message_is_a_reset(served: Running) -> None
 @pytest.mark.slow
 def test_one_connection_uploads_more_than_4_gib() -> None:
     with running("uvloop") as served, Wire(served.port) as wire:
-        wire.hello()
+        # The reply names each of 260,000 messages: 1.6 MB, more than a client's default windows.
+        wire.hello(settings(window=HUGE))
+        wire.send(window_update(0, HUGE))
         chunk = message(b"u" * (16384 - 5))
         wire.send(wire.headers(1, request_fields("/t.Test/Collect")))
         windows = {0: 8 * MIB, 1: MIB}

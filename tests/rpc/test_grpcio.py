@@ -204,3 +204,30 @@ async def test_aio_client(loop_name: str) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await method(channel, "Hold")(b"", timeout=0.1)
             assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_aio_client_metadata_compression_size_and_cancellation(loop_name: str) -> None:
+    with running(loop_name) as served:
+        async with grpc.aio.insecure_channel(
+            served.target, BIG, compression=grpc.Compression.Gzip
+        ) as channel:
+            ask = method(channel, "Metadata")
+            metadata = (("token", "abc"), ("blob-bin", b"\x00\xff"))
+            assert await ask(b"token", metadata=metadata, timeout=10) == b"abc"
+            assert await ask(b"blob-bin", metadata=metadata, timeout=10) == b"\x00\xff"
+            assert await method(channel, "Echo")(b"z" * 50_000, timeout=10) == b"z" * 50_000
+            size = 64 * 1024 * 1024
+            assert len(await method(channel, "Big")(b"%d" % size, timeout=60)) == size
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await method(channel, "Fail")("käse".encode(), timeout=10)
+            assert caught.value.details() == "käse"
+            assert dict(caught.value.trailing_metadata())["detail-bin"] == b"\xff\x00"
+            held = method(channel, "Hold")(b"", timeout=20)
+            chat = method(channel, "Chat", "stream_stream")(timeout=20)
+            await chat.write(b"hello")
+            assert await chat.read() == b"hello"
+            served.until(lambda: served.service.held)
+            held.cancel()
+            chat.cancel()
+            served.until(lambda: served.service.log == ["cancelled", "cancelled"])
+            assert served.run(served.server.statistics).streams_open == 0

@@ -7,18 +7,25 @@ from typing import Any
 
 import pytest
 
-from kvstore.apply.ops import PUT
+from kvstore.apply.ops import PUT, decode_batch
 from kvstore.peer.codec import decode, encode
 from kvstore.peer.link import Channel
 from kvstore.raft.config import Config, Restored
 from kvstore.raft.messages import (
     AppendRequest,
+    AppendResponse,
     AppendWork,
+    CommitNotice,
     Configuration,
     Entry,
     Forward,
     Heartbeat,
+    InstallSnapshot,
     Message,
+    PreVoteResponse,
+    Role,
+    SnapshotMeta,
+    VoteResponse,
 )
 from kvstore.raft.raft import Raft
 from kvstore.server.node import Node, NodeHooks
@@ -204,9 +211,95 @@ def test_a_failed_application_ends_the_member() -> None:
     assert [str(error) for error in world.fatal] == ["the state is wrong"]
 
 
+def test_a_broken_rule_of_the_core_ends_the_member() -> None:
+    # The event loop would report the exception and go on with a core in an unknown state.
+    world = following(OLD, term=1)
+    with pytest.raises(AssertionError):
+        world.node.saved([AppendWork([], None, None, False, [])])
+    assert len(world.fatal) == 1
+
+
+async def test_a_snapshot_of_a_leader_of_the_past_is_turned_away() -> None:
+    # It arrived whole while another member was elected. The node asserted that the core takes
+    # what would bring it forward, and then waited for ever for it: nothing was applied any more.
+    world = following(OLD, term=1)
+    world.hear(heartbeat(NEW, 2))
+    world.turn()
+    meta = SnapshotMeta(50, 1, Configuration(voters=(SELF, OLD, NEW)))
+    assert world.node.raft.wants_snapshot(meta)
+    assert not await world.node.install(InstallSnapshot(OLD, SELF, 1, meta))
+    assert not world.node.installing
+    world.hear(append(NEW, 2, 1, 0, b""))
+    world.turn()
+    world.hear(heartbeat(NEW, 2), append(NEW, 2, 2, 2, b""))
+    world.turn()
+    assert world.node.applied_index >= 1
+
+
 def test_messages_in_another_members_name_are_dropped() -> None:
     world = following(OLD, term=1)
     world.node.receive(NEW, [encode(heartbeat(OLD, 9))])
     world.node.receive(NEW, [b"\xff\xff"])
     world.turn()
     assert world.node.term == 1
+
+
+def leading() -> World:
+    world = World()
+    while world.node.raft.term == 0:
+        world.node.tick()
+        world.turn()
+        if any(type(message).__name__ == "PreVoteRequest" for message in world.sent):
+            world.hear(PreVoteResponse(OLD, SELF, 1, granted=True))
+            world.turn()
+    world.hear(VoteResponse(OLD, SELF, 1, granted=True))
+    world.turn()
+    world.hear(AppendResponse(OLD, SELF, 1, 1, None), AppendResponse(NEW, SELF, 1, 1, None))
+    world.turn()
+    assert world.node.role is Role.LEADER
+    assert world.node.applied_index == 1
+    world.sent.clear()
+    return world
+
+
+def proposed(world: World, *, answered: Callable[[Any], None]) -> None:
+    """Propose one operation and let everybody but its answerer have it on disk."""
+    world.node.propose(PUT, b"x", answered)
+    world.turn()
+    [entry] = next(m for m in world.sent if isinstance(m, AppendRequest)).entries
+    world.applier.batches[entry.data] = decode_batch(entry.data).first_sequence
+    world.sent.clear()
+
+
+def test_a_commit_notice_leaves_after_the_reply() -> None:
+    # Two writes to sockets stood between the commit and its answer to the client.
+    world = leading()
+    seen: list[str] = []
+
+    def answered(_: object) -> None:
+        # The RPC engine writes all replies of a turn in the next one.
+        world.call_soon(lambda: seen.append(f"reply after {len(world.sent)} notices"))
+
+    proposed(world, answered=answered)
+    world.hear(AppendResponse(OLD, SELF, 1, 2, None))
+    world.turn()
+    assert seen == ["reply after 0 notices"]
+    assert [type(message) for message in world.sent] == [CommitNotice, CommitNotice]
+    assert {message.target for message in world.sent} == {OLD, NEW}
+
+
+def test_an_append_that_carries_the_commit_saves_the_notice() -> None:
+    world = leading()
+    proposed(world, answered=lambda _: world.node.propose(PUT, b"y", lambda _: None))
+    world.hear(AppendResponse(OLD, SELF, 1, 2, None), AppendResponse(NEW, SELF, 1, 2, None))
+    world.turn()
+    assert [(type(m), m.commit) for m in world.sent if m.target == OLD][:1] == [(AppendRequest, 2)]
+    assert not [message for message in world.sent if isinstance(message, CommitNotice)]
+
+
+def test_a_leader_that_stops_still_tells_what_is_committed() -> None:
+    world = leading()
+    proposed(world, answered=lambda _: world.node.stop())
+    world.hear(AppendResponse(OLD, SELF, 1, 2, None))
+    world.turn()
+    assert [type(message) for message in world.sent] == [CommitNotice, CommitNotice]

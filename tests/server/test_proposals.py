@@ -161,3 +161,59 @@ def test_the_edge_refuses_when_too_many_wait() -> None:
     with pytest.raises(TooManyRequestsError):
         desk.add(PENDING_MAX)
     assert desk.proposals.count == PENDING_MAX
+
+
+def test_a_group_stays_in_one_batch_wherever_the_cut_would_fall() -> None:
+    # A pipeline's writes: were they in two batches, the second could be applied first after the
+    # first was lost and sent again.
+    for before in (0, 1, ENTRY_OPS_MAX - 50, ENTRY_OPS_MAX):
+        desk = Desk()
+        desk.add(*range(before))
+        with desk.proposals.together():
+            desk.add(*range(10_000, 10_100))
+        desk.add(*range(20_000, 20_000 + ENTRY_OPS_MAX))
+        batches = []
+        while desk.proposals.waiting():
+            batches.append(desk.send()[1])
+        sent = [number for batch in batches for number in batch]
+        assert sent == list(desk.ended)
+        assert all(len(batch) <= ENTRY_OPS_MAX for batch in batches)
+        [holder] = [batch for batch in batches if 10_000 in batch]
+        first = holder.index(10_000)
+        assert holder[first : first + 100] == list(range(10_000, 10_100))
+
+
+def test_groups_are_cut_by_bytes_too_and_one_that_fits_no_entry_goes_whole() -> None:
+    desk = Desk()
+    desk.add(1, size_bytes=ENTRY_BYTES_MAX // 2)
+    with desk.proposals.together():
+        desk.add(2, 3, size_bytes=ENTRY_BYTES_MAX // 3)
+    with desk.proposals.together():
+        desk.add(4, 5, 6, size_bytes=ENTRY_BYTES_MAX // 2)
+    desk.add(7)
+    batches = []
+    while desk.proposals.waiting():
+        batches.append(desk.send()[1])
+    assert batches == [[1], [2, 3], [4, 5, 6], [7]]
+
+
+def test_a_lost_group_goes_out_again_whole() -> None:
+    desk = Desk()
+    with desk.proposals.together():
+        desk.add(1, 2, 3)
+    desk.add(4)
+    desk.send(term=1)
+    desk.proposals.term_applied(2)
+    desk.add(5)
+    assert desk.send(term=2)[1] == [1, 2, 3, 4]
+
+
+def test_what_was_cut_counts_as_much_at_its_end_as_at_its_beginning() -> None:
+    # Batches that were cut subtracted the bytes of their encoding, more than had been added; the
+    # bound of the queue in bytes grew with every cut.
+    desk = Desk()
+    desk.add(*range(ENTRY_OPS_MAX + 10))
+    while desk.proposals.waiting():
+        first, sent = desk.send()
+        desk.apply(first, ["ok"] * len(sent))
+    assert desk.proposals.count == desk.proposals.size_bytes == 0

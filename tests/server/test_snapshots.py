@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.mvcc.backend_lmdb import LmdbBackend
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.snapshot import snapshot_chunks
 from kvstore.peer.codec import decode, encode
@@ -17,7 +18,8 @@ from kvstore.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig
 from kvstore.server.identity import Member
-from kvstore.server.replica import open_backend
+from kvstore.server.platform import RealPlatform
+from kvstore.server.replica import map_size_bytes
 from kvstore.server.snapshots import STORE_NAME, Incoming, received_path, send, settle
 from kvstore.wal import RealDisk
 
@@ -27,7 +29,7 @@ MESSAGE = InstallSnapshot(1, 2, 3, META)
 
 
 def write_store(path: str, config: ServerConfig, index: int) -> None:
-    backend = open_backend(path, config)
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
     marks = Marks(AppliedMark(0, 0), -1, -1)
     backend.commit(
         [*marks.advance(AppliedMark(index, 3)), ("key", b"\0" * 17, b"value of %d" % index)]
@@ -36,7 +38,7 @@ def write_store(path: str, config: ServerConfig, index: int) -> None:
 
 
 def stored_index(path: str, config: ServerConfig) -> int:
-    backend = open_backend(path, config)
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
     try:
         return Marks.applied_in(backend).index
     finally:
@@ -114,7 +116,7 @@ class Transfer:
         self.paused: list[bool] = []
         self.incoming = Incoming(
             installer,
-            RealDisk(),
+            RealPlatform(),
             config,
             pause=self.paused.append,
             answer=self.answer.set_result,
@@ -129,7 +131,7 @@ class Transfer:
 def chunks(tmp_path: Path, config: ServerConfig) -> list[bytes]:
     path = str(tmp_path / "source")
     write_store(path, config, NEW)
-    backend = open_backend(path, config)
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
     view = backend.view()
     found = list(snapshot_chunks(view))
     view.close()
@@ -232,7 +234,8 @@ def links(member: int, receiver: Receiver) -> Links:
 async def test_what_is_sent_names_the_members_as_of_its_own_index(config: ServerConfig) -> None:
     # The request names an index and a configuration of the core's; what is streamed is a commit
     # of its own. A member with the configuration of another moment would count wrong majorities.
-    backend = open_backend(f"{config.data_dir}/{STORE_NAME}", config)
+    path = f"{config.data_dir}/{STORE_NAME}"
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
     members = {number: Member(number, "", (f"http://h:{number}",)) for number in (1, 2, 4)}
     members[5] = Member(5, "", ("http://h:5",), (), True)
     backend.commit([Cluster(9, members, (3,)).change()])

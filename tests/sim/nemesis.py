@@ -5,7 +5,7 @@ Every fault ends by itself after a while, so that a run keeps moving; `stop` end
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.messages import Role
@@ -224,11 +224,15 @@ class Nemesis:
             # Fast restarts find forgotten promises, slow ones let others go on without it.
             fast = world.chance(0.5)
             self.restart_later(process.member, world.between(1, MS) if fast else None)
-            raise Crashed
+            self.die(process)
         if action == "isolate":
             self._isolate(process.id, inbound=world.chance(0.7), outbound=world.chance(0.9))
         else:
             self._pause(process.id)
+
+    def die(self, process: Process) -> NoReturn:
+        """End the process that is running now."""
+        raise Crashed
 
     _FAULTS: dict[str, Callable[[Nemesis], None]] = {  # noqa: RUF012 (a table, never changed)
         "crash": lambda self: self._crash(self._any()),

@@ -20,8 +20,7 @@ import lmdb
 from kvstore.apply.ops import PUT
 from kvstore.pb import kv_pb2, rpc_pb2
 from kvstore.raft.messages import NORMAL, AppendWork
-from kvstore.server import member as member_module
-from kvstore.server import storage
+from kvstore.server import platform, storage
 from kvstore.server.config import ServerConfig
 from kvstore.server.disk import DiskThread
 from kvstore.server.member import Member
@@ -34,7 +33,7 @@ KEY, VALUE = b"key/%06d", b"value %d."
 
 def config(folder: str, client_port: int, peer_port: int) -> ServerConfig:
     # Small everything, so that segments, commits and releases come often.
-    member_module.Options = partial(Options, segment_bytes=4096, zero_ahead_bytes=0)  # type: ignore[misc,assignment]
+    platform.Options = partial(Options, segment_bytes=4096, zero_ahead_bytes=0)  # type: ignore[misc,assignment]
     storage.BUFFER_RECORDS = 6
     return ServerConfig(
         name="m1",
@@ -115,7 +114,7 @@ async def write(settings: ServerConfig, puts: int) -> None:
 def read(folder: str, client_port: int, peer_port: int) -> tuple[int, dict[bytes, bytes], str]:
     member = Member(config(folder, client_port, peer_port))
     try:
-        member._open_data()
+        member._open_data(asyncio.run(member._begin()))
     except StartError as error:
         return 0, {}, str(error)
     applied = member.replica.applied.index

@@ -53,7 +53,11 @@ class LeaseService:
             while request.ID == 0 or request.ID in self.lessor.leases:
                 request.ID = self._random.getrandbits(63)
             data = request.SerializeToString()
-        self._writes.submit(call, ops.LEASE_GRANT, data)
+        self._writes.submit(call, ops.LEASE_GRANT, data, partial(self._granted, call))
+
+    def _granted(self, call: Call, message: bytes) -> None:
+        self._leases.begin_lives()
+        call.reply(message)
 
     def _revoke(self, call: Call, data: bytes) -> None:
         if parse(call, rpc_pb2.LeaseRevokeRequest.FromString, data) is not None:
@@ -99,7 +103,7 @@ class LeaseService:
             fail(call, error)
             return
         reply = rpc_pb2.LeaseLeasesResponse(
-            leases=[rpc_pb2.LeaseStatus(ID=lease_id) for lease_id in self.lessor.leases]
+            leases=[rpc_pb2.LeaseStatus(ID=lease_id) for lease_id in self._leases.by_end()]
         )
         call.reply(message_with_header(self._writes.header(), reply))
 

@@ -49,7 +49,6 @@ class Writes:
         self.node = node
         self.store = store
         self.headers = headers
-        self.put_total = 0
         self._size_bytes = size_bytes
         self._size_max = request_size_max
         self._quota_bytes = quota_bytes
@@ -94,7 +93,6 @@ class Writes:
         if isinstance(result, Exception):
             fail(call, result)
             return
-        self.put_total += 1
         revision, previous = result
         header = self.headers(revision)
         if previous is None:

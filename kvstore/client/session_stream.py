@@ -1,0 +1,101 @@
+"""A stream inside a session, in the form of grpc.aio's: watches and keepalives cannot tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from kvstore.pb import session_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from kvstore.client.session import Session
+
+_WINDOW_BYTES = 1 << 20
+# What the server may send ahead of a reader. A slow reader holds up its own stream only.
+
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class SessionStream:
+    """Made by `Session.open_stream`. `write`, `read` and `cancel` are those of grpc.aio."""
+
+    window_bytes = _WINDOW_BYTES
+
+    def __init__(self, session: Session, stream_id: int, response: type[Message]) -> None:
+        self.id = stream_id
+        self._session = session
+        self._response = response
+        self._messages: deque[bytes] = deque()
+        self._read_bytes = 0
+        self._status: tuple[int, str] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def write(self, message: Message) -> None:
+        """Send a message; AioRpcError when the stream has ended."""
+        if self._status is not None:
+            raise self._error()
+        self._session.queue_item((session_pb2.MESSAGE, self.id, message.SerializeToString()))
+
+    async def done_writing(self) -> None:
+        """Send nothing more."""
+        if self._status is None:
+            self._session.queue_item((session_pb2.HALF_CLOSE, self.id))
+
+    async def read(self) -> Any:
+        """Return the next message; grpc.aio.EOF after the last, or AioRpcError."""
+        while not self._messages:
+            if self._status is not None:
+                if self._status[0] == 0:
+                    return grpc.aio.EOF
+                raise self._error()
+            assert self._waiter is None, "one reader at a time"
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        data = self._messages.popleft()
+        self._read_bytes += len(data)
+        if self._read_bytes >= _WINDOW_BYTES // 2 and self._status is None:
+            self._session.push_credit(self.id, self._read_bytes)
+            self._read_bytes = 0
+        return self._response.FromString(data)
+
+    def cancel(self) -> None:
+        """End the stream from this side."""
+        if self._status is None:
+            self.end(grpc.StatusCode.CANCELLED.value[0], "cancelled by the client")
+            self._session.drop_stream(self.id)
+
+    # the session's side
+
+    def take(self, data: bytes) -> None:
+        """Queue a message for the reader."""
+        self._messages.append(data)
+        self._tell()
+
+    def end(self, code: int, text: str) -> None:
+        """Take the status; what was received before is still read."""
+        if self._status is None:
+            self._status = (code, text)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _error(self) -> grpc.aio.AioRpcError:
+        assert self._status is not None
+        code, text = self._status
+        return grpc.aio.AioRpcError(
+            _STATUS.get(code, grpc.StatusCode.UNKNOWN),
+            grpc.aio.Metadata(),
+            grpc.aio.Metadata(),
+            details=text,
+        )

@@ -1,0 +1,520 @@
+"""kvstore.Session: operations of the etcd API as items of one stream's frames (docs/session.md).
+
+No operation is implemented here: an item is handed to the handler that also serves the call on an
+HTTP/2 stream of its own, so semantics, codes and texts are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import msgpack
+from google.protobuf.message import DecodeError
+
+from kvstore.pb import session_pb2
+from kvstore.rpc import Call, StreamHandler
+from kvstore.server.errors import Code, TooManyRequestsError
+from kvstore.server.services.session_call import SessionCall, SessionStream
+from kvstore.server.services.session_pipeline import Pipeline, PipelineCall
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvstore.server.services.base import Routes
+
+OPEN_PATH = "/kvstore.Session/Open"
+FORMAT = 1
+
+OPERATIONS_MAX = 8_192
+"""Calls of one session without an answer; beyond it new ones are refused."""
+
+UNANSWERED_BYTES_MAX = 32 << 20
+"""The same bound in bytes of request."""
+
+STREAMS_MAX = 4_096
+"""Open streams of one session, as of one HTTP/2 connection."""
+
+OUT_HIGH_BYTES = 1 << 20
+"""Unsent bytes of a session above which it takes no frames and its streams wait."""
+
+FRAME_BYTES = 256 << 10
+"""A frame leaves before the end of the turn when it has grown so large."""
+
+REPLIES_BYTES_MAX = 64 << 20
+"""Unsent bytes of a session above which large replies are refused one by one."""
+
+QUEUED_BYTES_MAX = 512 << 20
+"""Stream messages of all sessions that wait for slow readers."""
+
+TURN_ITEMS = 1_024
+"""Items taken in one turn of the loop, so that a large frame does not hold it."""
+
+SWEEP_S = 0.025
+"""How late a deadline may fire. One timer for all calls of a session, while there are any."""
+
+_CALL = session_pb2.CALL
+_NUMBER_MAX = 1 << 63
+
+_pack = msgpack.Packer(autoreset=True).pack
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A method of the member; its number in a session is its place in the hello."""
+
+    path: str
+    handler: Callable[..., Any]
+    unary: bool
+
+
+class Fault(Exception):  # noqa: N818  # a fault of the client, not an error of ours
+    """The client broke a rule of the frames, which ends the session."""
+
+    def __init__(self, text: str, code: int = Code.INVALID_ARGUMENT) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class SessionService:
+    """Opens sessions, and remembers the routes of all services for them.
+
+    Services register through it: what they serve on streams of their own, sessions serve too.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        frame_bytes_max: int,
+        together: Callable[[], AbstractContextManager[None]],
+        later: Callable[..., object],
+        later_s: Callable[..., object],
+        time_s: Callable[[], float],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        """Stand in front of `routes`.
+
+        Args:
+            routes: Where the services' methods are registered.
+            frame_bytes_max: What the server takes as one message.
+            together: Keeps the operations proposed inside in one batch.
+            later: `loop.call_soon`.
+            later_s: `loop.call_later`.
+            time_s: `loop.time`.
+            on_error: Takes what a handler raised; its call ends with UNKNOWN.
+        """
+        self.methods: list[Served] = []
+        self.sessions: set[Session] = set()
+        self.queued_bytes = 0
+        self.together = together
+        self.later = later
+        self.later_s = later_s
+        self.time_s = time_s
+        self.on_error = on_error
+        self._routes = routes
+        self._frame_bytes_max = frame_bytes_max
+
+    def unary(self, path: str, handler: Callable[[Call, bytes], None]) -> None:
+        """Serve a method with one request and one reply, in sessions too."""
+        self.methods.append(Served(path, handler, unary=True))
+        self._routes.unary(path, handler)
+
+    def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
+        """Serve a method with streams, in sessions too."""
+        self.methods.append(Served(path, handler, unary=False))
+        self._routes.stream(path, handler)
+
+    def register(self) -> None:
+        """Serve sessions."""
+        self._routes.stream(OPEN_PATH, self._open)
+
+    def _open(self, call: Call) -> Session:
+        session = Session(self, call)
+        self.sessions.add(session)
+        return session
+
+    def hello(self) -> dict[str, Any]:
+        """Return what every session begins with."""
+        return {
+            "methods": [method.path for method in self.methods],
+            "operations": OPERATIONS_MAX,
+            "bytes": UNANSWERED_BYTES_MAX,
+            "frame_bytes": self._frame_bytes_max,
+            "streams": STREAMS_MAX,
+        }
+
+    def drain(self) -> None:
+        """Ask all clients to go elsewhere: the member is about to stop."""
+        for session in list(self.sessions):
+            session.push((session_pb2.GOAWAY,))
+
+
+class Session:
+    """The handler of one Open stream."""
+
+    def __init__(self, service: SessionService, call: Call) -> None:
+        """Greet the client."""
+        self.service = service
+        self.call = call
+        self.calls: dict[int, SessionCall] = {}
+        self.streams: dict[int, SessionStream] = {}
+        self.unanswered_bytes = 0
+        self.out: list[Any] = [FORMAT]
+        """The next frame. Items of one turn leave together."""
+        self.out_bytes = 0
+        self.blocked = False
+        """The client does not keep up: streams wait, and no frames are taken."""
+        self.later = service.later
+        self._last_id = 0
+        self._metadata: dict[bytes, bytes] = {}
+        self._pauses = 0
+        self._half_closed = False
+        self._sweeping = False
+        self._over = False
+        self._behind: tuple[tuple[Any, ...], int] | None = None
+        self.push((session_pb2.HELLO, service.hello()))
+
+    # what the engine calls
+
+    def message(self, data: bytes) -> None:
+        """Take a frame."""
+        try:
+            items = _parse(data)
+            assert self._behind is None, "nothing arrives while receiving is paused"
+            self._take(items, 1)
+        except Fault as fault:
+            self._end(fault.code, f"session: {fault}")
+
+    def half_closed(self) -> None:
+        """The client sends nothing more; what runs is answered yet."""
+        self._half_closed = True
+        for stream in list(self.streams.values()):
+            self._half_close(stream.id)
+        self._finish_if_done()
+
+    def cancelled(self) -> None:
+        """The client is gone."""
+        self._close()
+
+    def writable(self) -> None:
+        """The client reads again."""
+        if self.blocked:
+            self.blocked = False
+            self.pause(-1)
+        for stream in [stream for stream in self.streams.values() if stream.waits]:
+            if self.blocked:
+                return
+            stream.pump()
+
+    # items that arrive
+
+    def _take(self, items: tuple[Any, ...], position: int) -> None:
+        """Take items from `position` on, a bounded number in this turn. Raises Fault."""
+        end = min(len(items), position + TURN_ITEMS)
+        methods = self.service.methods
+        now_s = self.service.time_s()
+        calls = self.calls
+        try:
+            for item in items[position:end]:
+                if item[0] != _CALL:
+                    _TAKERS[item[0]](self, *item[1:])
+                    if self._over:
+                        return
+                    continue
+                _, call_id, number, timeout_ms, flags, payload = item
+                self._check_id(call_id)
+                if type(payload) is not bytes or type(flags) is not int:
+                    raise Fault("a payload must be binary, flags a number")
+                served = methods[number] if 0 <= number < len(methods) else None
+                if served is None or not served.unary:
+                    self.push_end(call_id, Code.UNIMPLEMENTED, f"no unary method {number}")
+                    continue
+                call = calls[call_id] = SessionCall(
+                    self,
+                    call_id,
+                    served.path,
+                    flags,
+                    len(payload),
+                    now_s + timeout_ms * 0.001 if timeout_ms > 0 else None,
+                )
+                self.unanswered_bytes += len(payload)
+                if self._is_over_window():
+                    call.fail(TooManyRequestsError.code, TooManyRequestsError.text)
+                    continue
+                try:
+                    served.handler(call, payload)
+                except Exception as error:  # noqa: BLE001  # a handler's bug ends its call only
+                    self.handler_failed(call, error)
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
+            raise Fault(f"malformed item: {error}") from error
+        if calls and not self._sweeping:
+            self._sweeping = True
+            self.service.later_s(SWEEP_S, self._sweep)
+        if end < len(items):
+            self.pause(1)
+            self._behind = (items, end)
+            self.later(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._over:
+            return
+        assert self._behind is not None
+        items, position = self._behind
+        self._behind = None
+        try:
+            self._take(items, position)
+        except Fault as fault:
+            self._end(fault.code, f"session: {fault}")
+            return
+        self.pause(-1)
+
+    def _check_id(self, call_id: Any) -> None:
+        if type(call_id) is not int or not self._last_id < call_id < _NUMBER_MAX:
+            raise Fault(f"ids must ascend: {call_id!r} after {self._last_id}")
+        self._last_id = call_id
+
+    def _pipeline(self, first_id: Any, timeout_ms: Any, flags: Any, operations: Any) -> None:
+        if type(operations) is not tuple or not operations or type(flags) is not int:
+            raise Fault("a pipeline has operations in an array, flags are a number")
+        if len(operations) > OPERATIONS_MAX:
+            raise Fault(f"a pipeline has at most {OPERATIONS_MAX} operations")
+        self._check_id(first_id)
+        self._last_id += len(operations) - 1
+        methods = self.service.methods
+        deadline_s = self.service.time_s() + timeout_ms * 0.001 if timeout_ms > 0 else None
+        work = []
+        for call_id, (number, payload) in enumerate(operations, first_id):
+            if type(payload) is not bytes:
+                raise Fault("a payload must be binary")
+            if not 0 <= number < len(methods) or not methods[number].unary:
+                raise Fault(f"no unary method {number} for a pipeline")
+            served = methods[number]
+            size_bytes = len(payload)
+            call = PipelineCall(self, call_id, served.path, flags, size_bytes, deadline_s)
+            work.append((call, served, payload))
+        for call, _, payload in work:
+            self.calls[call.id] = call
+            self.unanswered_bytes += len(payload)
+        pipeline = Pipeline(self, work)
+        if self._is_over_window():
+            pipeline.refuse()
+        else:
+            pipeline.start()
+
+    def _is_over_window(self) -> bool:
+        return len(self.calls) > OPERATIONS_MAX or self.unanswered_bytes > UNANSWERED_BYTES_MAX
+
+    def _open_stream(self, call_id: Any, number: Any, flags: Any, credit_bytes: Any) -> None:
+        self._check_id(call_id)
+        if type(credit_bytes) is not int or credit_bytes < 0 or type(flags) is not int:
+            raise Fault("a stream's window is a number of bytes, flags are a number")
+        methods = self.service.methods
+        served = methods[number] if 0 <= number < len(methods) else None
+        if served is None or served.unary:
+            self.push_end(call_id, Code.UNIMPLEMENTED, f"no streaming method {number}")
+            return
+        stream = SessionStream(self, call_id, served.path, flags, credit_bytes)
+        self.streams[call_id] = stream
+        if len(self.streams) > STREAMS_MAX:
+            stream.fail(TooManyRequestsError.code, TooManyRequestsError.text)
+            return
+        try:
+            # The handlers are written for `Call`, of which this is the other form.
+            stream.handler = served.handler(cast("Call", stream))
+        except Exception as error:  # noqa: BLE001  # a handler's bug ends its call only
+            self.handler_failed(stream, error)
+
+    def _stream_message(self, call_id: Any, payload: Any) -> None:
+        if type(payload) is not bytes:
+            raise Fault("a payload must be binary")
+        stream = self._stream(call_id)
+        if stream is not None:
+            if stream.half_closed:
+                raise Fault(f"message on stream {call_id} after its end")
+            self.guard(stream, stream.message, payload)
+
+    def _half_close(self, call_id: Any) -> None:
+        stream = self._stream(call_id)
+        if stream is not None and not stream.half_closed:
+            self.guard(stream, stream.half_close)
+
+    def _cancel(self, call_id: Any) -> None:
+        self._known(call_id)
+        call = self.calls.get(call_id) or self.streams.get(call_id)
+        if call is not None:
+            self.guard(call, call.drop)
+
+    def _credit(self, call_id: Any, size_bytes: Any) -> None:
+        if type(size_bytes) is not int or size_bytes <= 0:
+            raise Fault("credit is a positive number of bytes")
+        stream = self._stream(call_id)
+        if stream is not None:
+            stream.credit_bytes += size_bytes
+            stream.pump()
+
+    def _set_metadata(self, fields: Any) -> None:
+        if type(fields) is not dict:
+            raise Fault("metadata must be a map")
+        for name, value in fields.items():
+            if type(name) is not str or type(value) not in {str, bytes}:
+                raise Fault("metadata must be text")
+            self._metadata[name.encode()] = value.encode() if type(value) is str else value
+
+    def _stream(self, call_id: Any) -> SessionStream | None:
+        self._known(call_id)
+        # None: it has ended here, and the client does not know yet.
+        return self.streams.get(call_id)
+
+    def _known(self, call_id: Any) -> None:
+        if type(call_id) is not int or not 0 < call_id <= self._last_id:
+            raise Fault(f"no call {call_id!r} was ever opened")
+
+    # for the calls
+
+    def metadata(self, name: bytes) -> bytes | None:
+        """Return the latest value of a metadata field."""
+        value = self._metadata.get(name)
+        return value if value is not None else self.call.metadata(name)
+
+    def guard(self, call: SessionCall, method: Callable[..., object], *arguments: object) -> None:
+        """Run a handler's method; what it raises ends its call only."""
+        try:
+            method(*arguments)
+        except Exception as error:  # noqa: BLE001  # as above
+            self.handler_failed(call, error)
+
+    def handler_failed(self, call: SessionCall, error: BaseException) -> None:
+        """Answer for a handler that raised; the session goes on."""
+        self.service.on_error(error)
+        call.fail(Code.UNKNOWN, "internal error in the handler of this call")
+
+    def reserve(self, size_bytes: int) -> bool:
+        """Count bytes that wait for slow readers; False when all together are too many."""
+        service = self.service
+        if size_bytes > 0 and service.queued_bytes + size_bytes > QUEUED_BYTES_MAX:
+            return False
+        service.queued_bytes += size_bytes
+        return True
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether a reply of that size may join what is unsent. One alone always may."""
+        waiting = self.call.unsent_bytes + self.out_bytes
+        return not waiting or waiting + size_bytes <= REPLIES_BYTES_MAX
+
+    def push(self, item: tuple[Any, ...]) -> None:
+        """Send an item with this turn's frame."""
+        if self._over:
+            return
+        if len(self.out) == 1:
+            self.flush_later()
+        self.out.append(item)
+
+    def push_message(self, call_id: int, message: bytes) -> None:
+        """Send a stream's message."""
+        self.push((session_pb2.MESSAGE, call_id, message))
+        self.out_bytes += len(message)
+        if self.out_bytes > FRAME_BYTES:
+            self._send_frame()
+
+    def push_end(
+        self, call_id: int, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Send a status."""
+        if metadata:
+            fields = {name.decode(): value for name, value in metadata}
+            self.push((session_pb2.END, call_id, int(code), text, fields))
+        else:
+            self.push((session_pb2.END, call_id, int(code), text))
+
+    def flush_later(self) -> None:
+        """Send the frame at the end of this turn."""
+        self.later(self._flush)
+
+    def _flush(self) -> None:
+        if len(self.out) > 1 and not self._over:
+            self._send_frame()
+        self._finish_if_done()
+
+    def _send_frame(self) -> None:
+        body = _pack(self.out)
+        self.out = [FORMAT]
+        self.out_bytes = 0
+        frame = session_pb2.Frame(body=body).SerializeToString()
+        # The call's own mark is lower; ours keeps the streams of one session apart from it.
+        self.call.send(frame)
+        if not self.blocked and self.call.unsent_bytes > OUT_HIGH_BYTES:
+            self.blocked = True
+            self.pause(1)
+
+    def pause(self, change: int) -> None:
+        """Count reasons to take no frames; the client's window runs dry meanwhile."""
+        before = self._pauses
+        self._pauses += change
+        assert self._pauses >= 0
+        if not before and self._pauses:
+            self.call.pause_receiving()
+        elif before and not self._pauses and not self._over:
+            self.call.resume_receiving()
+
+    # ends
+
+    def _sweep(self) -> None:
+        """End the calls whose time is over."""
+        self._sweeping = False
+        now_s = self.service.time_s()
+        for call in [
+            call
+            for call in self.calls.values()
+            if call.deadline_s is not None and call.deadline_s <= now_s
+        ]:
+            self.guard(call, call.expire)
+        if self.calls and not self._sweeping:
+            self._sweeping = True
+            self.service.later_s(SWEEP_S, self._sweep)
+
+    def _finish_if_done(self) -> None:
+        idle = not self.calls and not self.streams and len(self.out) == 1
+        if self._half_closed and idle and not self._over:
+            self._close()
+            self.call.finish()
+
+    def _end(self, code: int, text: str) -> None:
+        if not self._over:
+            self._close()
+            self.call.fail(int(code), text)
+
+    def _close(self) -> None:
+        """Tell every handler that its client is gone."""
+        self._over = True
+        self._behind = None
+        self.service.sessions.discard(self)
+        for call in [*self.calls.values(), *self.streams.values()]:
+            self.guard(call, call.drop)
+
+
+_TAKERS: dict[int, Callable[..., None]] = {
+    session_pb2.OPEN: Session._open_stream,  # noqa: SLF001  # its own table
+    session_pb2.MESSAGE: Session._stream_message,  # noqa: SLF001
+    session_pb2.HALF_CLOSE: Session._half_close,  # noqa: SLF001
+    session_pb2.CANCEL: Session._cancel,  # noqa: SLF001
+    session_pb2.CREDIT: Session._credit,  # noqa: SLF001
+    session_pb2.METADATA: Session._set_metadata,  # noqa: SLF001
+    session_pb2.PIPELINE: Session._pipeline,  # noqa: SLF001
+}
+
+
+def _parse(data: bytes) -> tuple[Any, ...]:
+    """Return a frame's format and items. Raises Fault."""
+    try:
+        body = session_pb2.Frame.FromString(data).body
+        items = msgpack.unpackb(body, use_list=False, max_ext_len=0)
+    except (DecodeError, ValueError, TypeError, OverflowError) as error:
+        raise Fault(f"frame is no msgpack array: {error}") from error
+    if type(items) is not tuple or not items or type(items[0]) is not int:
+        raise Fault("frame is no array that begins with its format")
+    if items[0] != FORMAT:
+        raise Fault(f"format {items[0]} is not known, this is {FORMAT}", Code.UNIMPLEMENTED)
+    return items

@@ -1,0 +1,136 @@
+"""The benchmark's command line: clear refusals, and nothing left behind when it is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench import __main__ as command_line
+from bench import h2load
+from bench.__main__ import chosen, main, parse, result_name, systems
+from bench.clusters import ETCD, KVSTORE, wait_until
+from tests.bench.test_clusters import running
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--systems", "kvstore,consul"], "no such system: consul; there are kvstore, etcd"),
+        (["--data-root", "/no/such/folder"], "there is no folder /no/such/folder"),
+        (["--rounds", "-1"], "must be positive"),
+        (["--scale", "0"], "must be positive"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+
+    assert text in capsys.readouterr().err
+
+
+def test_the_command_line_chooses_rows() -> None:
+    rows, scenarios = chosen(parse(["--only", "P1,P8"]))
+    brief, none = chosen(parse(["--ci"]))
+
+    assert {row.name.split("-")[0] for row in rows} == {"P1"}
+    assert len(rows) > 8
+    assert scenarios == ["P8"]
+    assert {row.name for row in brief} >= {"P1-h2load", "P1-uniform", "P3-serializable"}
+    assert none == []
+    with pytest.raises(SystemExit, match=r"no such workload: P77; there are P1-h2load, .*, P8, "):
+        chosen(parse(["--only", "P1,P77"]))
+
+
+def test_a_partial_run_does_not_replace_the_whole_ones_results() -> None:
+    names = [
+        result_name(parse(arguments))
+        for arguments in ([], ["--quick"], ["--only", "P2,gate"], ["--only", "P2", "--name", "x"])
+    ]
+
+    cores = f"{os.cpu_count()}-cores"
+    assert names == [cores, f"{cores}-quick", f"{cores}-P2-gate", "x"]
+
+
+def test_a_missing_system_is_noted_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        command_line, "available", lambda kind: "etcd is not here" if kind == ETCD else None
+    )
+
+    assert systems([]) == ([KVSTORE], ["etcd not measured: etcd is not here"])
+    assert systems([KVSTORE]) == ([KVSTORE], [])
+    with pytest.raises(SystemExit, match="etcd is not here"):
+        systems([ETCD])
+    with pytest.raises(SystemExit, match="etcd is not here"):
+        systems([KVSTORE, ETCD])
+
+
+def test_nothing_to_measure_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h2load, "available", lambda: False)
+
+    with pytest.raises(SystemExit, match=r"nothing to measure: .*nghttp2-client"):
+        main(["--only", "P1-h2load", "--systems", "kvstore"])
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("row", "drivers", "how"),
+    [
+        ("P2", 1, signal.SIGINT),
+        ("P2", 1, signal.SIGTERM),
+        pytest.param("gate", 2, signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_benchmark_leaves_nothing_behind(
+    row: str, drivers: int, how: signal.Signals, tmp_path: Path
+) -> None:
+    # The signal goes to the benchmark alone: a terminal would send it to the drivers as well.
+    bench = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "bench", "--only", row, "--systems", "kvstore"),
+            *("--seconds", "60", "--data-root", str(tmp_path), "--name", "stopped"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started: list[psutil.Process] = []
+
+    def at_work() -> bool:
+        started[:] = psutil.Process(bench.pid).children(recursive=True)
+        commands = [command_of(process) for process in started]
+        loads = [command for command in commands if "bench.generator" in command]
+        # Not yet while the members are loaded: that has a number of requests.
+        return (
+            sum("kvstore.cli.kvstore" in command for command in commands) == 3
+            and sum('"requests": 0' in load for load in loads) == drivers
+        )
+
+    try:
+        wait_until(at_work, 60.0, "the benchmark at work")
+        bench.send_signal(how)
+        _, errors = bench.communicate(timeout=30)
+    finally:
+        bench.kill()
+        bench.communicate()
+
+    assert bench.returncode == 130
+    assert errors.strip() == "stopped; nothing is written"
+    assert [process.pid for process in started if running(process.pid)] == []
+    assert list(tmp_path.iterdir()) == []
+    assert not list(Path(command_line.__file__).parent.glob("results/stopped*"))
+
+
+def command_of(process: psutil.Process) -> str:
+    """Return the command line, or nothing for a process that has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""

@@ -1,0 +1,114 @@
+"""A network of its own for every member: namespaces on one bridge, links cut one way by nftables.
+
+For use inside `isolated`: the bridge lies in the namespace of the calling process, the members'
+namespaces live as long as a process that holds each. Nothing has a name outside, and all of it goes
+with the last process, however that ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import time
+
+BRIDGE = "10.77.0"
+
+
+def isolated(command: list[str]) -> list[str]:
+    """Return the command in namespaces of its own (root): network, mounts, processes."""
+    return [
+        "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
+        *command,
+    ]  # fmt: skip
+
+
+@functools.cache
+def missing() -> str | None:
+    """Say why namespaces cannot be had here; None when they can."""
+    if os.geteuid() != 0:
+        return "namespaces and small disks need root"
+    for program in ("ip", "nft", "unshare", "nsenter"):
+        if shutil.which(program) is None:
+            return f"no {program} on this machine (iproute2, nftables, util-linux)"
+    # Root in a container may lack what it takes.
+    if subprocess.run(isolated(["true"]), capture_output=True, check=False).returncode:
+        return "this root may not make namespaces"
+    return None
+
+
+def run(*command: str, text: str | None = None) -> None:
+    """Run a command to its end; a failure raises with what it said."""
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+class Namespaces:
+    """The members' namespaces. `cut` and `heal` say which links work."""
+
+    kind = "netns"
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+        self._holders: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Build bridge, namespaces and cables."""
+        run("ip", "link", "set", "lo", "up")
+        run("ip", "link", "add", "hub", "type", "bridge")
+        run("ip", "addr", "add", f"{BRIDGE}.254/24", "dev", "hub")
+        run("ip", "link", "set", "hub", "up")
+        own = os.readlink("/proc/self/ns/net")
+        for index in range(self.members):
+            holder = subprocess.Popen(["unshare", "--net", "--", "sleep", "infinity"])
+            self._holders.append(holder)
+            while os.readlink(f"/proc/{holder.pid}/ns/net") == own:
+                time.sleep(0.002)  # until unshare has made it; it tells nobody
+            run(
+                "ip", "link", "add", f"port{index}", "type", "veth",
+                "peer", "name", "eth0", "netns", str(holder.pid),
+            )  # fmt: skip
+            run("ip", "link", "set", f"port{index}", "master", "hub", "up")
+            self._inside(index, "ip", "link", "set", "lo", "up")
+            self._inside(index, "ip", "addr", "add", f"{self.host(index)}/24", "dev", "eth0")
+            self._inside(index, "ip", "link", "set", "eth0", "up")
+            self._nft(
+                index,
+                "add table inet faults; add chain inet faults input "
+                "{ type filter hook input priority 0; policy accept; }",
+            )
+
+    def stop(self) -> None:
+        """Let the namespaces go."""
+        for index, holder in enumerate(self._holders):
+            # The kernel takes namespaces apart in its own time, and the name is needed again.
+            run("ip", "link", "del", f"port{index}")
+            holder.kill()
+            holder.wait()
+        self._holders.clear()
+        run("ip", "link", "del", "hub")
+
+    def host(self, index: int) -> str:
+        """Return a member's address."""
+        return f"{BRIDGE}.{index + 1}"
+
+    def wrapper(self, index: int) -> list[str]:
+        """Return what starts a command in a member's namespace."""
+        return ["nsenter", "--net", "--target", str(self._holders[index].pid), "--"]
+
+    def cut(self, sender: int, receiver: int) -> None:
+        """Drop whatever one member sends to another; the other way stays open."""
+        self._nft(receiver, f"add rule inet faults input ip saddr {self.host(sender)} drop")
+
+    def heal(self) -> None:
+        """Let every link work again."""
+        for index in range(self.members):
+            self._nft(index, "flush chain inet faults input")
+
+    def _inside(self, index: int, *command: str) -> None:
+        run(*self.wrapper(index), *command)
+
+    def _nft(self, index: int, rules: str) -> None:
+        run(*self.wrapper(index), "nft", "-f", "-", text=rules.replace("; add", "\nadd") + "\n")
