@@ -2,8 +2,9 @@
 PYTHON3 ?= python3
 PY := .venv/bin/python
 MINUTES ?= 10
+OPERATIONS ?= 100000
 
-.PHONY: help setup up test check sim bench proto clean
+.PHONY: help setup up test check sim compat bench proto clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -31,6 +32,10 @@ check: setup ## lint, format and types
 
 sim: setup ## simulate with fresh seeds for MINUTES; SEED=n replays one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--minutes $(MINUTES)) $(ARGS)
+
+# In memory where that is possible: what is compared are answers, not disks.
+compat: setup ## compare OPERATIONS random requests with etcd (100,000 take 10 to 15 minutes); SEED=n replays
+	@TMPDIR=$(if $(wildcard /dev/shm),/dev/shm,/tmp) $(PY) -m tests.compat.random --operations $(OPERATIONS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup ## benchmark beside etcd, results in bench/results
 	@$(PY) -m bench $(ARGS)

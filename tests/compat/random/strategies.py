@@ -1,6 +1,6 @@
 """What hypothesis draws programs from: few keys and near revisions, so that steps meet.
 
-Steps are drawn one by one and independent of each other, so that hypothesis can take each away.
+Steps are drawn one by one and independent of each other, so that each can be taken away.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def puts(draw: st.DrawFn, *, ignores: bool = True) -> rpc_pb2.PutRequest:
 @st.composite
 def deletes(draw: st.DrawFn, *, from_key: bool = True) -> rpc_pb2.DeleteRangeRequest:
     request = rpc_pb2.DeleteRangeRequest(key=draw(keys), prev_kv=draw(flags))
-    if draw(flags):
+    if draw(rarely):
         request.range_end = draw(ends)
         if request.range_end == b"\0" and not from_key:
             request.range_end = b"z"
@@ -71,7 +71,11 @@ def deletes(draw: st.DrawFn, *, from_key: bool = True) -> rpc_pb2.DeleteRangeReq
 
 @st.composite
 def ranges(draw: st.DrawFn) -> rpc_pb2.RangeRequest:
-    request = rpc_pb2.RangeRequest(key=draw(keys), range_end=draw(ends), revision=draw(revisions))
+    request = rpc_pb2.RangeRequest(key=draw(keys), range_end=draw(ends))
+    if draw(flags):
+        request.key = request.range_end = b"\0"
+    if draw(flags):
+        request.revision = draw(revisions)
     if draw(flags):
         request.limit = draw(numbers)
     if draw(flags):
