@@ -17,6 +17,7 @@ from tests.compat.random.steps import (
     Expiry,
     KeepAlive,
     Raw,
+    Step,
     Watch,
 )
 
@@ -248,7 +249,7 @@ others = st.sampled_from((Call(rpc_pb2.MemberListRequest()), Call(rpc_pb2.AlarmR
 
 
 @st.composite
-def steps(draw: st.DrawFn) -> object:
+def steps(draw: st.DrawFn) -> Step:
     kind = draw(st.integers(0, 199))
     if kind == 37 and draw(seldom):  # it takes seconds
         return Expiry(tuple(draw(st.lists(keys, max_size=2))))
@@ -276,14 +277,21 @@ def steps(draw: st.DrawFn) -> object:
 
 
 @st.composite
-def perhaps_a_step(draw: st.DrawFn) -> object:
+def perhaps_a_step(draw: st.DrawFn) -> Step | None:
     return draw(steps()) if draw(st.integers(0, STEPS_MEAN)) else None
 
 
+class Program(list[Step]):
+    """Steps; hypothesis shows it, and refuses to show much."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} steps"
+
+
 @st.composite
-def programs(draw: st.DrawFn) -> list[object]:
+def programs(draw: st.DrawFn) -> Program:
     """Some 50 steps on average: of `st.lists` it would be six, and every program has a start."""
-    program = []
+    program = Program()
     while len(program) < STEPS_MAX and (step := draw(perhaps_a_step())) is not None:
         program.append(step)
     return program

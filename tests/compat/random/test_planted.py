@@ -284,12 +284,12 @@ def test_a_planted_difference_is_reported(name: str, tampered: Members) -> None:
 
 RARE: dict[str, tuple[int, Plant]] = {
     # Steps that the smallest program needs at most, and a defect that takes a certain state.
-    "`more` of descending pages": (
+    "the lease of a key that is read": (
         6,
         Plant(
             Range,
-            clear("more"),
-            lambda m: m.more and len(m.kvs) == 2 and m.kvs[0].key > m.kvs[1].key,
+            lambda m: setattr(m.kvs[0], "lease", 0),
+            lambda m: len(m.kvs) > 0 and m.kvs[0].lease,
             always=True,
         ),
     ),
