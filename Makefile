@@ -4,6 +4,7 @@ PYTHON3 ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 MINUTES ?= 10
+OPERATIONS ?= 100000
 
 .PHONY: help setup up test check sim chaos compat bench bench-report micro proto clean
 help: ## list the targets
@@ -36,6 +37,10 @@ sim: setup ## simulate with fresh seeds for MINUTES; SEED=n replays one
 
 chaos: setup ## real members under real faults for MINUTES (namespaces when root); SEED=n, ARGS="--cell kill-leader"
 	@$(PY) -m tests.cluster.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# In memory where that is possible: what is compared are answers, not disks.
+compat: setup ## compare OPERATIONS random requests with etcd (100,000 take 10 to 15 minutes); SEED=n replays
+	@TMPDIR=$(if $(wildcard /dev/shm),/dev/shm,/tmp) $(PY) -m tests.compat.random --operations $(OPERATIONS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: setup ## benchmark beside etcd, results in bench/results
 	@$(PY) -m bench $(ARGS)

@@ -2,8 +2,8 @@
 
     python -m tests.compat.random --operations 5000 --seed 1
 
-hypothesis draws programs (`strategies`) of steps (`steps`), `runner` carries each out on both
-members and compares what comes back, `watching` what arrives on watch streams. `differences` is
-the one table of what may differ, and why. What a search has found stays as a plain test in
-`corpus`.
+hypothesis draws programs (`strategies`) of steps (`steps`), `run` carries each out on both members
+and compares what comes back (`answers`) and what arrives on watch streams (`watching`).
+`differences` is the one table of what may differ, and why. `minimise` makes a program that differs
+small, and what was found so stays as a plain test in `corpus`.
 """

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from tests.compat.random.members import Members
+from tests.compat.random.minimise import Found, unpacked
 from tests.compat.random.run import ProgramError
-from tests.compat.random.search import Found, search, unpacked
+from tests.compat.random.search import search
 from tests.compat.random.steps import Step, dump, load
 from tests.servers import Etcd
 
@@ -44,7 +45,7 @@ def compare(members: Members, operations: int, seed: int) -> int:
             last_told = time.monotonic()
             print(f"{compared:,} compared, {compared / elapsed_s:,.0f}/s", flush=True)
 
-    found = search(members, operations, seed, tell)
+    found = search(members, operations, seed, tell, print)
     elapsed_s = time.monotonic() - begin
     for name, count in sorted(members.met.counts.items()):
         print(f"known difference met {count:,} times: {name}")

@@ -38,6 +38,8 @@ NORMALISED = {
     "and it may not exceed what was granted",
     "chosen lease id": "drawn at random by each member; it must be above zero",
     "keys of a lease": "etcd lists them in the order of a Go map, so they are compared sorted",
+    "hash while no key lives": "of a revision without keys etcd hashes whatever its purge has left "
+    "so far: then both are asked until they agree",
     "batches of history": "a watcher that starts in the past gets it in batches that depend on "
     "time, with the store's revision of that moment in the header: the events are compared "
     "joined, and of each message that no revision is split (but in fragments) and that the "

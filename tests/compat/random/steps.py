@@ -3,7 +3,7 @@
 A step is one line: its kind and arguments, then the request in protobuf's text format. In a step,
 revisions are counted as if the program began on a store at revision 1, zero and below stand for
 themselves, and revisions around two far away numbers follow the program: so a step means the same
-when hypothesis takes away the steps before it.
+when the steps before it are taken away.
 
     call 0 PutRequest key: "a" value: "v"
     call 0 RangeRequest key: "a" revision: 999999       the revision before the current one

@@ -1,6 +1,6 @@
 """What hypothesis draws programs from: few keys and near revisions, so that steps meet.
 
-Steps are drawn one by one and independent of each other, so that hypothesis can take each away.
+Steps are drawn one by one and independent of each other, so that each can be taken away.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests.compat.random.steps import (
     Expiry,
     KeepAlive,
     Raw,
+    Step,
     Watch,
 )
 
@@ -60,7 +61,7 @@ def puts(draw: st.DrawFn, *, ignores: bool = True) -> rpc_pb2.PutRequest:
 @st.composite
 def deletes(draw: st.DrawFn, *, from_key: bool = True) -> rpc_pb2.DeleteRangeRequest:
     request = rpc_pb2.DeleteRangeRequest(key=draw(keys), prev_kv=draw(flags))
-    if draw(flags):
+    if draw(rarely):
         request.range_end = draw(ends)
         if request.range_end == b"\0" and not from_key:
             request.range_end = b"z"
@@ -71,7 +72,11 @@ def deletes(draw: st.DrawFn, *, from_key: bool = True) -> rpc_pb2.DeleteRangeReq
 
 @st.composite
 def ranges(draw: st.DrawFn) -> rpc_pb2.RangeRequest:
-    request = rpc_pb2.RangeRequest(key=draw(keys), range_end=draw(ends), revision=draw(revisions))
+    request = rpc_pb2.RangeRequest(key=draw(keys), range_end=draw(ends))
+    if draw(flags):
+        request.key = request.range_end = b"\0"
+    if draw(flags):
+        request.revision = draw(revisions)
     if draw(flags):
         request.limit = draw(numbers)
     if draw(flags):
@@ -244,7 +249,7 @@ others = st.sampled_from((Call(rpc_pb2.MemberListRequest()), Call(rpc_pb2.AlarmR
 
 
 @st.composite
-def steps(draw: st.DrawFn) -> object:
+def steps(draw: st.DrawFn) -> Step:
     kind = draw(st.integers(0, 199))
     if kind == 37 and draw(seldom):  # it takes seconds
         return Expiry(tuple(draw(st.lists(keys, max_size=2))))
@@ -272,14 +277,21 @@ def steps(draw: st.DrawFn) -> object:
 
 
 @st.composite
-def perhaps_a_step(draw: st.DrawFn) -> object:
+def perhaps_a_step(draw: st.DrawFn) -> Step | None:
     return draw(steps()) if draw(st.integers(0, STEPS_MEAN)) else None
 
 
+class Program(list[Step]):
+    """Steps; hypothesis shows it, and refuses to show much."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} steps"
+
+
 @st.composite
-def programs(draw: st.DrawFn) -> list[object]:
+def programs(draw: st.DrawFn) -> Program:
     """Some 50 steps on average: of `st.lists` it would be six, and every program has a start."""
-    program = []
+    program = Program()
     while len(program) < STEPS_MAX and (step := draw(perhaps_a_step())) is not None:
         program.append(step)
     return program

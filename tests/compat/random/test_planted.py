@@ -284,36 +284,18 @@ def test_a_planted_difference_is_reported(name: str, tampered: Members) -> None:
 
 RARE: dict[str, tuple[int, Plant]] = {
     # Steps that the smallest program needs at most, and a defect that takes a certain state.
-    "`more` of descending pages": (
-        3,
+    "the lease of a key that is read": (
+        6,
         Plant(
             Range,
-            clear("more"),
-            lambda m: m.more and len(m.kvs) == 2 and m.kvs[0].key > m.kvs[1].key,
+            lambda m: setattr(m.kvs[0], "lease", 0),
+            lambda m: len(m.kvs) > 0 and m.kvs[0].lease,
             always=True,
         ),
     ),
-    "the lease of a deleted key's prev_kv": (
+    "the version in prev_kv": (
         4,
-        Plant(
-            Watch,
-            lambda m: setattr(m.events[0].prev_kv, "lease", 0),
-            lambda m: len(m.events) > 0 and m.events[0].type and m.events[0].prev_kv.lease,
-            always=True,
-        ),
-    ),
-    "a nested deletion's count": (
-        3,
-        Plant(
-            Txn,
-            more("responses.0.response_txn.responses.0.response_delete_range.deleted", -1),
-            lambda m: any(
-                inner.response_delete_range.deleted > 1
-                for op in m.responses[:1]
-                for inner in op.response_txn.responses[:1]
-            ),
-            always=True,
-        ),
+        Plant(Put, more("prev_kv.version"), lambda m: m.prev_kv.version > 1, always=True),
     ),
 }
 
