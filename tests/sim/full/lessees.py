@@ -59,7 +59,7 @@ class Lessee:
         self.lease_id = cluster.lease_ids
         self.promised_ns = 0
         self.revoked = False
-        self._renewals = world.between(0, 6)
+        self._renewals = world.between(0, cluster.profile.renewals)
         life = self._life
         called_ns = world.now_ns
         request = rpc_pb2.LeaseGrantRequest(ID=self.lease_id, TTL=cluster.profile.ttl_s)

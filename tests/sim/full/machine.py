@@ -517,6 +517,8 @@ class SimDiskThread(DiskThread):
             process.world.mark("segment rotated")
         elif self._wal.segment_count < segments:
             process.world.mark("segment released")
+        if any(work.snapshot is not None for work in self._works):
+            loop.call_soon(process.point, "snapshot being marked")
         wait_ns = profile.sync_ns + process.world.random.getrandbits(profile.sync_bits)
         process.world.after(wait_ns * disk.slow_factor, self._finish, error)
 

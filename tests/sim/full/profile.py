@@ -51,6 +51,7 @@ POINTS = {
     "store committed": 0.02,
     "snapshot half sent": 0.05,
     "snapshot half received": 0.05,
+    "snapshot being marked": 0.1,
     "snapshot marked": 0.1,
     "snapshot installed": 0.2,
     "segment rotated": 0.05,
@@ -101,6 +102,8 @@ class FullProfile:
     weights: dict[str, int]
     """Of the clients' operations."""
     ttl_s: int
+    renewals: int
+    """How often a lease is renewed at most."""
     room_bytes: int
     """What a watch stream may hold unsent."""
     stalls: float
@@ -211,6 +214,7 @@ def _swarm(rng: random.Random) -> FullProfile:
             "compact": pick((0, 0, 1)),
         },
         ttl_s=pick((1, 2)),
+        renewals=pick((2, 6)),
         room_bytes=pick((1, 500, 1 << 20)),
         stalls=pick((0.0, 0.02, 0.2)),
         fault_every_ns=election_ms * MS * pick((1, 3, 6)),
@@ -290,13 +294,18 @@ def _narrow_snapshot(profile: FullProfile, rng: random.Random) -> None:
     profile.snapshot_chunk_ns = rng.choice((10, 200)) * US
     _only(profile, "isolate", "isolate inbound", "cut link", "crash", "pause", "slow disk")
     profile.fault_weights["isolate"] = 4
-    profile.fault_every_ns = profile.election_ms * MS * rng.choice((1, 2))
-    profile.fault_ns = profile.election_ms * MS // rng.choice((1, 2))
+    # Who misses some entries needs a snapshot: short absences, many of them, no election.
+    profile.heartbeat_ms, profile.election_ms = 10, 100
+    profile.fault_every_ns = rng.choice((20, 50)) * MS
+    profile.fault_ns = rng.choice((15, 40)) * MS
+    profile.restart_ns = rng.choice((1, 20)) * MS
+    profile.think_ns = min(profile.think_ns, 1 * MS)
     profile.points = {
         "snapshot half sent": rng.choice((0.0, 0.02)),
         "snapshot half received": rng.choice((0.0, 0.02)),
         "snapshot installed": rng.choice((0.0, 0.3)),
         "snapshot marked": rng.choice((0.0, 0.3)),
+        "snapshot being marked": rng.choice((0.0, 0.3)),
     }
 
 
@@ -358,10 +367,11 @@ def _narrow_lease(profile: FullProfile, rng: random.Random) -> None:
     profile.heartbeat_ms, profile.election_ms = 50, rng.choice((250, 500))
     profile.patience_ns = profile.election_ms * MS
     profile.ttl_s = 1
+    profile.renewals = rng.choice((5, 40))
     _only(profile, "pause", "isolate", "transfer", "crash leader")
     profile.fault_weights |= {"pause": 5, "isolate": 3}
     profile.fault_every_ns = rng.choice((1000, 2500)) * MS
-    profile.fault_ns = rng.choice((400, 1500)) * MS
+    profile.fault_ns = rng.choice((400, 1500, 2500)) * MS
     profile.points = {"leader": rng.choice((0.0, 0.1))}
 
 
