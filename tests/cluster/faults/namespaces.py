@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -38,11 +39,12 @@ def missing() -> str | None:
     return None
 
 
-def run(*command: str, text: str | None = None) -> None:
-    """Run a command to its end; a failure raises with what it said."""
+def run(*command: str, text: str | None = None) -> str:
+    """Run a command to its end and return its output; a failure raises with what it said."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 class Namespaces:
@@ -52,6 +54,10 @@ class Namespaces:
 
     def __init__(self, members: int) -> None:
         self.members = members
+        self.cuts = 0
+        self.held = 0
+        """Packets that cut links have dropped, as of the last `heal`."""
+
         self._holders: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -100,15 +106,21 @@ class Namespaces:
 
     def cut(self, sender: int, receiver: int) -> None:
         """Drop whatever one member sends to another; the other way stays open."""
-        self._nft(receiver, f"add rule inet faults input ip saddr {self.host(sender)} drop")
+        self.cuts += 1
+        rule = f"add rule inet faults input ip saddr {self.host(sender)} counter drop"
+        self._nft(receiver, rule)
 
     def heal(self) -> None:
         """Let every link work again."""
         for index in range(self.members):
+            rules = self._nft(index, "list chain inet faults input")
+            self.held += sum(map(int, re.findall(r"packets (\d+)", rules)))
             self._nft(index, "flush chain inet faults input")
 
     def _inside(self, index: int, *command: str) -> None:
         run(*self.wrapper(index), *command)
 
-    def _nft(self, index: int, rules: str) -> None:
-        run(*self.wrapper(index), "nft", "-f", "-", text=rules.replace("; add", "\nadd") + "\n")
+    def _nft(self, index: int, rules: str) -> str:
+        return run(
+            *self.wrapper(index), "nft", "-f", "-", text=rules.replace("; add", "\nadd") + "\n"
+        )

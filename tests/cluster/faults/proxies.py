@@ -25,6 +25,10 @@ class Proxies:
         self._targets: list[int] = []
         self._ids: dict[int, int] = {}
         """Member id to index; a caller that is not in it yet is held until it is."""
+        self.cuts = 0
+        self.held = 0
+        """Pieces of data and new connections that had to wait at cut links."""
+
         self._cuts: set[tuple[int, int]] = set()
         self._changed: asyncio.Event
         self._loop = asyncio.new_event_loop()
@@ -87,6 +91,7 @@ class Proxies:
 
     def cut(self, sender: int, receiver: int) -> None:
         """Hold whatever one member sends to another."""
+        self.cuts += 1
         self._change(self._cuts.union({(sender, receiver)}))
 
     def heal(self) -> None:
@@ -102,6 +107,8 @@ class Proxies:
         self._do(change())
 
     async def _passable(self, sender: int, receiver: int) -> None:
+        if (sender, receiver) in self._cuts:
+            self.held += 1
         while (sender, receiver) in self._cuts:
             await self._changed.wait()
 

@@ -108,6 +108,15 @@ class World:
             raise Violation(f"no {writes} writes in {RESUME_S} s although a majority is there")
         self.tell(f"{writes} writes in {time.monotonic() - started:.2f} s")
 
+    async def deposed(self, leader: int) -> None:
+        """Wait until nobody takes that member for the leader, itself included."""
+        end = time.monotonic() + RESUME_S
+        while await self.leader() == leader:
+            if time.monotonic() > end:
+                raise Violation(f"member {leader} leads on")
+            await asyncio.sleep(0.05)
+        self.tell(f"member {leader} leads no more")
+
     async def dies(self, index: int) -> int:
         """Wait until a member's process has ended by itself; return its exit code."""
         end = time.monotonic() + RESUME_S
@@ -278,6 +287,8 @@ async def _all_well(world: World) -> None:
     """Mend what the fault has left; every member must serve again."""
     members = world.members
     await asyncio.to_thread(world.network.heal)
+    if world.network.cuts and not world.network.held:
+        raise Violation("nothing was lost at the links that were cut")
     members.running()
     if members.exits:
         raise Violation(f"members ended that should not have: {members.exits}")
