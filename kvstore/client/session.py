@@ -86,6 +86,8 @@ class Session:
         """Payload that one operation may have here; a longer one goes over a unary call."""
         self.last_id = 0
         self.is_over = False
+        self.is_leaving = False
+        """The server is about to stop: what runs is finished, new work goes elsewhere."""
         self._target = target
         self._stream = stream
         self._on_end = on_end
@@ -106,7 +108,6 @@ class Session:
         """What the server's window or the frame has no room for; in order of ids."""
         self._sleeping: asyncio.Future[None] | None = None
         self._is_sweeping = False
-        self._is_leaving = False
         self._writer = self._loop.create_task(self._write(), name="kvstore-session-writer")
         self._reader = self._loop.create_task(self._read(), name="kvstore-session-reader")
 
@@ -266,7 +267,7 @@ class Session:
         try:
             while True:
                 if len(self._out) == 1:
-                    if self._is_leaving and not self._calls and not self._streams:
+                    if self.is_leaving and not self._calls and not self._streams:
                         await self._stream.done_writing()
                         return
                     self._sleeping = self._loop.create_future()
@@ -372,15 +373,15 @@ class Session:
 
     def _leave(self) -> None:
         """The server is about to stop: take nothing new, finish what runs."""
-        if not self._is_leaving:
-            self._is_leaving = True
+        if not self.is_leaving:
+            self.is_leaving = True
             self._on_end(self)
             for stream in list(self._streams.values()):
                 stream.end(grpc.StatusCode.UNAVAILABLE.value[0], "the server is shutting down")
                 self.drop_stream(stream.id)
 
     def _leave_if_done(self) -> None:
-        if self._is_leaving and not self._calls and not self._streams and self._sleeping:
+        if self.is_leaving and not self._calls and not self._streams and self._sleeping:
             self._wake()
 
     def _break(self, text: str) -> None:

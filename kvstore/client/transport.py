@@ -87,8 +87,11 @@ _REQUIRE_LEADER = (("hasleader", "true"),)
 class Link:
     """The channel to one endpoint; opened at first use."""
 
-    def __init__(self, endpoint: Endpoint, tls: Tls | None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, tls: Tls | None, on_leave: Callable[[Link], None]
+    ) -> None:
         self.endpoint = endpoint
+        self._on_leave = on_leave
         self.is_ready = False
         """A connection was there when last looked; False makes the next call wait for one."""
         self._tls = tls
@@ -196,6 +199,8 @@ class Link:
         if self.session is session:
             self.session = None
             self.is_ready = False
+            if session.is_leaving:
+                self._on_leave(self)
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
@@ -231,7 +236,7 @@ class Transport:
             raise ValueError(f"timeout_s must be positive, not {timeout_s}")
         self._tls = tls
         self._mode = mode
-        self.links = [Link(self._parse(text), tls) for text in endpoints]
+        self.links = [Link(self._parse(text), tls, self.turn_from) for text in endpoints]
         self._others: dict[Endpoint, Link] = {}
         self.timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -259,7 +264,7 @@ class Transport:
             if link.endpoint == wanted:
                 return link
         if wanted not in self._others:
-            self._others[wanted] = Link(wanted, self._tls)
+            self._others[wanted] = Link(wanted, self._tls, self.turn_from)
         return self._others[wanted]
 
     def turn_from(self, link: Link) -> None:

@@ -152,7 +152,6 @@ class Pipeline:
         rest = self._work[self._position :]
         self._position = len(self._work)
         for call, _, _ in rest:
-            call.pipeline = None
             call.fail(Code.ABORTED, STOPPED_TEXT)
 
 
