@@ -84,6 +84,7 @@ class Session:
         """What the server serves in sessions; the rest goes over unary calls."""
         self.payload_bytes_max: int = hello["frame_bytes"] - _OTHERS_BYTES
         """Payload that one operation may have here; a longer one goes over a unary call."""
+        self._frame_bytes_max = min(_FRAME_BYTES_MAX, self.payload_bytes_max)
         self.last_id = 0
         self.is_over = False
         self.is_leaving = False
@@ -128,7 +129,7 @@ class Session:
         if (
             self._backlog
             or self._inflight >= self._operations_max
-            or self._out_bytes + size_bytes > _FRAME_BYTES_MAX
+            or self._out_bytes + size_bytes > self._frame_bytes_max
             or self._inflight_bytes + size_bytes > self._bytes_max
         ):
             self._queue(item)
@@ -234,7 +235,7 @@ class Session:
             else:
                 ids = ()
                 size_bytes = len(item[2]) if kind == session_pb2.MESSAGE else 0
-                if self._out_bytes and self._out_bytes + size_bytes > _FRAME_BYTES_MAX:
+                if self._out_bytes and self._out_bytes + size_bytes > self._frame_bytes_max:
                     break
                 self._out_bytes += size_bytes + _ITEM_BYTES
             if ids:
@@ -247,7 +248,7 @@ class Session:
                 if (
                     (busy and self._inflight + len(ids) > self._operations_max)
                     or (busy and self._inflight_bytes + size_bytes > self._bytes_max)
-                    or (self._out_bytes and self._out_bytes + size_bytes > _FRAME_BYTES_MAX)
+                    or (self._out_bytes and self._out_bytes + size_bytes > self._frame_bytes_max)
                 ):
                     break
                 self._inflight += len(ids)
@@ -266,7 +267,11 @@ class Session:
         write = self._stream.write
         try:
             while True:
+                if len(self._out) == 1 and self._backlog:
+                    self._out_bytes = 0  # what was taken out again, because its time was over
+                    self._admit()
                 if len(self._out) == 1:
+                    self._out_bytes = 0
                     if self.is_leaving and not self._calls and not self._streams:
                         await self._stream.done_writing()
                         return

@@ -23,6 +23,7 @@ from kvstore.client import (
     OutcomeUnknownError,
     PreconditionError,
     ReadFailedError,
+    RequestTooLargeError,
     UnreachableError,
     UnsupportedError,
 )
@@ -467,6 +468,19 @@ async def test_a_watch_that_is_not_read_holds_up_nothing_and_misses_nothing(
             keys += [event.key for event in (await asyncio.wait_for(anext(sleeping), 20)).events]
         assert keys == expected
         assert sleeping.resumptions == 0
+
+
+@pytest.mark.cluster
+async def test_a_server_that_takes_small_frames_gets_small_frames() -> None:
+    with class_of("kvstore")(1, ("--max-request-bytes", "10000")) as cluster:
+        async with AsyncClient(cluster.endpoints, transport="session") as client:
+            value = bytes(9_000)
+            puts = [client.put(b"p%d" % number, value) for number in range(200)]
+            results = await asyncio.gather(*puts)
+            assert len({result.revision for result in results}) == 200
+            operations = [Op.put(b"q%d" % number, value) for number in range(200)]
+            assert len(await client.pipeline().then(*operations).commit()) == 200
+            assert isinstance(await outcome(client.put(b"k", bytes(10_001))), RequestTooLargeError)
 
 
 async def test_answers_of_many_bytes_arrive_whole(server: Cluster, prefix: bytes) -> None:
