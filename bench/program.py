@@ -2,7 +2,7 @@
 
 `python -m bench.program --client grpc-aio|kvstore ...` prints an `Outcome` as JSON. On etcd the
 client is grpc.aio with prebuilt requests (which favours etcd: no protobuf work); on ours it is
-`kvstore.client.AsyncClient`.
+`kvstore.client.AsyncClient` over a session.
 """
 
 from __future__ import annotations

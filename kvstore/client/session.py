@@ -84,8 +84,11 @@ class Session:
         """What the server serves in sessions; the rest goes over unary calls."""
         self.payload_bytes_max: int = hello["frame_bytes"] - _OTHERS_BYTES
         """Payload that one operation may have here; a longer one goes over a unary call."""
+        self._frame_bytes_max = min(_FRAME_BYTES_MAX, self.payload_bytes_max)
         self.last_id = 0
         self.is_over = False
+        self.is_leaving = False
+        """The server is about to stop: what runs is finished, new work goes elsewhere."""
         self._target = target
         self._stream = stream
         self._on_end = on_end
@@ -106,7 +109,6 @@ class Session:
         """What the server's window or the frame has no room for; in order of ids."""
         self._sleeping: asyncio.Future[None] | None = None
         self._is_sweeping = False
-        self._is_leaving = False
         self._writer = self._loop.create_task(self._write(), name="kvstore-session-writer")
         self._reader = self._loop.create_task(self._read(), name="kvstore-session-reader")
 
@@ -127,7 +129,7 @@ class Session:
         if (
             self._backlog
             or self._inflight >= self._operations_max
-            or self._out_bytes + size_bytes > _FRAME_BYTES_MAX
+            or self._out_bytes + size_bytes > self._frame_bytes_max
             or self._inflight_bytes + size_bytes > self._bytes_max
         ):
             self._queue(item)
@@ -233,7 +235,7 @@ class Session:
             else:
                 ids = ()
                 size_bytes = len(item[2]) if kind == session_pb2.MESSAGE else 0
-                if self._out_bytes and self._out_bytes + size_bytes > _FRAME_BYTES_MAX:
+                if self._out_bytes and self._out_bytes + size_bytes > self._frame_bytes_max:
                     break
                 self._out_bytes += size_bytes + _ITEM_BYTES
             if ids:
@@ -246,7 +248,7 @@ class Session:
                 if (
                     (busy and self._inflight + len(ids) > self._operations_max)
                     or (busy and self._inflight_bytes + size_bytes > self._bytes_max)
-                    or (self._out_bytes and self._out_bytes + size_bytes > _FRAME_BYTES_MAX)
+                    or (self._out_bytes and self._out_bytes + size_bytes > self._frame_bytes_max)
                 ):
                     break
                 self._inflight += len(ids)
@@ -265,8 +267,12 @@ class Session:
         write = self._stream.write
         try:
             while True:
+                if len(self._out) == 1 and self._backlog:
+                    self._out_bytes = 0  # what was taken out again, because its time was over
+                    self._admit()
                 if len(self._out) == 1:
-                    if self._is_leaving and not self._calls and not self._streams:
+                    self._out_bytes = 0
+                    if self.is_leaving and not self._calls and not self._streams:
                         await self._stream.done_writing()
                         return
                     self._sleeping = self._loop.create_future()
@@ -372,15 +378,15 @@ class Session:
 
     def _leave(self) -> None:
         """The server is about to stop: take nothing new, finish what runs."""
-        if not self._is_leaving:
-            self._is_leaving = True
+        if not self.is_leaving:
+            self.is_leaving = True
             self._on_end(self)
             for stream in list(self._streams.values()):
                 stream.end(grpc.StatusCode.UNAVAILABLE.value[0], "the server is shutting down")
                 self.drop_stream(stream.id)
 
     def _leave_if_done(self) -> None:
-        if self._is_leaving and not self._calls and not self._streams and self._sleeping:
+        if self.is_leaving and not self._calls and not self._streams and self._sleeping:
             self._wake()
 
     def _break(self, text: str) -> None:

@@ -37,7 +37,7 @@ class KvHold:
 
     def _note(self, name: str) -> Callable[[Any, bytes], None]:
         def handler(call: Any, data: bytes) -> None:
-            assert (name == "Put") == bool(self.depth), "writes together, others not"
+            assert name == "Put" or not self.depth, "only writes are proposed together"
             self.calls.append((name, data, call))
 
         return handler
@@ -130,6 +130,7 @@ class Rig:
         self.kv.register(self.sessions)
         self.sessions.register()
         self.channel: Any = None
+        self.endpoint = ""
 
     async def open(self, metadata: Any = ()) -> Client:
         stream = self.channel.stream_stream(
@@ -157,15 +158,17 @@ class Rig:
 async def rig(limits: Limits | None = None) -> AsyncIterator[Rig]:
     ours = Rig(limits)
     port = await ours.server.listen("127.0.0.1", 0)
+    ours.endpoint = f"127.0.0.1:{port}"
     options = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.http2.bdp_probe", 0),  # the window stays small: a reader that stops shows soon
     ]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
-        ours.channel = channel
-        yield ours
-        await channel.close()
+    try:
+        async with grpc.aio.insecure_channel(ours.endpoint, options) as channel:
+            ours.channel = channel
+            yield ours
+    finally:
         await ours.server.drain(0.0)
     await asyncio.sleep(0.005)  # gRPC's own thread reports the end of cancelled streams
     assert ours.sessions.queued_bytes == 0

@@ -322,7 +322,7 @@ async def test_cancelling_a_stream_frees_what_it_had_queued(served: Rig, client:
 async def test_the_budget_of_all_sessions_ends_a_stream_and_tells_its_handler(
     served: Rig, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.server.services.session.QUEUED_BYTES_MAX", 100_000)
+    monkeypatch.setattr("kvstore.server.services.session_outbound.QUEUED_BYTES_MAX", 100_000)
     await client.send(client.open(1, "Produce", 0), [pb.MESSAGE, 1, b"2 150000"])
     await client.send([pb.HALF_CLOSE, 1])
     end = await client.next()

@@ -18,16 +18,13 @@ from kvstore.pb import session_pb2
 from kvstore.rpc import Call, StreamHandler
 from kvstore.server.errors import Code, TooManyRequestsError
 from kvstore.server.services.session_call import SessionCall, SessionStream
+from kvstore.server.services.session_outbound import FORMAT, SessionOutbound
 from kvstore.server.services.session_pipeline import Pipeline, PipelineCall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kvstore.server.services.base import Routes
 
 OPEN_PATH = "/kvstore.Session/Open"
-FORMAT = 1
-
 OPERATIONS_MAX = 8_192
 """Calls of one session without an answer; beyond it new ones are refused."""
 
@@ -37,28 +34,11 @@ UNANSWERED_BYTES_MAX = 32 << 20
 STREAMS_MAX = 4_096
 """Open streams of one session, as of one HTTP/2 connection."""
 
-OUT_HIGH_BYTES = 1 << 20
-"""Unsent bytes of a session above which it takes no frames and its streams wait."""
-
-FRAME_BYTES = 256 << 10
-"""A frame leaves before the end of the turn when it has grown so large."""
-
-REPLIES_BYTES_MAX = 64 << 20
-"""Unsent bytes of a session above which large replies are refused one by one."""
-
-QUEUED_BYTES_MAX = 512 << 20
-"""Stream messages of all sessions that wait for slow readers."""
-
 TURN_ITEMS = 1_024
 """Items taken in one turn of the loop, so that a large frame does not hold it."""
 
-SWEEP_S = 0.025
-"""How late a deadline may fire. One timer for all calls of a session, while there are any."""
-
 _CALL = session_pb2.CALL
 _NUMBER_MAX = 1 << 63
-
-_pack = msgpack.Packer(autoreset=True).pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,28 +132,14 @@ class SessionService:
             session.push((session_pb2.GOAWAY,))
 
 
-class Session:
-    """The handler of one Open stream."""
+class Session(SessionOutbound):
+    """The handler of one Open stream: takes its items. Answers leave by the base."""
 
     def __init__(self, service: SessionService, call: Call) -> None:
         """Greet the client."""
-        self.service = service
-        self.call = call
-        self.calls: dict[int, SessionCall] = {}
-        self.streams: dict[int, SessionStream] = {}
-        self.unanswered_bytes = 0
-        self.out: list[Any] = [FORMAT]
-        """The next frame. Items of one turn leave together."""
-        self.out_bytes = 0
-        self.blocked = False
-        """The client does not keep up: streams wait, and no frames are taken."""
-        self.later = service.later
+        super().__init__(service, call)
         self._last_id = 0
-        self._metadata: dict[bytes, bytes] = {}
-        self._pauses = 0
         self._half_closed = False
-        self._sweeping = False
-        self._over = False
         self._behind: tuple[tuple[Any, ...], int] | None = None
         self.push((session_pb2.HELLO, service.hello()))
 
@@ -221,7 +187,7 @@ class Session:
             for item in items[position:end]:
                 if item[0] != _CALL:
                     _TAKERS[item[0]](self, *item[1:])
-                    if self._over:
+                    if self.over:
                         return
                     continue
                 _, call_id, number, timeout_ms, flags, payload = item
@@ -250,16 +216,14 @@ class Session:
                     self.handler_failed(call, error)
         except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
             raise Fault(f"malformed item: {error}") from error
-        if calls and not self._sweeping:
-            self._sweeping = True
-            self.service.later_s(SWEEP_S, self._sweep)
+        self.sweep_later()
         if end < len(items):
             self.pause(1)
             self._behind = (items, end)
             self.later(self._go_on)
 
     def _go_on(self) -> None:
-        if self._over:
+        if self.over:
             return
         assert self._behind is not None
         items, position = self._behind
@@ -361,7 +325,7 @@ class Session:
         for name, value in fields.items():
             if type(name) is not str or type(value) not in {str, bytes}:
                 raise Fault("metadata must be text")
-            self._metadata[name.encode()] = value.encode() if type(value) is str else value
+            self.replaced_metadata[name.encode()] = value.encode() if type(value) is str else value
 
     def _stream(self, call_id: Any) -> SessionStream | None:
         self._known(call_id)
@@ -372,123 +336,26 @@ class Session:
         if type(call_id) is not int or not 0 < call_id <= self._last_id:
             raise Fault(f"no call {call_id!r} was ever opened")
 
-    # for the calls
-
-    def metadata(self, name: bytes) -> bytes | None:
-        """Return the latest value of a metadata field."""
-        value = self._metadata.get(name)
-        return value if value is not None else self.call.metadata(name)
-
-    def guard(self, call: SessionCall, method: Callable[..., object], *arguments: object) -> None:
-        """Run a handler's method; what it raises ends its call only."""
-        try:
-            method(*arguments)
-        except Exception as error:  # noqa: BLE001  # as above
-            self.handler_failed(call, error)
-
-    def handler_failed(self, call: SessionCall, error: BaseException) -> None:
-        """Answer for a handler that raised; the session goes on."""
-        self.service.on_error(error)
-        call.fail(Code.UNKNOWN, "internal error in the handler of this call")
-
-    def reserve(self, size_bytes: int) -> bool:
-        """Count bytes that wait for slow readers; False when all together are too many."""
-        service = self.service
-        if size_bytes > 0 and service.queued_bytes + size_bytes > QUEUED_BYTES_MAX:
-            return False
-        service.queued_bytes += size_bytes
-        return True
-
-    def has_room(self, size_bytes: int) -> bool:
-        """Tell whether a reply of that size may join what is unsent. One alone always may."""
-        waiting = self.call.unsent_bytes + self.out_bytes
-        return not waiting or waiting + size_bytes <= REPLIES_BYTES_MAX
-
-    def push(self, item: tuple[Any, ...]) -> None:
-        """Send an item with this turn's frame."""
-        if self._over:
-            return
-        if len(self.out) == 1:
-            self.flush_later()
-        self.out.append(item)
-
-    def push_message(self, call_id: int, message: bytes) -> None:
-        """Send a stream's message."""
-        self.push((session_pb2.MESSAGE, call_id, message))
-        self.out_bytes += len(message)
-        if self.out_bytes > FRAME_BYTES:
-            self._send_frame()
-
-    def push_end(
-        self, call_id: int, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()
-    ) -> None:
-        """Send a status."""
-        if metadata:
-            fields = {name.decode(): value for name, value in metadata}
-            self.push((session_pb2.END, call_id, int(code), text, fields))
-        else:
-            self.push((session_pb2.END, call_id, int(code), text))
-
-    def flush_later(self) -> None:
-        """Send the frame at the end of this turn."""
-        self.later(self._flush)
-
-    def _flush(self) -> None:
-        if len(self.out) > 1 and not self._over:
-            self._send_frame()
-        self._finish_if_done()
-
-    def _send_frame(self) -> None:
-        body = _pack(self.out)
-        self.out = [FORMAT]
-        self.out_bytes = 0
-        frame = session_pb2.Frame(body=body).SerializeToString()
-        # The call's own mark is lower; ours keeps the streams of one session apart from it.
-        self.call.send(frame)
-        if not self.blocked and self.call.unsent_bytes > OUT_HIGH_BYTES:
-            self.blocked = True
-            self.pause(1)
-
-    def pause(self, change: int) -> None:
-        """Count reasons to take no frames; the client's window runs dry meanwhile."""
-        before = self._pauses
-        self._pauses += change
-        assert self._pauses >= 0
-        if not before and self._pauses:
-            self.call.pause_receiving()
-        elif before and not self._pauses and not self._over:
-            self.call.resume_receiving()
-
     # ends
 
-    def _sweep(self) -> None:
-        """End the calls whose time is over."""
-        self._sweeping = False
-        now_s = self.service.time_s()
-        for call in [
-            call
-            for call in self.calls.values()
-            if call.deadline_s is not None and call.deadline_s <= now_s
-        ]:
-            self.guard(call, call.expire)
-        if self.calls and not self._sweeping:
-            self._sweeping = True
-            self.service.later_s(SWEEP_S, self._sweep)
+    def sent(self) -> None:
+        """The turn's frame is out."""
+        self._finish_if_done()
 
     def _finish_if_done(self) -> None:
         idle = not self.calls and not self.streams and len(self.out) == 1
-        if self._half_closed and idle and not self._over:
+        if self._half_closed and idle and not self.over:
             self._close()
             self.call.finish()
 
     def _end(self, code: int, text: str) -> None:
-        if not self._over:
+        if not self.over:
             self._close()
             self.call.fail(int(code), text)
 
     def _close(self) -> None:
         """Tell every handler that its client is gone."""
-        self._over = True
+        self.over = True
         self._behind = None
         self.service.sessions.discard(self)
         for call in [*self.calls.values(), *self.streams.values()]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kvstore.rpc import StreamHandler
-    from kvstore.server.services.session import Session
+    from kvstore.server.services.session_outbound import SessionOutbound
 
 REPLY = session_pb2.REPLY
 END = session_pb2.END
@@ -50,14 +50,14 @@ class SessionCall:
 
     def __init__(
         self,
-        session: Session,
+        session: SessionOutbound,
         call_id: int,
         path: str,
         flags: int,
         size_bytes: int,
         deadline_s: float | None,
     ) -> None:
-        self._session: Session | None = session
+        self._session: SessionOutbound | None = session
         self._flags = flags
         self.id = call_id
         self.path = path
@@ -136,7 +136,7 @@ class SessionCall:
 
     # the session's side
 
-    def _leave(self, session: Session) -> None:
+    def _leave(self, session: SessionOutbound) -> None:
         self._session = None
         del session.calls[self.id]
         session.unanswered_bytes -= self.size_bytes
@@ -177,7 +177,7 @@ class SessionStream(SessionCall):
     )
 
     def __init__(
-        self, session: Session, call_id: int, path: str, flags: int, credit_bytes: int
+        self, session: SessionOutbound, call_id: int, path: str, flags: int, credit_bytes: int
     ) -> None:
         super().__init__(session, call_id, path, flags, 0, None)
         self.handler: StreamHandler
@@ -254,7 +254,7 @@ class SessionStream(SessionCall):
 
     # the session's side
 
-    def _leave(self, session: Session) -> None:
+    def _leave(self, session: SessionOutbound) -> None:
         self._session = None
         del session.streams[self.id]
         session.reserve(-self._unsent_bytes)

@@ -15,7 +15,8 @@ from kvstore.server.services.session_call import SessionCall
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvstore.server.services.session import Served, Session
+    from kvstore.server.services.session import Served
+    from kvstore.server.services.session_outbound import SessionOutbound
 
 STOPPED_TEXT = "kvstore: not applied: an operation before it in the pipeline failed"
 
@@ -86,7 +87,9 @@ class Pipeline:
     same time; between the kinds, and between groups, everything before has been answered.
     """
 
-    def __init__(self, session: Session, work: list[tuple[PipelineCall, Served, bytes]]) -> None:
+    def __init__(
+        self, session: SessionOutbound, work: list[tuple[PipelineCall, Served, bytes]]
+    ) -> None:
         self._session = session
         self._work = work
         self._position = 0
@@ -152,7 +155,6 @@ class Pipeline:
         rest = self._work[self._position :]
         self._position = len(self._work)
         for call, _, _ in rest:
-            call.pipeline = None
             call.fail(Code.ABORTED, STOPPED_TEXT)
 
 

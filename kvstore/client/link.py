@@ -1,0 +1,165 @@
+"""The connection to one endpoint: its channel, its calls, its session; no rule of retrying."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from kvstore.client.endpoint import Endpoint, Tls
+from kvstore.client.errors import ClosedError, UnreachableError, UnsupportedError
+from kvstore.client.methods import Method
+from kvstore.client.session import Session, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", -1),  # a range answer has no bound; the default is 4 MiB
+    ("grpc.max_send_message_length", -1),  # the server knows its own limit and says so
+    ("grpc.use_local_subchannel_pool", 1),  # clients in one process must not share a connection
+    # A dead peer is noticed by pings; etcd takes them from every 5 s on while calls are open.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),  # 0 is no limit: a quiet watch sends no data
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name: the time for one attempt
+)
+
+
+class Link:
+    """The channel to one endpoint; opened at first use."""
+
+    def __init__(
+        self, endpoint: Endpoint, tls: Tls | None, on_leave: Callable[[Link], None]
+    ) -> None:
+        self.endpoint = endpoint
+        self._on_leave = on_leave
+        self.is_ready = False
+        """A connection was there when last looked; False makes the next call wait for one."""
+        self._tls = tls
+        self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[str, Any] = {}
+        self._connecting: asyncio.Task[None] | None = None
+        self.session: Session | None = None
+        """Takes operations now; None when there is none, or not yet."""
+        self.is_without_sessions = False
+        """The server has said that it offers none; asked again after the next connect."""
+        self._opening: asyncio.Task[Session] | None = None
+
+    def channel(self) -> grpc.aio.Channel:
+        """Return the channel, making it on the running loop at first use."""
+        if self._channel is None:
+            target, secure = self.endpoint
+            if secure:
+                tls = self._tls or Tls()
+                options = list(_CHANNEL_OPTIONS)
+                if tls.server_name:
+                    options.append(("grpc.ssl_target_name_override", tls.server_name))  # type: ignore[arg-type]
+                self._channel = grpc.aio.secure_channel(target, tls.credentials(), options)
+            else:
+                self._channel = grpc.aio.insecure_channel(target, list(_CHANNEL_OPTIONS))
+        return self._channel
+
+    def unary(self, method: Method[Request, Response]) -> Any:
+        """Return the callable for a unary method."""
+        stub = self._stubs.get(method.path)
+        if stub is None:
+            stub = self._stubs[method.path] = self.channel().unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+        return stub
+
+    def stream(self, method: Method[Request, Response], metadata: Any) -> Any:
+        """Open a bidirectional stream."""
+        return self.channel().stream_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )(metadata=metadata)
+
+    async def connect(self, timeout_s: float) -> None:
+        """Wait until a connection stands. Raises UnreachableError; then nothing was sent."""
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect())
+            # Its outcome counts even when every caller has given up waiting for it.
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Shared by all callers: one of them giving up must not cancel it for the others.
+        done, _ = await asyncio.wait({self._connecting}, timeout=timeout_s)
+        if not done:
+            raise UnreachableError(
+                f"{self.endpoint.target}: no connection within {timeout_s:.3g} s"
+            )
+        if self._connecting is not None and not self._connecting.cancelled():
+            self._connecting.result()
+
+    async def _connect(self) -> None:
+        channel = self.channel()
+        ready = grpc.ChannelConnectivity.READY
+        failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        state = channel.get_state(try_to_connect=True)
+        while state is not ready:
+            if state is failed:
+                raise UnreachableError(f"{self.endpoint.target}: no connection")
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise ClosedError("the client is closed")
+            await channel.wait_for_state_change(state)
+            state = channel.get_state(try_to_connect=True)
+        self.is_ready = True
+        self.is_without_sessions = False
+
+    async def open_session(self, metadata: Any, timeout_s: float) -> Session:
+        """Open the session, unless it stands; nothing of any operation is sent before it does.
+
+        Raises UnreachableError, or UnsupportedError when the server offers none.
+        """
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(
+                open_session(self.endpoint.target, self.channel(), metadata, self._session_ended)
+            )
+            self._opening.add_done_callback(self._session_opened)
+        opening = self._opening
+        # Shared by all callers, as the connection.
+        done, _ = await asyncio.wait({opening}, timeout=timeout_s)
+        if not done:
+            raise UnreachableError(f"{self.endpoint.target}: no session within {timeout_s:.3g} s")
+        if opening.cancelled():
+            raise ClosedError("the client is closed")
+        return opening.result()
+
+    def _session_opened(self, opening: asyncio.Task[Session]) -> None:
+        if opening.cancelled():
+            return
+        error = opening.exception()
+        if error is None:
+            self.session = opening.result()
+        elif isinstance(error, UnsupportedError):
+            self.is_without_sessions = True
+
+    def _session_ended(self, session: Session) -> None:
+        if self.session is session:
+            self.session = None
+            self.is_ready = False
+            if session.is_leaving:
+                self._on_leave(self)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way fail."""
+        for task in (self._connecting, self._opening):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if self.session is not None:
+            await self.session.close()
+        if self._channel is not None:
+            await self._channel.close()
