@@ -153,7 +153,6 @@ class Cluster:
         ports = self._ports(2 * self.nodes)
         self.endpoints = [f"{_LOOPBACK}:{port}" for port in ports[: self.nodes]]
         self.peer_urls = [f"http://{_LOOPBACK}:{port}" for port in ports[self.nodes :]]
-        self._initial = ",".join(f"e{each + 1}={url}" for each, url in enumerate(self.peer_urls))
         for index in range(self.nodes):
             self.spawn(index)
         for index in range(self.nodes):
@@ -249,6 +248,10 @@ class Cluster:
     def spawn(self, index: int) -> None:
         """Start a member without waiting."""
         client_url = f"{self._scheme}://{self.endpoints[index]}"
+        if not self._initial:
+            # The members of the beginning, whoever chose their URLs: subclasses start otherwise.
+            named = enumerate(self.peer_urls, 1)
+            self._initial = ",".join(f"e{number}={url}" for number, url in named)
         initial = self._joined.get(index, self._initial)
         state = "existing" if index in self._joined else "new"
         command = [

@@ -22,9 +22,7 @@ COMMAND = [sys.executable, "-m", "kvstore.cli.kvstore"]
 def serve(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a member that is expected to refuse, and return how it ended."""
     client, peer = free_ports(2)
-    command = [
-        *COMMAND,
-        "serve",
+    return run(
         "--data-dir",
         str(folder / "m"),
         "--listen-client-urls",
@@ -32,9 +30,14 @@ def serve(folder: Path, *flags: str, **environment: str) -> subprocess.Completed
         "--listen-peer-urls",
         f"http://127.0.0.1:{peer}",
         *flags,
-    ]
+        **environment,
+    )
+
+
+def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a member with these flags alone, which is expected to refuse."""
     return subprocess.run(
-        command,
+        [*COMMAND, "serve", *flags],
         capture_output=True,
         text=True,
         timeout=30,
@@ -77,7 +80,7 @@ def test_the_environment_is_read_as_etcd_reads_it(tmp_path: Path) -> None:
 def test_a_config_file_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("data-dri: /tmp/x\n")
-    ended = serve(tmp_path, "--config-file", str(config))
+    ended = run("--config-file", str(config))
     assert ended.returncode == 1
     assert "did you mean data-dir?" in ended.stderr
 
