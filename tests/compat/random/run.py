@@ -197,10 +197,11 @@ class Run:
         if isinstance(request, rpc_pb2.CompactionRequest):
             await self._compact(request)
             return
-        if isinstance(request, rpc_pb2.LeaseGrantRequest):
-            if not request.ID or request.TTL < MORTAL_TTL_S:
-                # Not drawn, but left when a field is taken away to make a program small.
-                return
+        if isinstance(request, rpc_pb2.LeaseGrantRequest) and (
+            not request.ID or request.TTL < MORTAL_TTL_S
+        ):
+            # Not drawn, but left when a field is taken away to make a program small.
+            return
         theirs = await self._both(request)
         if isinstance(theirs, Failure):
             return
