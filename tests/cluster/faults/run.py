@@ -32,6 +32,9 @@ WRITES_GO_ON = 40
 RESUME_S = 40.0
 """Writes that must succeed during a fault that leaves a majority, and how long they may take."""
 
+DIES_S = 15.0
+"""How long a member may take to end itself."""
+
 RESTS_MAX = 5
 """How often rest is looked for: a write that its client has given up may still come."""
 
@@ -119,7 +122,7 @@ class World:
 
     async def dies(self, index: int) -> int:
         """Wait until a member's process has ended by itself; return its exit code."""
-        end = time.monotonic() + RESUME_S
+        end = time.monotonic() + DIES_S
         while index in self.members.running():
             if time.monotonic() > end:
                 raise Violation(f"member {index} should have ended")

@@ -119,6 +119,14 @@ class Traffic:
             )
             self.watching.append(watching)
             self._watch_tasks.append(asyncio.create_task(watching.run()))
+        for number, endpoint in enumerate(self.endpoints):
+            # Stays connected when its member is frozen: whatever that misses, it must hear of.
+            record = Watch(f"watcher at member {number}", b"k/", b"k0", 2)
+            watching = Watching(
+                self.history, record, [endpoint], self._fork(), moves=False, silence_s=30
+            )
+            self.watching.append(watching)
+            self._watch_tasks.append(asyncio.create_task(watching.run()))
         self._watch_tasks.append(asyncio.create_task(self._library_watch()))
 
     def _from(self, first: int) -> list[str]:

@@ -51,6 +51,7 @@ class Watching:
         *,
         moves: bool,
         sleeps: bool = False,
+        silence_s: float = 3,
     ) -> None:
         """Begin with `run`.
 
@@ -60,6 +61,7 @@ class Watching:
             endpoints: Members in the order they are tried.
             rng: When to move on.
             moves: Change to another member every few seconds, for no reason.
+            silence_s: Move on when nothing has come for so long.
             sleeps: Stay away between two streams for so long that compaction overtakes it.
         """
         self.record = record
@@ -71,6 +73,7 @@ class Watching:
         self._rng = rng
         self._moves = moves
         self._sleeps = sleeps
+        self._silence_s = silence_s
         self.awake = asyncio.Event()
         """Set: no more sleep."""
 
@@ -120,7 +123,7 @@ class Watching:
                 progress = asyncio.create_task(self._ask(stream))
                 # Silence for long may be a member that is cut off and cannot say so.
                 while True:
-                    async with asyncio.timeout(3):
+                    async with asyncio.timeout(self._silence_s):
                         response = await stream.read()
                     if response is grpc.aio.EOF or not self._take(response):
                         return
