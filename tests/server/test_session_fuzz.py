@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvstore.pb import session_pb2 as pb
-from kvstore.server.services.session import SessionService
+from kvstore.server.services.session import TURN_ITEMS, SessionService
 from tests.rpc.conftest import Service
 from tests.server.session_rig import KvHold
 
@@ -35,7 +35,7 @@ class Wire:
         self.items += msgpack.unpackb(pb.Frame.FromString(message).body)[1:]
         return True
 
-    def fail(self, code: int, text: str) -> None:
+    def fail(self, code: int = 0, text: str = "") -> None:
         assert self.ended is None
         self.ended = (code, text)
 
@@ -224,3 +224,18 @@ def test_every_operation_ends_once_whatever_happens_around_it(data: st.DataObjec
         assert not machine.session.calls
         assert not machine.session.streams
         assert machine.sessions.queued_bytes == 0
+
+
+def test_the_end_of_the_clients_half_waits_for_the_items_before_it() -> None:
+    # A long frame is taken in slices; the engine tells of the half-close between them.
+    machine = Machine()
+    methods = {served.path: number for number, served in enumerate(machine.sessions.methods)}
+    count = 3 * TURN_ITEMS
+    echo = methods["/t.Test/Echo"]
+    calls = [(pb.CALL, number, echo, 0, 0, b"") for number in range(1, count)]
+    chat = (pb.OPEN, count, methods["/t.Test/Chat"], 0, 1000)
+    machine.session.message(pb.Frame(body=msgpack.packb([1, *calls, chat])).SerializeToString())
+    machine.session.half_closed()
+    machine.turns.run()
+    assert [item[1] for item in machine.wire.items] == list(range(1, count + 1))
+    assert machine.wire.ended == (0, "")

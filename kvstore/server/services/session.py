@@ -157,6 +157,10 @@ class Session(SessionOutbound):
     def half_closed(self) -> None:
         """The client sends nothing more; what runs is answered yet."""
         self._half_closed = True
+        if self._behind is None:
+            self._take_half_close()
+
+    def _take_half_close(self) -> None:
         for stream in list(self.streams.values()):
             self._half_close(stream.id)
         self._finish_if_done()
@@ -234,6 +238,8 @@ class Session(SessionOutbound):
             self._end(fault.code, f"session: {fault}")
             return
         self.pause(-1)
+        if self._half_closed and self._behind is None and not self.over:
+            self._take_half_close()
 
     def _check_id(self, call_id: Any) -> None:
         if type(call_id) is not int or not self._last_id < call_id < _NUMBER_MAX:
@@ -343,7 +349,7 @@ class Session(SessionOutbound):
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        idle = not self.calls and not self.streams and len(self.out) == 1
+        idle = not (self.calls or self.streams or self._behind) and len(self.out) == 1
         if self._half_closed and idle and not self.over:
             self._close()
             self.call.finish()
