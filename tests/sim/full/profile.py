@@ -326,6 +326,7 @@ def _narrow_network(profile: FullProfile, rng: random.Random) -> None:
         "transfer",
         "unreachable",
     )
+    profile.fault_weights["transfer"] = 4
     profile.points = {"leader": 0.2}
     profile.point_actions = ("isolate", "pause")
 
