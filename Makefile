@@ -29,7 +29,7 @@ check: setup ## lint, format and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-sim: setup ## simulate with fresh seeds for MINUTES; SEED=n replays one
+sim: setup ## simulate core and whole members for MINUTES; SEED=n replays one (ARGS=--full)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--minutes $(MINUTES)) $(ARGS)
 
 bench: setup ## benchmark beside etcd, results in bench/results
