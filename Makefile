@@ -32,7 +32,7 @@ check: setup ## lint, format and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-sim: setup ## simulate with fresh seeds for MINUTES; SEED=n replays one
+sim: setup ## simulate core and whole members for MINUTES; SEED=n replays one (ARGS=--full)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--minutes $(MINUTES)) $(ARGS)
 
 chaos: setup ## real members under real faults for MINUTES (namespaces when root); SEED=n, ARGS="--cell kill-leader"

@@ -122,7 +122,7 @@ class Lessee:
 
     def _pause(self) -> None:
         ttl_ns = self.ttl_s * SECOND
-        self.world.after(self.world.between(ttl_ns // 10, ttl_ns * 6 // 10), self._next, self._life)
+        self.world.after(self.world.between(ttl_ns // 10, ttl_ns * 4 // 10), self._next, self._life)
 
     def _next(self, life: int) -> None:
         if life != self._life:
@@ -143,6 +143,12 @@ class Lessee:
             self._pause()
 
     def _renew(self) -> None:
+        now_ns = self.world.now_ns
+        stream = self._stream
+        waited_ns = now_ns - self._asked_ns[0][0] if self._asked_ns else 0
+        if stream is not None and waited_ns > self.ttl_s * SECOND // 5:
+            # No answer: a client that wants to keep its lease asks another member.
+            self._leave(stream)
         if self._stream is None:
             cluster = self.cluster
             process = cluster.choose_host().process

@@ -114,6 +114,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Let it go on with all that came meanwhile."""
         self._paused = False
         held, self._held = self._held, []
+        if self.world.chance(0.5):
+            # libuv looks at timers before sockets, asyncio's own loop after them.
+            late = [argument for act, argument in held if act == self._timer]
+            held = [(act, argument) for act, argument in held if act != self._timer]
+            self._ready[:0] = [handle for handle in late if handle.callback is not None]
+            self._schedule()
         for act, argument in held:
             self.world.after(0, act, argument)
 

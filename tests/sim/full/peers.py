@@ -71,7 +71,11 @@ class SimLinks:
         process = self._process
         await asyncio.sleep(process.client_delay_ns() / 1e9)
         target = process.cluster.by_member_id[peer].process
-        if target is None or process.cluster.is_cut(process.host.id, target.host.id):
+        if (
+            target is None
+            or not target.up
+            or process.cluster.is_cut(process.host.id, target.host.id)
+        ):
             raise ConnectionRefusedError("nobody there")
         connection = SnapshotConnection(process, target)
         self.connections[connection] = None

@@ -472,7 +472,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #14143: loss of a committed write under lazyfs",
             ((SimFile, "sync", no_fsync),),
             "crash",
-            60_000,
+            20_000,
         ),
         FullBug(
             "names are not synced",
@@ -480,7 +480,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #6378: file systems persist in another order than written",
             ((Handle, "sync_folder", no_folder_fsync),),
             "crash",
-            60_000,
+            20_000,
         ),
         FullBug(
             "acknowledged before the fsync",
@@ -497,7 +497,8 @@ def _bugs() -> tuple[FullBug, ...]:
             "fsyncgate: PostgreSQL and others until 2018",
             ((SimDiskThread, "_save", retrying_save),),
             "rot",
-            300_000,
+            120_000,
+            slow=True,
         ),
         FullBug(
             "the last batch is not written again at the start",
@@ -505,7 +506,8 @@ def _bugs() -> tuple[FullBug, ...]:
             "fsyncgate, across a restart",
             ((Wal, "_resume", write_skipped_at_open(Wal._resume)),),
             "rot",
-            300_000,
+            150_000,
+            slow=True,
         ),
         FullBug(
             "damage is taken for a torn tail",
@@ -513,7 +515,8 @@ def _bugs() -> tuple[FullBug, ...]:
             "logs truncated at a bad checksum (FAST '18, protocol-aware recovery)",
             ((recovery, "torn_bytes", everything_is_torn),),
             "rot",
-            200_000,
+            210_000,
+            slow=True,
         ),
         FullBug(
             "the log is released ahead of the store",
@@ -521,7 +524,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #10219: segments deleted before the snapshot was safe",
             ((Member, "_applied", release_what_is_applied(Member._applied)),),
             "crash",
-            60_000,
+            20_000,
         ),
         FullBug(
             "the store commits ahead of the log",
@@ -529,7 +532,8 @@ def _bugs() -> tuple[FullBug, ...]:
             "raft-rs apply-unpersisted: applied beyond the log after a restart",
             ((Storage, "_commit", commits_ahead),),
             "crash",
-            200_000,
+            550_000,
+            slow=True,
         ),
         FullBug(
             "the applied index lags behind the data",
@@ -537,7 +541,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd 3.5.0 to 3.5.2: applied index and data stored apart (#13766, #14685)",
             ((Member, "_mark", mark_of_yesterday),),
             "crash",
-            30_000,
+            20_000,
         ),
         FullBug(
             "an interrupted installation is forgotten",
@@ -545,7 +549,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #10219: order of snapshot, log mark and store",
             ((server_member, "settle", settles_nothing),),
             "snapshot",
-            300_000,
+            90_000,
         ),
         FullBug(
             "the store is swapped before the log marks it",
@@ -553,7 +557,8 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #10219 and #18055: the steps of an installation out of order",
             ((Node, "install", swaps_before_the_log(Node.install)),),
             "snapshot",
-            300_000,
+            580_000,
+            slow=True,
         ),
         FullBug(
             "a service keeps the store before the snapshot",
@@ -561,7 +566,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #15271: members that answer from before a snapshot",
             ((Member, "_adopt", adopts_half),),
             "snapshot",
-            100_000,
+            120_000,
         ),
         FullBug(
             "a compaction removes a readable deletion",
@@ -569,7 +574,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #19179: deletions lost at the compacted revision",
             ((Index, "obsolete", tombstone_goes_early),),
             "watch",
-            200_000,
+            50_000,
         ),
         FullBug(
             "a restart forgets deletions",
@@ -577,7 +582,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #18089: tombstones and restart",
             ((store_module, "rebuild", forgets_tombstones),),
             "crash",
-            60_000,
+            20_000,
             frozenset((REOPENED,)),
         ),
         FullBug(
@@ -586,7 +591,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "FoundationDB layers: increments executed twice after commit unknown",
             ((Node, "_role_changed", role_changed_and_sent_again),),
             "swarm",
-            300_000,
+            20_000,
         ),
         FullBug(
             "batches are sent again after a while",
@@ -594,7 +599,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "hashicorp raft before 1.6.1, PySyncObj: a retried proposal is applied twice",
             ((Proposals, "expire", sent_again_in_time),),
             "network",
-            200_000,
+            50_000,
         ),
         FullBug(
             "a batch counts to the term before",
@@ -602,7 +607,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "found here: a batch counted to the term last told was sent twice",
             ((Proposals, "next_batch", term_of_the_last_output(Proposals.next_batch)),),
             "swarm",
-            200_000,
+            40_000,
         ),
         FullBug(
             "a late ReadIndex answer serves a later round",
@@ -610,15 +615,15 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #20418: request ids used again after a pause",
             ((Reads, "ready", any_answer_will_do),),
             "reads",
-            600_000,
+            30_000,
         ),
         FullBug(
             "a read joins the round under way",
             "reads",
             "Raft thesis 6.4; TiKV and others answered reads that came after the round began",
             ((Reads, "add", joins_the_round),),
-            "network",
-            300_000,
+            "reads",
+            250_000,
         ),
         FullBug(
             "a read does not wait for apply",
@@ -626,7 +631,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #14140: stale read",
             ((Reads, "ready", serves_before_apply),),
             "swarm",
-            60_000,
+            50_000,
         ),
         FullBug(
             "a slow watcher skips what it missed",
@@ -634,7 +639,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "Xline #677, #491: events lost under load",
             ((WatchHub, "filled", loses_on_full),),
             "watch",
-            60_000,
+            20_000,
         ),
         FullBug(
             "catching up splits a revision",
@@ -642,7 +647,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd's robustness tests: a revision's events in two responses",
             ((Store, "events_between", splits_revisions),),
             "watch",
-            200_000,
+            20_000,
         ),
         FullBug(
             "a snapshot is not told to watchers",
@@ -650,7 +655,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #19179 and kin: events skipped by a snapshot are lost",
             ((WatchHub, "restored", restored_in_sync),),
             "snapshot",
-            300_000,
+            140_000,
         ),
         FullBug(
             "a watch goes back in time after a snapshot",
@@ -658,7 +663,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #15271: watch going back in time",
             ((WatchHub, "restored", restored_from_the_start),),
             "snapshot",
-            300_000,
+            140_000,
         ),
         FullBug(
             "progress is told to watchers that are behind",
@@ -666,7 +671,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd's robustness tests: a bookmark ahead of the events",
             ((watch_progress.Progress, "_tell_all", progress_of_the_store),),
             "watch",
-            60_000,
+            20_000,
         ),
         FullBug(
             "watchers jump over a compaction in silence",
@@ -677,7 +682,7 @@ def _bugs() -> tuple[FullBug, ...]:
                 (WatchHub, "compacted", lambda self, revision: None),
             ),
             "watch",
-            200_000,
+            150_000,
         ),
         FullBug(
             "the previous value is the newest one",
@@ -685,7 +690,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd's robustness tests: prev_kv of another revision",
             ((Store, "prev_kv", previous_is_current),),
             "watch",
-            60_000,
+            20_000,
         ),
         FullBug(
             "filters are forgotten",
@@ -693,7 +698,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "kine #100 and kin: options of a request ignored",
             ((WatchHub, "_pack", history_unfiltered),),
             "watch",
-            60_000,
+            20_000,
         ),
         FullBug(
             "a stale leader revokes a lease",
@@ -701,7 +706,8 @@ def _bugs() -> tuple[FullBug, ...]:
             "a paused leader of the past revokes what the new one renewed",
             ((Leases, "tick", revokes_without_round),),
             "lease",
-            900_000,
+            770_000,
+            slow=True,
         ),
         FullBug(
             "a stale leader renews a lease",
@@ -709,7 +715,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "a renewal answered by a leader of the past",
             ((Leases, "_renew_here", renews_alone),),
             "lease",
-            300_000,
+            40_000,
         ),
         FullBug(
             "a leader leads again with old times",
@@ -720,7 +726,7 @@ def _bugs() -> tuple[FullBug, ...]:
                 (LeaseClock, "demote", clock_never_forgets),
             ),
             "lease",
-            600_000,
+            40_000,
         ),
         FullBug(
             "a new leader gives leases no full life",
@@ -728,7 +734,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #9888: lease transfer at a change of leader",
             ((LeaseClock, "promote", promoted_without_life),),
             "lease",
-            300_000,
+            280_000,
         ),
         FullBug(
             "a lease's keys go one by one",
@@ -736,7 +742,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "t4 #120: lease operations that are not atomic",
             ((Lessor, "revoke", keys_one_by_one),),
             "lease",
-            100_000,
+            20_000,
         ),
         FullBug(
             "a restart forgets which keys hang on a lease",
@@ -744,7 +750,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "keys that outlive their lease",
             ((Store, "__init__", attaches_nothing_at_start),),
             "lease",
-            300_000,
+            30_000,
         ),
         FullBug(
             "a rejection reads as an acknowledgement",
@@ -752,7 +758,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "a field lost between versions",
             ((server_node, "decode", hint_is_lost),),
             "swarm",
-            100_000,
+            20_000,
         ),
         FullBug(
             "entries of one message are mixed up",
@@ -760,7 +766,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "a buffer used twice",
             ((server_node, "decode", last_entry_is_lost),),
             "swarm",
-            100_000,
+            20_000,
         ),
     )
 
