@@ -114,15 +114,15 @@ class Driver:
 
 
 @contextmanager
-def null_server(driver: Driver) -> Iterator[str]:
+def null_server(driver: Driver, kind: str) -> Iterator[str]:
     """Run the null server with replies as large as this driver's; yield its host:port."""
     reply = "range" if driver.load.put_share < 1.0 else "put"
+    arguments = ["--reply", reply, "--value-bytes", str(driver.load.value_bytes or 8_000)]
+    module = "bench.null_server"
+    if driver.tool == "program" and kind != ETCD:
+        module, arguments = "bench.null_session", []  # our client's program speaks in sessions
     server = subprocess.Popen(
-        [
-            *process.bound(),
-            *(sys.executable, "-m", "bench.null_server", "--reply", reply),
-            *("--value-bytes", str(driver.load.value_bytes or 8_000)),
-        ],
+        [*process.bound(), sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C at the terminal is ours to handle
     )
@@ -154,7 +154,7 @@ class Ceilings:
         client = kind if driver.tool == "program" else ""  # it has one for each system
         name = f"{driver.tool} {client} {driver.tasks} {load.to_json()}"
         if name not in self._known:
-            with null_server(driver) as target:
+            with null_server(driver, kind) as target:
                 outcome, _ = replace(driver, load=load).run([target], kind)
             if problems := outcome.problems():
                 raise DriverError(f"{driver.tool} against the null server: {'; '.join(problems)}")

@@ -40,7 +40,7 @@ async def connect(client: str, endpoints: list[str], stack: AsyncExitStack) -> P
         return put
     from kvstore.client import AsyncClient  # noqa: PLC0415  only this client needs it
 
-    ours = await stack.enter_async_context(AsyncClient(endpoints))
+    ours = await stack.enter_async_context(AsyncClient(endpoints, transport="session"))
     return ours.put
 
 

@@ -165,7 +165,7 @@ async def test_a_reply_without_a_message_is_not_success() -> None:
 
 async def test_a_timed_run_measures_the_middle_only() -> None:
     driver = Driver("generator", LOAD)
-    with null_server(driver) as target:
+    with null_server(driver, "etcd") as target:
         outcome = await execute(replace(LOAD, targets=[target]))
 
     assert outcome.problems() == []

@@ -32,7 +32,7 @@ from kvstore.server.disk import DiskThread
 from kvstore.server.join import Start
 from kvstore.server.member import Member
 from kvstore.server.replica import Replica
-from kvstore.server.startup import StartError
+from kvstore.server.startup import FULL, StartError
 from kvstore.wal import Options, Wal
 from tests.sim.full.disk import Handle, SimBackend, SimDisk
 from tests.sim.full.loop import Died, LocalClock, SimLoop
@@ -606,7 +606,7 @@ class SimPlatform:
 
     def fatal(self, error: BaseException, *, what: str = "the disk failed") -> NoReturn:
         process = self._process
-        if not isinstance(error, OSError) or what != "the disk failed":
+        if not isinstance(error, OSError) or what not in {"the disk failed", FULL}:
             if isinstance(error, Violation):
                 raise error
             raise Violation(FATAL, f"member {process.id}: {what}: {error!r}") from error

@@ -128,6 +128,8 @@ class SnapshotConnection:
     # the sender's side
 
     def write(self, data: bytes) -> None:
+        if self._ended:
+            return  # as asyncio: a transport that is lost never pauses its writer again
         self._queue.append(data[4:])
         if len(self._queue) > self._source.profile.snapshot_window:
             self.writable.clear()
@@ -156,18 +158,22 @@ class SnapshotConnection:
         payload = self._queue.popleft()
         self._world.events += 1
         self.moved += 1
-        assert self._sink is not None
         if self.moved > 1 and payload:
             target.enter(lambda: target.point("snapshot half received"))
         if not target.alive() or self._ended:
             return
-        target.enter(self._sink.frame, payload)
+        target.enter(self._frame, payload)
         if source.alive():
             if payload:
                 source.enter(lambda: source.point("snapshot half sent"))
             if len(self._queue) <= source.profile.snapshot_window // 2 and source.alive():
                 source.enter(self.writable.set)
         self._move_soon()
+
+    def _frame(self, payload: bytes) -> None:
+        # Looked up only now: a paused process has not opened the sink when the frame is sent.
+        assert self._sink is not None
+        self._sink.frame(payload)
 
     def break_off(self) -> None:
         """The connection breaks; both sides learn of it."""
