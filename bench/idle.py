@@ -28,12 +28,13 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
     watchers = max(100, round(WATCHERS * scale))
     with Cluster(kind, data_root=data_root) as cluster:
         leader = cluster.leader()
+        # First: what closed connections gave back would be used again and hide the watchers.
+        per_watcher = _watch(leader, watchers)
         with ExitStack() as stack:
             before = settled_bytes(leader)
             for _ in range(connections):
                 stack.enter_context(_connect(leader))
             per_connection = (settled_bytes(leader) - before) / connections
-        per_watcher = _watch(leader, watchers)
         term = cluster.term()
     return {
         "connections": connections,
