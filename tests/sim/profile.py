@@ -281,23 +281,26 @@ def _narrow_snapshot(profile: Profile, rng: random.Random) -> None:
     profile.points["store committed"] = 0.005
 
 
+NETWORK_FAULTS = (
+    "isolate",
+    "isolate inbound",
+    "isolate outbound",
+    "split",
+    "split one way",
+    "cut link",
+    "swizzle",
+    "slow link",
+    "pause",
+    "transfer",
+    "unreachable",
+)
+"""What a network and a pause can do to members that do not crash."""
+
+
 def _narrow_network(profile: Profile, rng: random.Random) -> None:
     """No crash; loss, repetition, overtaking, cuts, clogs and pauses."""
     profile.nodes = rng.choice((3, 3, 5))
-    _only(
-        profile,
-        "isolate",
-        "isolate inbound",
-        "isolate outbound",
-        "split",
-        "split one way",
-        "cut link",
-        "swizzle",
-        "slow link",
-        "pause",
-        "transfer",
-        "unreachable",
-    )
+    _only(profile, *NETWORK_FAULTS)
     # A transfer is aborted when the target falls silent just then.
     profile.fault_weights["transfer"] = 4
     profile.points = {"leader": 0.2, "transfer started": 0.5, "read asked": 0.005}

@@ -18,6 +18,7 @@ from kvstore.mvcc import watch, watch_encode
 from kvstore.server import leases, node, proposals, reads, snapshots, storage
 from kvstore.server.services import kv
 from tests.sim.network import LinkOptions
+from tests.sim.profile import NETWORK_FAULTS
 from tests.sim.world import MS, SECOND, US
 
 FAULTS = (
@@ -312,20 +313,7 @@ def _narrow_snapshot(profile: FullProfile, rng: random.Random) -> None:
 def _narrow_network(profile: FullProfile, rng: random.Random) -> None:
     """No crash; loss, repetition, overtaking, cuts, clogs, pauses, transfers."""
     profile.nodes = rng.choice((3, 3, 5))
-    _only(
-        profile,
-        "isolate",
-        "isolate inbound",
-        "isolate outbound",
-        "split",
-        "split one way",
-        "cut link",
-        "swizzle",
-        "slow link",
-        "pause",
-        "transfer",
-        "unreachable",
-    )
+    _only(profile, *NETWORK_FAULTS)
     profile.fault_weights["transfer"] = 4
     profile.points = {"leader": 0.2}
     profile.point_actions = ("isolate", "pause")
