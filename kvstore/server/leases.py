@@ -146,13 +146,24 @@ class Leases:
         elif ttl_s == RESET_FIRST:
             self._reset(lease_id, again, done)
         else:
-            self._node.linearizable(partial(self._confirmed, lease_id, ttl_s, done))
+            renewed = partial(self._confirmed, lease_id, ttl_s, self._node.term, again, done)
+            self._node.linearizable(renewed)
 
     def _confirmed(
-        self, lease_id: int, ttl_s: int, done: RenewDone, error: Exception | None
+        self,
+        lease_id: int,
+        ttl_s: int,
+        term: int,
+        again: Callable[[], None],
+        done: RenewDone,
+        error: Exception | None,
     ) -> None:
         if error is not None:
             done(error)
+        elif self._node.term != term or not self.clock.leading:
+            # A round outlives a change of leader: it is asked again, and another leader may have
+            # confirmed it. That one's clock has not seen this renewal.
+            again()
         else:
             # It may have been revoked while the round ran.
             alive = lease_id in self.lessor.leases

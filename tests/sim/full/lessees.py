@@ -122,7 +122,9 @@ class Lessee:
 
     def _pause(self) -> None:
         ttl_ns = self.ttl_s * SECOND
-        self.world.after(self.world.between(ttl_ns // 10, ttl_ns * 4 // 10), self._next, self._life)
+        # A client that renews late trusts its last answer to the end.
+        longest_ns = ttl_ns * (9 if self.world.chance(0.3) else 4) // 10
+        self.world.after(self.world.between(ttl_ns // 10, longest_ns), self._next, self._life)
 
     def _next(self, life: int) -> None:
         if life != self._life:
@@ -146,7 +148,7 @@ class Lessee:
         now_ns = self.world.now_ns
         stream = self._stream
         waited_ns = now_ns - self._asked_ns[0][0] if self._asked_ns else 0
-        if stream is not None and waited_ns > self.ttl_s * SECOND // 5:
+        if stream is not None and waited_ns > self.cluster.profile.lease_patience * SECOND:
             # No answer: a client that wants to keep its lease asks another member.
             self._leave(stream)
         if self._stream is None:

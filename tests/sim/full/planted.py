@@ -368,6 +368,19 @@ def renews_alone(self: Leases, lease_id: int, done: Any, deadline_ns: int) -> No
     done(max(0, ttl_s))
 
 
+def confirmed_by_anybody(
+    self: Leases, lease_id: int, ttl_s: int, term: int, again: Any, done: Any, error: Any
+) -> None:
+    """Believe a ReadIndex round that another leader confirmed after this one was replaced."""
+    if error is None and not self.clock.leading:
+        done(ttl_s if lease_id in self.lessor.leases else 0)
+    else:
+        real_confirmed(self, lease_id, ttl_s, term, again, done, error)
+
+
+real_confirmed = Leases._confirmed
+
+
 def clock_remembers(self: LeaseClock, now_ns: int, extend_ns: int) -> None:
     """Lead again with the times of an earlier leadership."""
     ends = dict(self._ends)
@@ -524,7 +537,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "etcd #10219: segments deleted before the snapshot was safe",
             ((Member, "_applied", release_what_is_applied(Member._applied)),),
             "crash",
-            20_000,
+            60_000,
         ),
         FullBug(
             "the store commits ahead of the log",
@@ -716,6 +729,16 @@ def _bugs() -> tuple[FullBug, ...]:
             ((Leases, "_renew_here", renews_alone),),
             "lease",
             40_000,
+        ),
+        FullBug(
+            "another leader confirms a renewal",
+            "leases",
+            "etcd #15247: a leader of the past answers renewals",
+            ((Leases, "_confirmed", confirmed_by_anybody),),
+            "lease",
+            1_200_000,
+            slow=True,
+            seeds=(2_000, 20_000),
         ),
         FullBug(
             "a leader leads again with old times",

@@ -105,6 +105,8 @@ class FullProfile:
     ttl_s: int
     renewals: int
     """How often a lease is renewed at most."""
+    lease_patience: float = field(default=0.2, kw_only=True)
+    """Seconds for which a client waits for the answer to a renewal, before it asks elsewhere."""
     room_bytes: int
     """What a watch stream may hold unsent."""
     stalls: float
@@ -355,15 +357,16 @@ def _narrow_lease(profile: FullProfile, rng: random.Random) -> None:
     profile.watch_streams = rng.choice((0, 1))
     profile.clients = 1
     profile.think_ns = rng.choice((50, 200)) * MS
-    profile.heartbeat_ms, profile.election_ms = 50, rng.choice((250, 500))
+    profile.heartbeat_ms, profile.election_ms = 50, rng.choice((250, 250, 500))
     profile.patience_ns = profile.election_ms * MS
-    profile.ttl_s = 1
+    profile.ttl_s = rng.choice((1, 2))
     profile.renewals = rng.choice((5, 40, 40))
     _only(profile, "pause", "isolate", "transfer", "crash leader")
     profile.fault_weights |= {"pause": 8, "isolate": 2}
     profile.fault_every_ns = rng.choice((1000, 2500)) * MS
     profile.fault_ns = rng.choice((400, 1500, 1500)) * MS
     profile.points = {"leader": rng.choice((0.0, 0.1))}
+    profile.lease_patience = rng.choice((0.2, 2.0, 2.0))
 
 
 def _narrow_rot(profile: FullProfile, rng: random.Random) -> None:
