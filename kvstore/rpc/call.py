@@ -180,6 +180,35 @@ class Call:
         self.send(message)
         self.finish()
 
+    def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
+        """Answer a unary call with a message in parts, as `reply` otherwise.
+
+        Parts of a large message are not joined: that holds the loop for 100 ms at 50 MiB.
+
+        Args:
+            parts: They make the message together.
+            size_bytes: Their length together.
+        """
+        if size_bytes <= _JOIN_BYTES_MAX:
+            self.reply(b"".join(parts))
+            return
+        connection = self.connection
+        if connection is None or self.ending is not None:
+            return
+        self._respond(connection, b"gzip" if self.head.encoding == b"gzip" else b"")
+        # Views, as `send` makes them: bytes in front of a queue mean that a message begins there.
+        views = [memoryview(part) for part in parts if part]
+        prefix = frames.pack_message_head(0, size_bytes)
+        self.send_parts((prefix, *views), size_bytes + _HEAD_BYTES)
+        self.finish()
+
+    def _respond(self, connection: Requests, encoding: bytes) -> None:
+        if not self.responded:
+            self.responded = True
+            self.fresh = False
+            block = connection.response_block(encoding)
+            connection.send_headers(self.stream_id, block, end_stream=False)
+
     def fail(self, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error status (gRPC code 1 to 16) and its text.
 
@@ -218,11 +247,7 @@ class Call:
             packed = grpc.maybe_gzip(message)
             if packed is not None:
                 message, flag = packed, 1
-        if not self.responded:
-            self.responded = True
-            self.fresh = False
-            block = connection.response_block(b"gzip" if gzip else b"")
-            connection.send_headers(self.stream_id, block, end_stream=False)
+        self._respond(connection, b"gzip" if gzip else b"")
         length = len(message)
         size = length + _HEAD_BYTES
         if (

@@ -81,6 +81,11 @@ class Produce(Echo):
             self.call.finish()
 
 
+def numbered_parts(count: int) -> list[bytes]:
+    """Return the parts of the reply to `Parts`; one in three is empty."""
+    return [b"%d," % number * (number % 3 * 500) for number in range(count)]
+
+
 class Service:
     """The handlers that the tests call, and what they saw."""
 
@@ -94,6 +99,7 @@ class Service:
     def register(self, server: Server) -> None:
         server.unary("/t.Test/Echo", lambda call, message: call.reply(message))
         server.unary("/t.Test/Big", lambda call, message: call.reply(b"x" * int(message)))
+        server.unary("/t.Test/Parts", self.parts)
         server.unary("/t.Test/Fail", self.fail)
         server.unary("/t.Test/Raise", self.boom)
         server.unary("/t.Test/Hold", self.hold)
@@ -108,6 +114,11 @@ class Service:
 
     def fail(self, call: Call, message: bytes) -> None:
         call.fail(5, message.decode(), [(b"detail-bin", b"\xff\x00"), (b"detail", b"some text")])
+
+    def parts(self, call: Call, message: bytes) -> None:
+        parts = numbered_parts(int(message))
+        self.calls.append(call)
+        call.reply_parts(parts, sum(map(len, parts)))
 
     def boom(self, call: Call, message: bytes) -> None:
         raise RuntimeError("a bug in a handler")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvstore.rpc import Call, Limits
-from tests.rpc.conftest import Running, running
+from tests.rpc.conftest import Running, numbered_parts, running
 from tests.rpc.wire import (
     DATA,
     END_STREAM,
@@ -390,6 +390,20 @@ def test_an_error_in_the_middle_of_a_message_is_a_reset(served: Running) -> None
         assert len(wire.until(DATA, 1).payload) == 1000
         wire.send(frame(DATA, 0, 1, message(b"fail")))
         assert wire.reset(1) == 8
+        wire.alive()
+
+
+def test_an_error_in_the_middle_of_a_reply_in_parts_is_a_reset(served: Running) -> None:
+    # The window ends where a part does, so that the next one in the queue is whole.
+    window = 5 + sum(map(len, numbered_parts(60)))
+    with Wire(served.port) as wire:
+        wire.hello(settings(window=window))
+        wire.send(window_update(0, HUGE), wire.call(1, b"1000", "/t.Test/Parts"))
+        served.until(lambda: served.service.calls and not served.service.calls[0].queued)
+        [call] = served.service.calls
+        served.run(call.fail, 13, "too late for trailers")
+        assert wire.reset(1) == 8
+        assert served.run(lambda: served.server.statistics().unsent_bytes) == 0
         wire.alive()
 
 

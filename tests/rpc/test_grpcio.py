@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from kvstore.rpc import Limits
-from tests.rpc.conftest import Running, running
+from tests.rpc.conftest import Running, numbered_parts, running
 
 BIG = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -151,6 +151,14 @@ def test_gzip_both_ways(channel: Any) -> None:
         b"q" * 5000,
         b"r",
     ]
+
+
+@pytest.mark.parametrize("count", [0, 2, 30, 1000])
+def test_a_reply_in_parts_is_one_message(channel: Any, count: int) -> None:
+    parts = method(channel, "Parts")
+    expected = b"".join(numbered_parts(count))
+    assert parts(b"%d" % count, timeout=10) == expected
+    assert parts(b"%d" % count, compression=grpc.Compression.Gzip, timeout=10) == expected
 
 
 def test_a_raising_handler_costs_only_its_call(served: Running, channel: Any) -> None:

@@ -185,13 +185,15 @@ class KvService:
         """Run the next slice in the next turn of the loop."""
         self._later(step)
 
-    def finish_sliced(self, call: Call, slices: RangeSlices, chunks: list[bytes]) -> None:
-        """Answer a range that was read in slices."""
+    def finish_sliced(
+        self, call: Call, slices: RangeSlices, chunks: list[bytes], size_bytes: int
+    ) -> None:
+        """Answer a range that was read in slices, of `size_bytes` together."""
         tail = (b"\x18\x01" if slices.more else b"") + (
             b"\x20" + varint(slices.count) if slices.count else b""
         )
         head = with_header(self._writes.headers(slices.revision))
-        call.reply(b"".join([head, *chunks, tail]))
+        call.reply_parts([head, *chunks, tail], len(head) + size_bytes + len(tail))
 
     def reserve(self, size_bytes: int) -> bool:
         """Count bytes of a large reply; False when all large replies together are too many."""
@@ -222,7 +224,7 @@ class SlicedRange:
         try:
             part = next(self._slices)
         except StopIteration:
-            self._service.finish_sliced(self._call, self._slices, self._chunks)
+            self._service.finish_sliced(self._call, self._slices, self._chunks, self._size_bytes)
             self._end()
             return
         except RequestError as error:

@@ -109,6 +109,10 @@ class SessionCall:
         out.append((REPLY, self.id, message))
         session.out_bytes += len(message)
 
+    def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
+        """Answer with success, with a message in parts."""
+        self.reply(b"".join(parts))
+
     def fail(self, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error status."""
         session = self._session
