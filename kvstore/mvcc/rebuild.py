@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _pack_head: Final = struct.Struct(">QQ").pack
+_pack_main: Final = struct.Struct(">Q").pack
+_VERSION_1: Final = _pack_main(1)
 
 
 class Rebuilt:
@@ -41,18 +43,15 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
     rebuilt = Rebuilt()
     histories: dict[bytes, History] = {}
     leases = rebuilt.leases
-    encoded = keyvalue.varint
     deleted = bytes(16)
-    # The encoded form of the main revision is needed for every record and changes only with it.
-    main_bytes = b""
-    fresh_tail = b""
+    # Bytes of a main revision as a varint, and the revision from which on it takes one more.
+    width, wider_from = 0, b""
     revision_key = b""
     try:
         for revision_key, record in records:
-            if revision_key[:8] != main_bytes:
-                main_bytes = revision_key[:8]
-                number = encoded(int.from_bytes(main_bytes, "big"))
-                fresh_tail = b"\x10" + number + b"\x18" + number + b"\x20\x01"
+            if revision_key >= wider_from:
+                width = len(keyvalue.varint(revision.main_of(revision_key)))
+                wider_from = _pack_main(1 << 7 * width) if width < 9 else b"\xff"
             length = record[1]
             if length < 128:
                 position = 2 + length
@@ -69,16 +68,27 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
                 continue
             if len(revision_key) != 17 or revision_key[8] != 0x5F or record[0] != 0x0A:
                 raise CorruptStore(f"{revision_key.hex()} is no revision key of a key-value")
-            end = position + len(fresh_tail)
-            if record[position:end] == fresh_tail:
+            end = position + 2 * width + 4
+            middle = position + 1 + width
+            # Both revisions are the same, as long as that of the record's key; the version is 1.
+            if (
+                record[middle + 1 : end] == record[position + 1 : middle] + b"\x20\x01"
+                and record[position] == 0x10
+                and record[middle] == 0x18
+            ):
                 # Created by this very put, version 1.
                 if key not in histories:
                     histories[key] = revision_key
                 else:
-                    head = _pack_head(revision.main_of(main_bytes), 1)
-                    extend(histories, key, head, revision_key)
+                    extend(histories, key, revision_key[:8] + _VERSION_1, revision_key)
                 # A lease is behind the value; without one the value ends the record.
-                if end < len(record) and not _value_ends(record, end):
+                left = len(record) - end
+                if left > 130 and record[end] == 0x2A and record[end + 1] > 127:
+                    # Most values: of 128 to 16,383 bytes, read without a call.
+                    ends = left == 3 + (record[end + 1] & 127) + (record[end + 2] << 7)
+                else:
+                    ends = not left or _value_ends(record, end)
+                if not ends and not _value_ends(record, end):
                     leases[key] = keyvalue.decode(record).lease
                 continue
             fields = keyvalue.decode(record)
