@@ -10,12 +10,10 @@ import msgpack
 import pytest
 
 from kvstore.pb import session_pb2 as pb
-from kvstore.rpc import Call, Limits
+from kvstore.rpc import Limits
 from kvstore.server.services.session import OPERATIONS_MAX, STREAMS_MAX, TURN_ITEMS
 from kvstore.server.services.session_call import (
     STREAM_HIGH_BYTES,
-    SessionCall,
-    SessionStream,
 )
 from tests.server.session_rig import Client, Rig, rig
 
@@ -134,20 +132,6 @@ async def test_calls_know_their_peer(served: Rig, client: Client) -> None:
     assert call.peer.startswith("127.0.0.1:")
     assert call.path == "/t.Test/Hold"
     assert call.peer_certificate is None
-
-
-def test_session_calls_have_what_handlers_use_of_a_call() -> None:
-    # Handlers are written for `Call` alone; the other forms must not lack anything of it.
-    public = {name for name in dir(Call) if not name.startswith("_")} - {
-        # The engine's side, "handlers leave it alone".
-        *("buffer", "connection", "deadline_slot", "delta", "end", "ending", "expire", "fresh"),
-        *("half_closed_told", "head", "notify_cancelled", "notify_writable", "queue", "queued"),
-        *("receive_paused", "receive_window", "received_bytes", "remote_closed", "responded"),
-        *("send_parts", "stop", "stream", "stream_id", "throttled"),
-    }
-    assert "reply" in public
-    for form in (SessionCall, SessionStream):
-        assert public <= set(dir(form))
 
 
 # bounds

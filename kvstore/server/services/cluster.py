@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ConfigError, parse_url
 from kvstore.server.errors import BAD_URLS, RefusedRequestError
@@ -16,7 +15,7 @@ from kvstore.server.identity import Member
 from kvstore.server.membership import Membership
 from kvstore.server.node import Node
 from kvstore.server.reconfig import Action, Request
-from kvstore.server.services.base import Routes, fail, message_with_header, parse
+from kvstore.server.services.base import Routes, ServiceCall, fail, message_with_header, parse
 
 
 class ClusterService:
@@ -40,7 +39,7 @@ class ClusterService:
         server.unary(prefix + "MemberUpdate", self._update)
         server.unary(prefix + "MemberPromote", self._promote)
 
-    def _list(self, call: Call, data: bytes) -> None:
+    def _list(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.MemberListRequest.FromString, data)
         if request is None:
             return
@@ -49,36 +48,36 @@ class ClusterService:
         else:
             self._listed(call, None)
 
-    def _listed(self, call: Call, error: Exception | None) -> None:
+    def _listed(self, call: ServiceCall, error: Exception | None) -> None:
         if error is not None:
             fail(call, error)
         else:
             self._reply(call, rpc_pb2.MemberListResponse())
 
-    def _add(self, call: Call, data: bytes) -> None:
+    def _add(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.MemberAddRequest.FromString, data)
         if request is not None:
             action = Action.ADD_LEARNER if request.isLearner else Action.ADD
             self._change(call, action, 0, request.peerURLs, rpc_pb2.MemberAddResponse)
 
-    def _remove(self, call: Call, data: bytes) -> None:
+    def _remove(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.MemberRemoveRequest.FromString, data)
         if request is not None:
             self._submit(call, Request(Action.REMOVE, request.ID), rpc_pb2.MemberRemoveResponse)
 
-    def _update(self, call: Call, data: bytes) -> None:
+    def _update(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.MemberUpdateRequest.FromString, data)
         if request is not None:
             response = rpc_pb2.MemberUpdateResponse
             self._change(call, Action.UPDATE, request.ID, request.peerURLs, response)
 
-    def _promote(self, call: Call, data: bytes) -> None:
+    def _promote(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.MemberPromoteRequest.FromString, data)
         if request is not None:
             self._submit(call, Request(Action.PROMOTE, request.ID), rpc_pb2.MemberPromoteResponse)
 
     def _change(
-        self, call: Call, action: Action, member: int, urls: Any, response: Callable[[], Any]
+        self, call: ServiceCall, action: Action, member: int, urls: Any, response: Callable[[], Any]
     ) -> None:
         """Submit a change that names peer URLs, if they are some."""
         try:
@@ -90,10 +89,12 @@ class ClusterService:
         else:
             self._submit(call, Request(action, member, found), response)
 
-    def _submit(self, call: Call, request: Request, response: Callable[[], Any]) -> None:
+    def _submit(self, call: ServiceCall, request: Request, response: Callable[[], Any]) -> None:
         self._membership.submit(request, partial(self._changed, call, response))
 
-    def _changed(self, call: Call, response: Callable[[], Any], answer: int | Exception) -> None:
+    def _changed(
+        self, call: ServiceCall, response: Callable[[], Any], answer: int | Exception
+    ) -> None:
         if isinstance(answer, Exception):
             fail(call, answer)
             return
@@ -102,7 +103,7 @@ class ClusterService:
             reply.member.CopyFrom(_message(self._cluster.members[answer]))
         self._reply(call, reply)
 
-    def _reply(self, call: Call, reply: Any) -> None:
+    def _reply(self, call: ServiceCall, reply: Any) -> None:
         reply.members.extend(_message(member) for member in self._cluster.list())
         # Replies about members say revision 0, as etcd's do.
         call.reply(message_with_header(self._headers(0), reply))

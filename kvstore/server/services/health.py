@@ -5,9 +5,8 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from kvstore.pb import health_pb2
-from kvstore.rpc import Call
 from kvstore.server.errors import Code
-from kvstore.server.services.base import Routes, parse
+from kvstore.server.services.base import Routes, ServiceCall, parse
 
 SERVING = health_pb2.HealthCheckResponse(
     status=health_pb2.HealthCheckResponse.SERVING
@@ -26,7 +25,7 @@ class HealthService:
         server.stream("/grpc.health.v1.Health/Watch", HealthWatch)
 
     @staticmethod
-    def _check(call: Call, data: bytes) -> None:
+    def _check(call: ServiceCall, data: bytes) -> None:
         request = parse(call, health_pb2.HealthCheckRequest.FromString, data)
         if request is None:
             return
@@ -41,7 +40,7 @@ class HealthWatch:
 
     __slots__ = ("_call",)
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: ServiceCall) -> None:
         """Wait for the request."""
         self._call = call
 

@@ -22,10 +22,9 @@ from kvstore.mvcc.results import (
 )
 from kvstore.mvcc.store import Store
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call
 from kvstore.server.errors import Code
 from kvstore.server.header import varint
-from kvstore.server.services.base import Routes, fail, parse, with_header
+from kvstore.server.services.base import Routes, ServiceCall, fail, parse, with_header
 from kvstore.server.services.writes import Writes
 
 AT_ONCE_MAX = 500
@@ -73,7 +72,7 @@ class KvService:
 
     # writes
 
-    def _put(self, call: Call, data: bytes) -> None:
+    def _put(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.PutRequest.FromString, data)
         if request is None:
             return
@@ -85,7 +84,7 @@ class KvService:
         if self._writes.has_room(call, PUT_OVERHEAD + len(data)):
             self._writes.submit_put(call, data)
 
-    def _delete_range(self, call: Call, data: bytes) -> None:
+    def _delete_range(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.DeleteRangeRequest.FromString, data)
         if request is None:
             return
@@ -96,7 +95,7 @@ class KvService:
             return
         self._writes.submit(call, ops.DELETE_RANGE, data)
 
-    def _compact(self, call: Call, data: bytes) -> None:
+    def _compact(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.CompactionRequest.FromString, data)
         if request is None:
             return
@@ -105,14 +104,14 @@ class KvService:
         else:
             self._writes.submit(call, ops.COMPACT, data)
 
-    def _when_purged(self, call: Call, message: bytes) -> None:
+    def _when_purged(self, call: ServiceCall, message: bytes) -> None:
         """Answer a physical compaction when this member has removed the records."""
         if not self.store.purging:
             call.reply(message)
         elif not call.cancelled:
             self._later_s(PURGE_POLL_S, self._when_purged, call, message)
 
-    def _txn(self, call: Call, data: bytes) -> None:
+    def _txn(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.TxnRequest.FromString, data)
         if request is None:
             return
@@ -135,7 +134,7 @@ class KvService:
 
     # reads
 
-    def _range(self, call: Call, data: bytes) -> None:
+    def _range(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.RangeRequest.FromString, data)
         if request is None:
             return
@@ -149,7 +148,9 @@ class KvService:
         else:
             self._writes.node.linearizable(partial(self._read, call, request))
 
-    def _read(self, call: Call, request: rpc_pb2.RangeRequest, error: Exception | None) -> None:
+    def _read(
+        self, call: ServiceCall, request: rpc_pb2.RangeRequest, error: Exception | None
+    ) -> None:
         if error is not None:
             fail(call, error)
             return
@@ -170,7 +171,9 @@ class KvService:
         end = b"" if request.range_end == b"\0" else request.range_end
         return self.store.index.count(request.key, end) <= AT_ONCE_MAX and not request.revision
 
-    def _read_txn(self, call: Call, request: rpc_pb2.TxnRequest, error: Exception | None) -> None:
+    def _read_txn(
+        self, call: ServiceCall, request: rpc_pb2.TxnRequest, error: Exception | None
+    ) -> None:
         if error is not None:
             fail(call, error)
             return
@@ -186,7 +189,7 @@ class KvService:
         self._later(step)
 
     def finish_sliced(
-        self, call: Call, slices: RangeSlices, chunks: list[bytes], size_bytes: int
+        self, call: ServiceCall, slices: RangeSlices, chunks: list[bytes], size_bytes: int
     ) -> None:
         """Answer a range that was read in slices, of `size_bytes` together."""
         tail = (b"\x18\x01" if slices.more else b"") + (
@@ -208,7 +211,7 @@ class SlicedRange:
 
     __slots__ = ("_call", "_chunks", "_service", "_size_bytes", "_slices")
 
-    def __init__(self, service: KvService, call: Call, slices: RangeSlices) -> None:
+    def __init__(self, service: KvService, call: ServiceCall, slices: RangeSlices) -> None:
         """Begin; call `step` once."""
         self._service = service
         self._call = call

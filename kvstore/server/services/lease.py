@@ -11,10 +11,9 @@ from kvstore.apply import ops
 from kvstore.lease.lessor import TTL_MAX_S, Lessor
 from kvstore.pb import rpc_pb2
 from kvstore.ports import Random
-from kvstore.rpc import Call
 from kvstore.server.errors import Code, NoLeaderError, wire_error
 from kvstore.server.leases import Leases
-from kvstore.server.services.base import Routes, fail, message_with_header, parse
+from kvstore.server.services.base import Routes, ServiceCall, fail, message_with_header, parse
 from kvstore.server.services.writes import Writes
 
 UNSENT_MAX = 1 << 20
@@ -39,7 +38,7 @@ class LeaseService:
         server.unary(prefix + "LeaseLeases", self._list)
         server.stream(prefix + "LeaseKeepAlive", self._keep_alive)
 
-    def _grant(self, call: Call, data: bytes) -> None:
+    def _grant(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.LeaseGrantRequest.FromString, data)
         if request is None:
             return
@@ -55,21 +54,21 @@ class LeaseService:
             data = request.SerializeToString()
         self._writes.submit(call, ops.LEASE_GRANT, data, partial(self._granted, call))
 
-    def _granted(self, call: Call, message: bytes) -> None:
+    def _granted(self, call: ServiceCall, message: bytes) -> None:
         self._leases.begin_lives()
         call.reply(message)
 
-    def _revoke(self, call: Call, data: bytes) -> None:
+    def _revoke(self, call: ServiceCall, data: bytes) -> None:
         if parse(call, rpc_pb2.LeaseRevokeRequest.FromString, data) is not None:
             self._writes.submit(call, ops.LEASE_REVOKE, data)
 
-    def _time_to_live(self, call: Call, data: bytes) -> None:
+    def _time_to_live(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.LeaseTimeToLiveRequest.FromString, data)
         if request is not None:
             self._writes.node.linearizable(partial(self._ask_remaining, call, request))
 
     def _ask_remaining(
-        self, call: Call, request: rpc_pb2.LeaseTimeToLiveRequest, error: Exception | None
+        self, call: ServiceCall, request: rpc_pb2.LeaseTimeToLiveRequest, error: Exception | None
     ) -> None:
         # The round first, so that a lease granted through another member is known here.
         if error is not None:
@@ -80,7 +79,7 @@ class LeaseService:
             self._leases.remaining(request.ID, partial(self._remaining, call, request))
 
     def _remaining(
-        self, call: Call, request: rpc_pb2.LeaseTimeToLiveRequest, left: int | Exception
+        self, call: ServiceCall, request: rpc_pb2.LeaseTimeToLiveRequest, left: int | Exception
     ) -> None:
         if isinstance(left, Exception):
             fail(call, left)
@@ -93,12 +92,12 @@ class LeaseService:
                 reply.keys.extend(self.lessor.keys(request.ID))
         call.reply(message_with_header(self._writes.header(), reply))
 
-    def _list(self, call: Call, data: bytes) -> None:
+    def _list(self, call: ServiceCall, data: bytes) -> None:
         if parse(call, rpc_pb2.LeaseLeasesRequest.FromString, data) is None:
             return
         self._writes.node.linearizable(partial(self._listed, call))
 
-    def _listed(self, call: Call, error: Exception | None) -> None:
+    def _listed(self, call: ServiceCall, error: Exception | None) -> None:
         if error is not None:
             fail(call, error)
             return
@@ -107,7 +106,7 @@ class LeaseService:
         )
         call.reply(message_with_header(self._writes.header(), reply))
 
-    def _keep_alive(self, call: Call) -> KeepAlive:
+    def _keep_alive(self, call: ServiceCall) -> KeepAlive:
         return KeepAlive(self, call)
 
     def renew(self, stream: KeepAlive, lease_id: int) -> None:
@@ -132,7 +131,7 @@ class KeepAlive:
 
     __slots__ = ("_call", "_done", "_service", "waiting")
 
-    def __init__(self, service: LeaseService, call: Call) -> None:
+    def __init__(self, service: LeaseService, call: ServiceCall) -> None:
         """Wait for requests on `call`."""
         self.waiting = 0
         self._service = service

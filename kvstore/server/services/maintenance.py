@@ -8,8 +8,7 @@ from functools import partial
 from kvstore.apply import ops
 from kvstore.mvcc.errors import RequestError
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call
-from kvstore.server.services.base import Routes, fail, message_with_header, parse
+from kvstore.server.services.base import Routes, ServiceCall, fail, message_with_header, parse
 from kvstore.server.services.writes import Writes
 
 HashDone = Callable[[tuple[int, int, int] | Exception], None]
@@ -47,16 +46,16 @@ class MaintenanceService:
         server.unary(prefix + "Alarm", self._alarm)
         server.unary(prefix + "MoveLeader", self._move_leader)
 
-    def _get_status(self, call: Call, data: bytes) -> None:
+    def _get_status(self, call: ServiceCall, data: bytes) -> None:
         if parse(call, rpc_pb2.StatusRequest.FromString, data) is not None:
             call.reply(message_with_header(self._writes.header(), self._status()))
 
-    def _get_hash(self, call: Call, data: bytes) -> None:
+    def _get_hash(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.HashKVRequest.FromString, data)
         if request is not None:
             self._hash_kv(request.revision, partial(self._hashed, call))
 
-    def _hashed(self, call: Call, answer: tuple[int, int, int] | Exception) -> None:
+    def _hashed(self, call: ServiceCall, answer: tuple[int, int, int] | Exception) -> None:
         if isinstance(answer, RequestError):
             fail(call, answer)
             return
@@ -67,16 +66,16 @@ class MaintenanceService:
         )
         call.reply(message_with_header(self._writes.header(), reply))
 
-    def _alarm(self, call: Call, data: bytes) -> None:
+    def _alarm(self, call: ServiceCall, data: bytes) -> None:
         if parse(call, rpc_pb2.AlarmRequest.FromString, data) is not None:
             self._writes.submit(call, ops.ALARM, data)
 
-    def _move_leader(self, call: Call, data: bytes) -> None:
+    def _move_leader(self, call: ServiceCall, data: bytes) -> None:
         request = parse(call, rpc_pb2.MoveLeaderRequest.FromString, data)
         if request is not None:
             self._transfer(request.targetID, partial(self._moved, call))
 
-    def _moved(self, call: Call, error: Exception | None) -> None:
+    def _moved(self, call: ServiceCall, error: Exception | None) -> None:
         if error is not None:
             fail(call, error)
         else:

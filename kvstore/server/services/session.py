@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 from google.protobuf.message import DecodeError
 
 from kvstore.pb import session_pb2
-from kvstore.rpc import Call, StreamHandler
 from kvstore.server.errors import Code, TooManyRequestsError
 from kvstore.server.services.session_call import SessionCall, SessionStream
 from kvstore.server.services.session_outbound import FORMAT, SessionOutbound
 from kvstore.server.services.session_pipeline import Pipeline, PipelineCall
 
 if TYPE_CHECKING:
-    from kvstore.server.services.base import Routes
+    from kvstore.server.services.base import Routes, ServiceCall, Stream, Unary
 
 OPEN_PATH = "/kvstore.Session/Open"
 OPERATIONS_MAX = 8_192
@@ -46,8 +45,8 @@ class Served:
     """A method of the member; its number in a session is its place in the hello."""
 
     path: str
-    handler: Callable[..., Any]
-    unary: bool
+    unary: Unary | None = None
+    stream: Stream | None = None
 
 
 class Fault(Exception):  # noqa: N818  # a fault of the client, not an error of ours
@@ -97,21 +96,21 @@ class SessionService:
         self._routes = routes
         self._frame_bytes_max = frame_bytes_max
 
-    def unary(self, path: str, handler: Callable[[Call, bytes], None]) -> None:
+    def unary(self, path: str, handler: Unary) -> None:
         """Serve a method with one request and one reply, in sessions too."""
-        self.methods.append(Served(path, handler, unary=True))
+        self.methods.append(Served(path, unary=handler))
         self._routes.unary(path, handler)
 
-    def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
+    def stream(self, path: str, handler: Stream) -> None:
         """Serve a method with streams, in sessions too."""
-        self.methods.append(Served(path, handler, unary=False))
+        self.methods.append(Served(path, stream=handler))
         self._routes.stream(path, handler)
 
     def register(self) -> None:
         """Serve sessions."""
         self._routes.stream(OPEN_PATH, self._open)
 
-    def _open(self, call: Call) -> Session:
+    def _open(self, call: ServiceCall) -> Session:
         session = Session(self, call)
         self.sessions.add(session)
         return session
@@ -135,7 +134,7 @@ class SessionService:
 class Session(SessionOutbound):
     """The handler of one Open stream: takes its items. Answers leave by the base."""
 
-    def __init__(self, service: SessionService, call: Call) -> None:
+    def __init__(self, service: SessionService, call: ServiceCall) -> None:
         """Greet the client."""
         super().__init__(service, call)
         self._last_id = 0
@@ -199,7 +198,8 @@ class Session(SessionOutbound):
                 if type(payload) is not bytes or type(flags) is not int:
                     raise Fault("a payload must be binary, flags a number")
                 served = methods[number] if 0 <= number < len(methods) else None
-                if served is None or not served.unary:
+                handler = served.unary if served is not None else None
+                if served is None or handler is None:
                     self.push_end(call_id, Code.UNIMPLEMENTED, f"no unary method {number}")
                     continue
                 call = calls[call_id] = SessionCall(
@@ -215,7 +215,7 @@ class Session(SessionOutbound):
                     call.fail(TooManyRequestsError.code, TooManyRequestsError.text)
                     continue
                 try:
-                    served.handler(call, payload)
+                    handler(call, payload)
                 except Exception as error:  # noqa: BLE001  # a handler's bug ends its call only
                     self.handler_failed(call, error)
         except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
@@ -259,12 +259,13 @@ class Session(SessionOutbound):
         for call_id, (number, payload) in enumerate(operations, first_id):
             if type(payload) is not bytes:
                 raise Fault("a payload must be binary")
-            if not 0 <= number < len(methods) or not methods[number].unary:
+            served = methods[number] if 0 <= number < len(methods) else None
+            handler = served.unary if served is not None else None
+            if served is None or handler is None:
                 raise Fault(f"no unary method {number} for a pipeline")
-            served = methods[number]
             size_bytes = len(payload)
             call = PipelineCall(self, call_id, served.path, flags, size_bytes, deadline_s)
-            work.append((call, served, payload))
+            work.append((call, handler, payload))
         for call, _, payload in work:
             self.calls[call.id] = call
             self.unanswered_bytes += len(payload)
@@ -283,7 +284,8 @@ class Session(SessionOutbound):
             raise Fault("a stream's window is a number of bytes, flags are a number")
         methods = self.service.methods
         served = methods[number] if 0 <= number < len(methods) else None
-        if served is None or served.unary:
+        handler = served.stream if served is not None else None
+        if served is None or handler is None:
             self.push_end(call_id, Code.UNIMPLEMENTED, f"no streaming method {number}")
             return
         stream = SessionStream(self, call_id, served.path, flags, credit_bytes)
@@ -292,8 +294,7 @@ class Session(SessionOutbound):
             stream.fail(TooManyRequestsError.code, TooManyRequestsError.text)
             return
         try:
-            # The handlers are written for `Call`, of which this is the other form.
-            stream.handler = served.handler(cast("Call", stream))
+            stream.handler = handler(stream)
         except Exception as error:  # noqa: BLE001  # a handler's bug ends its call only
             self.handler_failed(stream, error)
 

@@ -14,7 +14,7 @@ from kvstore.pb import session_pb2
 from kvstore.server.errors import Code
 
 if TYPE_CHECKING:
-    from kvstore.rpc import Call
+    from kvstore.server.services.base import ServiceCall
     from kvstore.server.services.session import SessionService
     from kvstore.server.services.session_call import SessionCall, SessionStream
 
@@ -41,7 +41,7 @@ _pack = msgpack.Packer(autoreset=True).pack
 class SessionOutbound:
     """What is open in a session, and the next frame to its client."""
 
-    def __init__(self, service: SessionService, call: Call) -> None:
+    def __init__(self, service: SessionService, call: ServiceCall) -> None:
         self.service = service
         self.call = call
         self.calls: dict[int, SessionCall] = {}

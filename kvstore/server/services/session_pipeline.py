@@ -15,7 +15,7 @@ from kvstore.server.services.session_call import SessionCall
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvstore.server.services.session import Served
+    from kvstore.server.services.base import Unary
     from kvstore.server.services.session_outbound import SessionOutbound
 
 STOPPED_TEXT = "kvstore: not applied: an operation before it in the pipeline failed"
@@ -88,7 +88,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, session: SessionOutbound, work: list[tuple[PipelineCall, Served, bytes]]
+        self, session: SessionOutbound, work: list[tuple[PipelineCall, Unary, bytes]]
     ) -> None:
         self._session = session
         self._work = work
@@ -123,21 +123,22 @@ class Pipeline:
 
     def _run(self, end: int) -> None:
         while self._position < end and not self._stopped:
-            call, served, payload = self._work[self._position]
+            call, handler, payload = self._work[self._position]
             self._position += 1
             self._running.add(call.id)
-            self._session.guard(call, served.handler, call, payload)
+            self._session.guard(call, handler, call, payload)
 
     def _next_group(self) -> tuple[int, int]:
         """Return the kind of the operation that is next and where its group ends."""
         first = self._position
-        kind = _kind(*self._work[first][1:])
-        size_bytes = len(self._work[first][2])
+        call, _, payload = self._work[first]
+        kind = _kind(call.path, payload)
+        size_bytes = len(payload)
         end = first + 1
         while kind != _ALONE and end < len(self._work) and end - first < ENTRY_OPS_MAX:
-            _, served, payload = self._work[end]
+            call, _, payload = self._work[end]
             size_bytes += len(payload)
-            if _kind(served, payload) != kind or size_bytes > ENTRY_BYTES_MAX:
+            if _kind(call.path, payload) != kind or size_bytes > ENTRY_BYTES_MAX:
                 break
             end += 1
         return kind, end
@@ -158,12 +159,12 @@ class Pipeline:
             call.fail(Code.ABORTED, STOPPED_TEXT)
 
 
-def _kind(served: Served, payload: bytes) -> int:
-    if served.path in _WRITES:
+def _kind(path: str, payload: bytes) -> int:
+    if path in _WRITES:
         return _WRITE
-    if served.path in _READS:
+    if path in _READS:
         return _READ
-    if served.path == _TXN:
+    if path == _TXN:
         try:
             return _READ if is_read_only(rpc_pb2.TxnRequest.FromString(payload)) else _WRITE
         except DecodeError:

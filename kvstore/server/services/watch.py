@@ -9,9 +9,8 @@ from google.protobuf.message import DecodeError
 from kvstore.mvcc.watch import WatchHub
 from kvstore.mvcc.watch_stream import WatchStream
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call
 from kvstore.server.errors import Code
-from kvstore.server.services.base import Routes
+from kvstore.server.services.base import Routes, ServiceCall
 
 
 class WatchService:
@@ -40,7 +39,7 @@ class WatchService:
         """Serve the method."""
         server.stream("/etcdserverpb.Watch/Watch", self._open)
 
-    def _open(self, call: Call) -> WatchCall:
+    def _open(self, call: ServiceCall) -> WatchCall:
         watch = WatchCall(self, call)
         self.streams.add(watch)
         if watch.needs_leader and not self._has_leader():
@@ -69,7 +68,7 @@ class WatchCall:
 
     __slots__ = ("_call", "_service", "_stream", "needs_leader")
 
-    def __init__(self, service: WatchService, call: Call) -> None:
+    def __init__(self, service: WatchService, call: ServiceCall) -> None:
         """Open a watch stream that sends on `call`."""
         self._service = service
         self._call = call

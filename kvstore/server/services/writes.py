@@ -10,7 +10,6 @@ from kvstore.apply import ops
 from kvstore.apply.responses import encode
 from kvstore.mvcc.store import Store
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import Call
 from kvstore.server.errors import (
     NoLeaderError,
     NoSpaceError,
@@ -19,7 +18,7 @@ from kvstore.server.errors import (
 )
 from kvstore.server.header import Headers
 from kvstore.server.node import Node
-from kvstore.server.services.base import fail
+from kvstore.server.services.base import ServiceCall, fail
 
 
 class Writes:
@@ -59,7 +58,11 @@ class Writes:
         return self.headers(self.store.revision)
 
     def submit(
-        self, call: Call, kind: int, payload: bytes, reply: Callable[[bytes], None] | None = None
+        self,
+        call: ServiceCall,
+        kind: int,
+        payload: bytes,
+        reply: Callable[[bytes], None] | None = None,
     ) -> None:
         """Bring an operation into the log and answer the call with its result.
 
@@ -73,13 +76,15 @@ class Writes:
         except TooManyRequestsError as error:
             fail(call, error)
 
-    def _done(self, call: Call, kind: int, reply: Callable[[bytes], None], result: Any) -> None:
+    def _done(
+        self, call: ServiceCall, kind: int, reply: Callable[[bytes], None], result: Any
+    ) -> None:
         if isinstance(result, Exception):
             fail(call, result)
         else:
             reply(encode(kind, result, self.headers(result[0])))
 
-    def submit_put(self, call: Call, payload: bytes) -> None:
+    def submit_put(self, call: ServiceCall, payload: bytes) -> None:
         """`submit` for a put: the hot path, without the general encoder."""
         if len(payload) > self._size_max:
             fail(call, RequestTooLargeError())
@@ -89,7 +94,7 @@ class Writes:
         except TooManyRequestsError as error:
             fail(call, error)
 
-    def _put_done(self, call: Call, result: Any) -> None:
+    def _put_done(self, call: ServiceCall, result: Any) -> None:
         if isinstance(result, Exception):
             fail(call, result)
             return
@@ -100,7 +105,7 @@ class Writes:
         else:
             call.reply(encode(ops.PUT, result, header))
 
-    def has_room(self, call: Call, cost_bytes: int) -> bool:
+    def has_room(self, call: ServiceCall, cost_bytes: int) -> bool:
         """Tell whether the quota allows that much more; if not, raise the alarm and answer.
 
         Costs are etcd's estimates (etcd-semantics 2.15): they only decide when to stop.
