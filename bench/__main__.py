@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from bench import h2load, scenarios
-from bench.clusters import ETCD, KINDS, Cluster, ClusterError, available
+from bench.clusters import COMPILED, ETCD, KINDS, Cluster, ClusterError, available
 from bench.machine import facts
 from bench.measure import Ceilings, DriverError, Sample, measure, preload
 from bench.report import Report, show, write
@@ -29,7 +29,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=0, help="alternations; default 3")
     parser.add_argument("--seconds", type=float, default=0.0, help="measured time; default 5")
-    parser.add_argument("--systems", default="", help="kvstore,etcd; default both, if installed")
+    parser.add_argument(
+        "--systems", default="", help="of kvstore, etcd, kvstore-compiled; default the first two"
+    )
     parser.add_argument("--data-root", default=None, help="folder on the disk to measure")
     parser.add_argument(
         "--name", default="", help="of the result files; default by cores and choice"
@@ -44,8 +46,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.data_root is not None and not os.path.isdir(arguments.data_root):
         parser.error(f"--data-root: there is no folder {arguments.data_root}")
     for kind in split(arguments.systems):
-        if kind not in KINDS:
-            parser.error(f"no such system: {kind}; there are {', '.join(KINDS)}")
+        if kind not in (*KINDS, COMPILED):
+            parser.error(f"no such system: {kind}; there are {', '.join((*KINDS, COMPILED))}")
     return arguments
 
 

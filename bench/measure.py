@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 from bench import h2load, messages, process
-from bench.clusters import ETCD, Cluster
+from bench.clusters import ETCD, Cluster, python
 from bench.load import Load, Outcome
 
 PYTHON_DRIVER_S = 300.0
@@ -46,7 +46,7 @@ class Driver:
             return [sys.executable, "-m", "bench.generator", load.to_json()]
         load = self.load
         return [
-            *(sys.executable, "-m", "bench.program"),
+            *(*python(kind), "-m", "bench.program"),
             *("--client", "grpc-aio" if kind == ETCD else "kvstore"),
             *("--endpoints", ",".join(targets), "--tasks", str(self.tasks)),
             *("--seconds", str(load.seconds), "--warmup-s", str(load.warmup_s)),

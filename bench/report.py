@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from bench.clusters import ETCD, KVSTORE
+from bench.clusters import COMPILED, ETCD, KVSTORE
 from bench.measure import Sample
 from bench.workloads import BUDGET_SLACK, Workload
 
@@ -49,13 +49,13 @@ def rows(report: Report[Sample], workloads: Sequence[Workload]) -> list[tuple[st
     """Return the table's rows: medians over the rounds."""
     result = []
     for workload in workloads:
-        both = {
+        systems = {
             kind: [s for s in report.samples if s.workload == workload.name and s.system == kind]
-            for kind in (KVSTORE, ETCD)
+            for kind in (KVSTORE, COMPILED, ETCD)
         }
-        for kind, samples in both.items():
+        for kind, samples in systems.items():
             if samples:
-                other = both[ETCD] if kind == KVSTORE else []
+                other = systems[ETCD] if kind != ETCD else []
                 result.append(_row(workload, kind, samples, other))
     return result
 
@@ -76,7 +76,7 @@ def _row(
         else:
             good = ratio >= workload.rate_min
             verdicts.append(_judge(f"{ratio:.2f}x", good, workload.rate_min))
-    if kind == KVSTORE:
+    if kind != ETCD:
         verdicts += over_budget(workload, leader, follower)
     verdicts += sorted({problem for sample in samples for problem in sample.problems})
     return (

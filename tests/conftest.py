@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.compiled import form
+
 ALLOWED = Path(__file__).parent / "allowed_skips.txt"
 skipped: dict[str, str] = {}
+unfit: list[pytest.Item] = []
+"""Tests that a run on compiled modules leaves out."""
 
 
 def pytest_configure() -> None:
@@ -17,6 +21,18 @@ def pytest_configure() -> None:
     # and others that tests interrupt would never end.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where a form is asked for, tests of the other would prove nothing.
+    wanted = os.environ.get("KVSTORE_TEST_FORM", form())
+    if wanted != form():
+        raise pytest.UsageError(f"KVSTORE_TEST_FORM={wanted}, but kvstore is {form()} here")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if form() == "pure Python":
+        return
+    unfit[:] = [item for item in items if item.get_closest_marker("pure_python")]
+    items[:] = [item for item in items if item not in unfit]
+    config.hook.pytest_deselected(items=unfit)
 
 
 def allowed_skips() -> list[str]:
@@ -43,6 +59,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for item in unfit:
+        terminalreporter.write_line(f"left out, needs pure Python: {item.nodeid}")
     if os.environ.get("CI") != "true":
         return
     for name in surprising_skips():

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 PURE_LIBRARIES: dict[str, set[str]] = {}
 ALLOWED: dict[str, set[str]] = {
     "kvstore.ports": set(),
+    "kvstore.compiled": set(),
     "kvstore.raft": set(),
     "kvstore.rpc": set(),
     "kvstore.pb": set(),
@@ -27,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
         "kvstore.raft.messages",
     },
     "kvstore.server": {
+        "kvstore.compiled",
         "kvstore.raft",
         "kvstore.rpc",
         "kvstore.pb",
@@ -38,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "kvstore.apply",
     },
     "kvstore.client": {"kvstore.pb"},
-    "kvstore.cli": {"kvstore.server", "kvstore.client"},
+    "kvstore.cli": {"kvstore.compiled", "kvstore.server", "kvstore.client"},
     "kvstore.embed": {"kvstore.server", "kvstore.client"},
     "bench": {"kvstore.client"},
 }

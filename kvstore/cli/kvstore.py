@@ -17,11 +17,12 @@ from kvstore.cli.flags import (
     check_environment,
     server_options,
 )
+from kvstore.compiled import form
 from kvstore.server.config import ServerConfig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="kvstore")
+@click.version_option(f"{__version__} ({form()})", prog_name="kvstore")
 def main() -> None:
     """A replicated key-value store that etcd clients can use."""
     if not __debug__:

@@ -20,6 +20,7 @@ import yaml
 
 from kvstore.cli.flags import PARENT_VARIABLE, offered_by_etcd
 from kvstore.cli.wall import WallClock, check_against
+from kvstore.compiled import form
 from kvstore.server.config import ConfigError, ServerConfig
 from kvstore.server.identity import InitialClusterError
 from kvstore.server.logs import set_up
@@ -157,7 +158,13 @@ async def _serve(config: ServerConfig) -> int:
         await member.start()
         log.info(
             "serving clients",
-            extra={"fields": {"urls": config.listen_client_urls, "member": f"{member.id:x}"}},
+            extra={
+                "fields": {
+                    "urls": config.listen_client_urls,
+                    "member": f"{member.id:x}",
+                    "modules": form(),
+                }
+            },
         )
         await stopped
     finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvstore import __version__
 from kvstore.apply.alarms import CORRUPT, NOSPACE
+from kvstore.compiled import form
 from kvstore.pb import rpc_pb2
 from kvstore.raft.messages import Role
 from kvstore.server import readings
@@ -72,6 +73,7 @@ class Observer:
             "etcdcluster": CLUSTER_VERSION,
             "storage": STORAGE_VERSION,
             "kvstore": __version__,
+            "modules": form(),
         }
 
     def variables(self) -> dict[str, object]:

@@ -141,6 +141,7 @@ def test_an_unknown_kind_ends_the_member_naming_the_place(member: Member) -> Non
     assert (caught.value.index, caught.value.position, caught.value.kind) == (1, 1, 99)
 
 
+@pytest.mark.pure_python
 def test_an_unexpected_exception_ends_the_member(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def test_an_unexpected_exception_ends_the_member(
         member.put(b"k")
 
 
+@pytest.mark.pure_python
 def test_damaged_stored_data_ends_the_member(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,7 @@ def test_an_end_before_the_key_is_empty_and_no_error(member: Member) -> None:
     assert (found.kvs, found.count, found.more) == ([], 0, False)
 
 
+@pytest.mark.pure_python
 def test_count_and_limit_do_not_walk_the_range(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:

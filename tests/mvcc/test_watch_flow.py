@@ -312,6 +312,7 @@ def test_a_snapshot_that_lacks_the_history_cancels(rig: Rig, client: Client) -> 
 # cost
 
 
+@pytest.mark.pure_python
 def test_watchers_with_the_same_range_and_options_share_the_encoding(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

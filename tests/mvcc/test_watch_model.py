@@ -187,6 +187,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.pure_python
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
 def test_the_model_still_finds(bug: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     # If this fails the hub is fine, the model has gone blind.

@@ -30,7 +30,10 @@ from kvstore.raft.messages import (
     SnapshotMeta,
     TimeoutNow,
 )
+from tests.pure import source_of
 
+# Compiled classes do not keep the types of their fields.
+SOURCE = source_of("kvstore/raft/messages.py")
 U64 = st.integers(0, 2**64 - 1)
 IDS = st.integers(1, 2**64 - 1)
 MEMBERS = st.lists(IDS, unique=True, max_size=7).map(lambda ids: tuple(sorted(ids)))
@@ -58,14 +61,15 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     bytes: st.binary(),
     tuple[int, int] | None: st.none() | st.tuples(U64, U64),
     int | None: st.none() | U64,
-    SnapshotMeta: st.builds(SnapshotMeta, U64, U64, CONFIGURATIONS),
+    SOURCE.SnapshotMeta: st.builds(SnapshotMeta, U64, U64, CONFIGURATIONS),
 }
 
 
 def of_kind(kind: type[Message]) -> st.SearchStrategy[Message]:
     if kind is AppendRequest:
         return append_requests()
-    fields = {name: FIELDS[hint] for name, hint in get_type_hints(kind).items()}
+    source = getattr(SOURCE, kind.__name__)
+    fields = {name: FIELDS[hint] for name, hint in get_type_hints(source).items()}
     fields |= {"sender": IDS, "target": IDS}
     if kind is Forward:
         fields["kind"] = st.sampled_from([NORMAL, CHANGE])

@@ -94,6 +94,8 @@ class Scenario:
             elif key == "compacted":
                 index, term = value.split("/")
                 given[key] = (int(index), int(term))
+            elif key == "apply_before_durable":
+                given[key] = value == "1"
             else:
                 given[key] = int(value)
         added = Network([core(int(member), **given)])

@@ -128,6 +128,7 @@ class Expiring:
         self.expired = True
 
 
+@pytest.mark.pure_python
 @given(st.floats(0, 10 * 365 * 86400))
 def test_deadlines_fire_never_early_and_hardly_late(timeout_s: float) -> None:
     loop = Time()
@@ -141,6 +142,7 @@ def test_deadlines_fire_never_early_and_hardly_late(timeout_s: float) -> None:
     loop.close()
 
 
+@pytest.mark.pure_python
 def test_a_clients_choice_of_timeouts_does_not_fill_the_memory() -> None:
     # A slot's timer stays until its time has come, also when no call is left in it: a client that
     # gives every call an hour, for an hour, must not leave a timer for each 10 ms of it.

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from kvstore.compiled import form
 from kvstore.pb import rpc_pb2
 from tests.server.raw import Raw, get
 from tests.servers import Kvstore
@@ -27,6 +28,7 @@ def test_version_is_what_clients_parse(member: Kvstore) -> None:
     page = get(member.endpoints[0], "/version")
     versions = json.loads(page.text)
     assert (page.status, page.kind) == (200, "application/json")
+    assert versions["modules"] == form()
     assert versions["etcdserver"].count(".") == versions["etcdcluster"].count(".") == 2
     assert versions["etcdserver"].rpartition(".")[0] == versions["etcdcluster"].rpartition(".")[0]
 

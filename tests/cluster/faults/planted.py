@@ -21,6 +21,7 @@ from kvstore.raft.raft import Raft
 from kvstore.server.disk import DiskThread
 from kvstore.server.node import Node
 from kvstore.wal import Wal
+from tests.pure import demand_pure_python
 
 
 def acknowledge_before_the_write() -> None:
@@ -133,5 +134,6 @@ BUGS: dict[str, Bug] = {
 
 
 if __name__ == "__main__":
+    demand_pure_python()
     BUGS[sys.argv.pop(1)].plant()
     main()
