@@ -222,7 +222,7 @@ class Failpoints:
         """Put points around what a started member sends, receives and installs."""
         self._put(member.links, "send", "peer.send")
         self._put(member, "receive", "peer.receive")
-        self._put(member.node, "snapshot_sent", "snapshot.send.after")
+        self._put(member, "snapshot_sent", "snapshot.send.after")
         links, dial, install = cast("Any", member.links), member.links.dial, member.install
         opened = member.snapshot_opened
 

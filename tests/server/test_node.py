@@ -34,6 +34,8 @@ from kvstore.server.proposals import Proposals
 SELF, OLD, NEW = 1, 2, 3
 INCARNATION = 1
 
+pytestmark = pytest.mark.pure_python  # its applier is a stand-in
+
 
 class Result:
     """What an applier returns."""

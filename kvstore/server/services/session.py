@@ -238,8 +238,8 @@ class Session(SessionOutbound):
             self._end(fault.code, f"session: {fault}")
             return
         self.pause(-1)
-        if self._half_closed and self._behind is None and not self.over:
-            self._take_half_close()
+        if self._half_closed and not self.over:
+            self.half_closed()  # which looks anew at what is behind: the types above say nothing is
 
     def _check_id(self, call_id: Any) -> None:
         if type(call_id) is not int or not self._last_id < call_id < _NUMBER_MAX:
