@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from bench import __main__ as command_line
-from bench import h2load
+from bench import clusters, h2load
 from bench.__main__ import chosen, main, parse, result_name, systems
 from bench.clusters import ETCD, KVSTORE, wait_until
 from tests.bench.test_clusters import running
@@ -70,6 +70,16 @@ def test_a_missing_system_is_noted_or_refused(monkeypatch: pytest.MonkeyPatch) -
         systems([ETCD])
     with pytest.raises(SystemExit, match="etcd is not here"):
         systems([KVSTORE, ETCD])
+
+
+def test_a_compiled_tree_that_was_never_built_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the sources would be measured under the other name.
+    monkeypatch.setattr(clusters, "COMPILED_TREE", tmp_path)
+
+    with pytest.raises(SystemExit, match="`make compiled` builds it"):
+        systems([clusters.COMPILED])
 
 
 def test_nothing_to_measure_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,15 @@ def test_latency_is_judged_where_it_is_the_target(p50_ms: float, text: str) -> N
     assert text in verdict(samples)
 
 
+def test_the_compiled_form_has_a_row_beside_the_pure_one() -> None:
+    names = ("etcd", "kvstore-compiled", "kvstore")
+
+    found = rows(Report({}, "bench", samples=[sample(PUT.name, name, 1.0) for name in names]), ROWS)
+
+    assert [row[1] for row in found] == ["kvstore", "kvstore-compiled", "etcd"]
+    assert "1.00x" in found[1][-1]
+
+
 def test_budgets_are_flagged_at_a_fifth_above() -> None:
     assert over_budget(PUT, 35.9, 14.3) == []
     assert over_budget(PUT, 36.1, 14.5) == [
