@@ -1,4 +1,4 @@
-"""The comparison with other systems: the table, what is missing, and how puts are kept under way."""
+"""The comparison with other systems: the table, what is missing, how puts are kept under way."""
 
 from __future__ import annotations
 
