@@ -117,6 +117,9 @@ class Member:
         """Kept beside the cluster's list: it is looked at for every request."""
 
         self._removed = False
+        self.receiving: set[int] = set()
+        """Indexes of the snapshots that are on their way in."""
+
         self.snapshots_sent = 0
         self.snapshots_installed = 0
         self.late_heartbeats = 0
@@ -212,9 +215,7 @@ class Member:
         if self.cluster.configuration().voters == (self.id,):
             self.raft.campaign()  # nobody else could win: why wait
         for work in (self._tick(), self._publish()):
-            task = loop.create_task(work)
-            task.add_done_callback(self._fatal_if_failed)
-            self._tasks.add(task)
+            self._keep(loop.create_task(work))
         await self._serve_clients()
         self.platform.started()
 
@@ -450,8 +451,14 @@ class Member:
 
     # what the parts call
 
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Cancel the task when the member stops."""
+        self._tasks.add(task)
+        task.add_done_callback(self._fatal_if_failed)
+
     def _fatal_if_failed(self, task: asyncio.Task[None]) -> None:
         """End the process when a task failed without which the member is only half alive."""
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the member failed", exc_info=error)
             self.platform.fatal(error, what="this member cannot go on")
@@ -523,7 +530,9 @@ class Member:
     ) -> SnapshotSink:
         """Begin to receive a snapshot (`kvstore.peer.link.Receiver`)."""
         log.info("receiving a snapshot", extra={"fields": {"member": f"{sender:x}"}})
-        return Incoming(self, self.platform, self.config, pause=pause, answer=answer)
+        incoming = Incoming(self, self.platform, self.config, pause=pause, answer=answer)
+        self._keep(incoming.task)
+        return incoming
 
     def _send_call(self, peer: int, payload: bytes) -> bool:
         return self.links.send(peer, Channel.CONTROL, payload)
@@ -636,42 +645,52 @@ class Member:
         """Tell whether a snapshot would bring us forward (`kvstore.server.snapshots.Installer`)."""
         return not self.node.installing and self.raft.wants_snapshot(meta)
 
-    async def install(self, message: InstallSnapshot) -> None:
+    async def install(self, message: InstallSnapshot) -> bool:
         """Take the received file as our state (`kvstore.server.snapshots.Installer`)."""
         if not self.wants_snapshot(message.snapshot):
-            return
+            return False
         loop = asyncio.get_running_loop()
         async with self.storage.lock:
             index = message.snapshot.index
             path = received_path(self.config.data_dir, index)
             try:
                 replica = await loop.run_in_executor(None, self._open_replica, path)
-            except (StorageError, ValueError, lmdb.Error) as error:
+            except (OSError, StorageError, ValueError, lmdb.Error) as error:
                 raise SnapshotRefused(f"the received store cannot be opened: {error}") from error
             if not self.wants_snapshot(message.snapshot):
                 replica.backend.close()
-                return
+                return False
             # From here on the old store takes nothing more. The log marks the snapshot, then the
             # file takes its place.
             if not await self.node.install(message):
                 replica.backend.close()
                 raise SnapshotRefused("it is from a leader of an earlier term")
+            old = self.replica
             try:
                 swap_in(self.platform.disk, self.config.data_dir, index)
             except OSError as error:
                 self.platform.fatal(error)
-            old = self.replica
-            self._adopt(replica)
+            try:
+                self._adopt(replica)
+            except Exception as error:
+                # Some parts follow the new state, some the old one.
+                log.exception("a snapshot was adopted in part")
+                self.platform.fatal(error, what="this member cannot go on")
         self.snapshots_installed += 1
         # Ranges and hashes under way still read the old file.
         loop.call_later(OLD_STORE_S, old.backend.close)
         log.info("installed a snapshot", extra={"fields": {"index": message.snapshot.index}})
+        return True
 
     def _open_replica(self, path: str) -> Replica:
         backend = self.platform.open_backend(path, map_size_bytes=map_size_bytes(self.config))
         if self.failpoints is not None:
             self.failpoints.backend(backend)
-        return Replica(backend, self.config)
+        try:
+            return Replica(backend, self.config)
+        except BaseException:
+            backend.close()
+            raise
 
     def _adopt(self, replica: Replica) -> None:
         """Point every part at the new state and let the node go on."""
