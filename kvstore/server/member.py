@@ -389,6 +389,7 @@ class Member:
             time_s=loop.time,
             on_error=self._handler_failed,
         )
+        self.health = HealthService()
         guard = LearnerGuard(
             LeaderGuard(self.sessions, lambda: bool(self.node.leader)),
             lambda: self.is_learner,
@@ -401,7 +402,7 @@ class Member:
             MaintenanceService(
                 self.writes, self.observer.status, self._hash_kv, self.membership.transfer
             ),
-            HealthService(),
+            self.health,
         ):
             service.register(guard)
         self.sessions.register()
@@ -429,6 +430,7 @@ class Member:
     async def stop(self) -> None:
         """Drain clients, hand the leadership over, commit, close."""
         if hasattr(self, "server"):
+            self.health.drain()
             self.sessions.drain()
             await self.server.drain(DRAIN_S)
         for task in self._tasks:
