@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from typing import TYPE_CHECKING, Final
 
 import google_crc32c
@@ -129,6 +130,8 @@ class SnapshotReceiver:
         self._changes: list[Change] = []
         self._pending_bytes = 0
         self._table_order = 0
+        self.fsync_s = 0.0
+        """What `finish` waited for the disk at the end."""
 
     def write(self, chunk: bytes) -> None:
         """Take the next chunk.
@@ -202,10 +205,12 @@ class SnapshotReceiver:
         applied = Marks.applied_in(self._backend)
         self._close()
         file = self._disk.open(self._part)
+        start_s = time.perf_counter()
         try:
             file.sync()
         finally:
             file.close()
+        self.fsync_s = time.perf_counter() - start_s
         self._disk.rename(self._part, self._path)
         self._remove_lock()
         self._disk.sync_folder(os.path.dirname(self._path) or ".")

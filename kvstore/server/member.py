@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -67,6 +68,7 @@ from kvstore.server.snapshots import (
     STORE_NAME,
     Incoming,
     SnapshotRefused,
+    Transfers,
     received_path,
     send,
     settle,
@@ -120,9 +122,12 @@ class Member:
         self.receiving: set[int] = set()
         """Indexes of the snapshots that are on their way in."""
 
+        self.sending, self.receiving_from = Transfers(), Transfers()
         self.snapshots_sent = 0
         self.snapshots_installed = 0
         self.late_heartbeats = 0
+        self.last_compaction_s = 0.0
+        """Unix time of the last purge that this process finished."""
 
     # start
 
@@ -152,6 +157,7 @@ class Member:
             on_lost=self._link_lost,
             on_removed=self._was_removed,
         )
+        self.links.on_round_trip = self._round_trip
         self.links.removed.update(self.cluster.removed)
         await self._listen_peers()
         self.disk = self.platform.disk_thread(self.wal, self._saved)
@@ -206,6 +212,7 @@ class Member:
             mark=self._mark,
             durable_index=lambda: self.raft.log.durable,
             committed=self._committed,
+            purged=self._purged,
             fatal=partial(store_failed, config.data_dir, self.platform.fatal),
         )
         self.observer = Observer(self)
@@ -367,6 +374,7 @@ class Member:
             txn_ops_max=config.max_txn_ops,
             later=loop.call_soon,
             later_s=loop.call_later,
+            observe=self.metrics.range.series,
         )
         self.watch_service = WatchService(
             self.watches, lambda: bool(self.node.leader), loop.call_soon
@@ -406,6 +414,8 @@ class Member:
         ):
             service.register(guard)
         self.sessions.register()
+        if config.metrics == "extensive":
+            self.server.time_calls(self.metrics.handled())
         for url in config.client_urls:
             await self._listen_clients(url)
 
@@ -532,12 +542,28 @@ class Member:
     ) -> SnapshotSink:
         """Begin to receive a snapshot (`kvstore.peer.link.Receiver`)."""
         log.info("receiving a snapshot", extra={"fields": {"member": f"{sender:x}"}})
-        incoming = Incoming(self, self.platform, self.config, pause=pause, answer=answer)
+        end = self.receiving_from.begin(sender)
+
+        def answer_counted(text: str) -> None:
+            seconds = end(not text)
+            if not text:
+                self.metrics.snapshot_receive.series(f"{sender:x}").observe(seconds)
+            answer(text)
+
+        incoming = Incoming(self, self.platform, self.config, pause=pause, answer=answer_counted)
         self._keep(incoming.task)
         return incoming
 
+    def snapshot_saved(self, save_s: float, fsync_s: float) -> None:
+        """Take note of the times (`kvstore.server.snapshots.Installer`)."""
+        self.metrics.snapshot_save.observe(save_s)
+        self.metrics.snapshot_fsync.observe(fsync_s)
+
     def _send_call(self, peer: int, payload: bytes) -> bool:
         return self.links.send(peer, Channel.CONTROL, payload)
+
+    def _round_trip(self, peer: int, seconds: float) -> None:
+        self.metrics.round_trip.series(f"{peer:x}").observe(seconds)
 
     def _link_lost(self, peer: int, channel: Channel) -> None:
         self.node.unreachable(peer)
@@ -550,6 +576,7 @@ class Member:
         self.storage.log_saved()
 
     def _applied(self, applied: Applied) -> None:
+        self.metrics.applied(applied)
         events = self.store.take_events()
         if events:
             self.watches.notify(events)
@@ -573,6 +600,12 @@ class Member:
         if release > raft_log.offset:
             self.raft.compact(release)
             self.disk.release(release)
+
+    def _purged(self, held_s: float, total_s: float | None) -> None:
+        self.metrics.purge_pause_ms.observe(held_s * 1e3)
+        if total_s is not None:
+            self.metrics.purge_total_ms.observe(total_s * 1e3)
+            self.last_compaction_s = self.clock.wall_ns() / 1e9
 
     def _role_changed(self, role: Role, leader: int, term: int) -> None:
         self.headers.set_term(term)
@@ -633,6 +666,7 @@ class Member:
         peer = request.target
         log.info("sending a snapshot", extra={"fields": {"member": f"{peer:x}"}})
         ok = False
+        end = self.sending.begin(peer)
         try:
             await self.storage.barrier()
             await send(self.backend, self.links, request)
@@ -641,6 +675,10 @@ class Member:
         except (OSError, HelloError, TimeoutError) as error:
             log.warning("snapshot to member %x failed: %s", peer, error or type(error).__name__)
         finally:
+            seconds = end(ok)
+            if ok:
+                self.metrics.snapshot_send.series(f"{peer:x}").observe(seconds)
+                self.metrics.backend_snapshot.observe(seconds)
             self.node.snapshot_sent(peer, ok=ok)
 
     def wants_snapshot(self, meta: SnapshotMeta) -> bool:
@@ -718,15 +756,16 @@ class Member:
         except RequestError as error:
             done(error)
             return
-        self._hash_slice(slices, done)
+        self._hash_slice(slices, done, time.perf_counter())
 
-    def _hash_slice(self, slices: HashSlices, done: HashDone) -> None:
+    def _hash_slice(self, slices: HashSlices, done: HashDone, start_s: float) -> None:
         try:
             next(slices)
         except StopIteration:
+            self.metrics.hash_by_revision.observe(time.perf_counter() - start_s)
             done(slices.result)
         else:
-            asyncio.get_running_loop().call_soon(self._hash_slice, slices, done)
+            asyncio.get_running_loop().call_soon(self._hash_slice, slices, done, start_s)
 
 
 def _no_matter(_: RemovedError) -> None:

@@ -447,7 +447,9 @@ class Node:
         self.hooks.reconfigured(entry)
 
     def _apply_normal(self, entry: Entry) -> None:
+        start_ns = self.clock.monotonic_ns()
         applied = self.applier.apply(entry)
+        applied.duration_ns = self.clock.monotonic_ns() - start_ns
         self.applied_index = entry.index
         if entry.term != self.applied_term:
             self.applied_term = entry.term

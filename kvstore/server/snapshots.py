@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol, TypeVar
@@ -84,11 +85,35 @@ def _next(chunks: Iterator[bytes]) -> bytes | None:
     return next(chunks, None)
 
 
+class Transfers:
+    """Counts snapshots one way, by peer."""
+
+    def __init__(self) -> None:
+        self.inflight: Counter[int] = Counter()
+        self.succeeded: Counter[int] = Counter()
+        self.failed: Counter[int] = Counter()
+
+    def begin(self, peer: int) -> Callable[[bool], float]:
+        """Count one as under way; call the result with its success: it returns the seconds."""
+        start_s = time.perf_counter()
+        self.inflight[peer] += 1
+
+        def end(ok: bool) -> float:
+            self.inflight[peer] -= 1
+            (self.succeeded if ok else self.failed)[peer] += 1
+            return time.perf_counter() - start_s
+
+        return end
+
+
 class Installer(Protocol):
     """The member, as a received snapshot needs it."""
 
     receiving: set[int]
     """Indexes of the snapshots that are on their way in."""
+
+    def snapshot_saved(self, save_s: float, fsync_s: float) -> None:
+        """Take note of how long it took to receive a file, and of its fsync."""
 
     async def install(self, message: InstallSnapshot) -> bool:
         """Take the file at `received_path`, which is durable, as the new state.
@@ -203,10 +228,12 @@ class Incoming:
             disk=self._platform.disk,
             open_backend=self._platform.open_backend,
         )
+        start_s = time.perf_counter()
         try:
             while payload := await self._next():
                 await _on_thread(receiver.write, payload)
             mark = await _on_thread(receiver.finish)
+            self._installer.snapshot_saved(time.perf_counter() - start_s, receiver.fsync_s)
         except BaseException:
             receiver.abort()
             raise

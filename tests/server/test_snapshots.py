@@ -114,12 +114,16 @@ class Installer:
     ) -> None:
         self.installed: list[int] = []
         self.receiving: set[int] = set()
+        self.saved_s = (0.0, 0.0)
         self._wants = wants
         self._takes = takes
         self._refusal = refusal
 
     def wants_snapshot(self, meta: SnapshotMeta) -> bool:
         return self._wants
+
+    def snapshot_saved(self, save_s: float, fsync_s: float) -> None:
+        self.saved_s = (save_s, fsync_s)
 
     async def install(self, message: InstallSnapshot) -> bool:
         if self._refusal is not None:
@@ -169,6 +173,8 @@ async def test_a_whole_stream_is_installed(config: ServerConfig, chunks: list[by
         transfer.incoming.frame(payload)
     assert await transfer.ended() == ""
     assert installer.installed == [NEW]
+    save_s, fsync_s = installer.saved_s
+    assert save_s > fsync_s > 0
     assert stored_index(received_path(config.data_dir, NEW), config) == NEW
 
 
