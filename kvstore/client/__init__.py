@@ -28,6 +28,7 @@ from kvstore.client.errors import (
     RequestTooLargeError,
     UnreachableError,
     UnsupportedError,
+    WrongLoopError,
 )
 from kvstore.client.keys import TO_THE_END, prefix_end
 from kvstore.client.lease import Lease
@@ -101,6 +102,7 @@ __all__ = [
     "UnsupportedError",
     "WatchBatch",
     "Watcher",
+    "WrongLoopError",
     "compare",
     "prefix_end",
 ]

@@ -80,6 +80,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             password: Its password.
             tls: Certificate files. Endpoints without a scheme are then https.
             timeout_s: Seconds a call may take, retries included, where it does not say itself.
+                A call's own may be 0 or less, as of a deadline that has passed: UnreachableError.
             connect_timeout_s: Seconds of these that one endpoint may take to connect before the
                 next is tried: what a host that drops packets costs.
             transport: How calls travel: "session" is one stream for all of them, many to a frame,
@@ -116,6 +117,9 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
 
     async def close(self) -> None:
         """Close watches and connections. Leases are no longer renewed, and end by themselves."""
+        if self.is_closed:
+            return
+        self._transport.enter()
         await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
         await self._keeper.close()
         await self._transport.close()

@@ -24,6 +24,7 @@ KvError
 │   └── OutcomeUnknownError        may have been applied; retry only if idempotent
 ├── PipelineError              some operations of a pipeline failed; `results` has each one's end
 ├── LeaseLostError             a lease kept alive by this client has ended
+├── WrongLoopError             the client belongs to another event loop; nothing was sent
 └── ClosedError                the client, or the watch, was closed by its own side
 """
 
@@ -224,8 +225,22 @@ class LeaseLostError(KvError):
         self.lease_id = lease_id
 
 
+class WrongLoopError(KvError, RuntimeError):
+    """The client is in use on another event loop, or its own thread would wait for itself.
+
+    Nothing was sent.
+    """
+
+    advice = (
+        "make an AsyncClient for each event loop, or one kvstore.client.Client, which all threads "
+        "may share"
+    )
+
+
 class ClosedError(KvError):
     """The client, or the watch, was closed by its own side."""
+
+    advice = "make a new client"
 
 
 ERROR_CLASSES: dict[str, type[KvError]] = {

@@ -83,6 +83,7 @@ class Lease:
 
     async def wait_lost(self) -> None:
         """Return when the lease is lost."""
+        self._keeper.check_loop()
         await self._lost.wait()
 
     def lose(self, reason: str) -> None:
@@ -95,6 +96,15 @@ class Lease:
             self._has_cancelled_owner = self._owner.cancel()
         if self._on_lost is not None:
             self._on_lost(self)
+
+    def abandon(self) -> None:
+        """The client was closed: nobody renews the lease. Who waits for its loss is woken.
+
+        `on_lost` is not called and nothing is cancelled: the program itself has closed the client.
+        """
+        if not self._lost.is_set():
+            self._reason = f"lease {self.lease_id:x} is not renewed: the client was closed"
+            self._lost.set()
 
     async def start(self) -> Lease:
         """Grant the lease and begin to keep it alive. `async with` does this."""
@@ -192,6 +202,11 @@ class LeaseKeeper:
             await asyncio.wait({self._task})
         for lease in list(self._leases.values()):
             self.forget(lease)
+            lease.abandon()
+
+    def check_loop(self) -> None:
+        """As `Transport.check_loop`."""
+        self._transport.check_loop()
 
     def _extend(self, lease: Lease, asked_at_s: float) -> None:
         # Counted from the asking, not the answer: the server began to count somewhere between.

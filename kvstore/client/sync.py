@@ -10,12 +10,14 @@ There is no logic of its own here: what a method does, takes, returns and raises
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kvstore.client.aio import AsyncClient
-from kvstore.client.errors import ClosedError
+from kvstore.client.errors import ClosedError, WrongLoopError
+from kvstore.client.timeouts import checked_s
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode
 
 if TYPE_CHECKING:
@@ -34,12 +36,17 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Made = TypeVar("Made")
 
+_LAST_CALLS_S = 5.0
+# What calls of other threads may take to notice that the client was closed under them.
+
 
 class _Loop:
     """An event loop on a daemon thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._is_stopped = False
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="kvstore-client", daemon=True
         )
@@ -47,15 +54,17 @@ class _Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
         """Run a coroutine there and wait for it; an interrupt here cancels it there."""
-        if not self._thread.is_alive():
-            coroutine.close()
-            raise ClosedError("the client is closed")
         if threading.current_thread() is self._thread:
             coroutine.close()
-            raise RuntimeError(
+            raise WrongLoopError(
                 "called from the client's own thread (a callback): it would wait for itself"
             )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            # Behind the last turn of the loop it would never run, and never end.
+            if self._is_stopped:
+                coroutine.close()
+                raise ClosedError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout_s)
         except BaseException:
@@ -63,11 +72,25 @@ class _Loop:
             raise
 
     def stop(self) -> None:
-        """End the thread."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """End the thread, when the calls of other threads have ended: the client is closed."""
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
+        asyncio.run_coroutine_threadsafe(_wait_for_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _wait_for_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, late = await asyncio.wait(others, timeout=_LAST_CALLS_S)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
 
 def _blocking(
@@ -141,6 +164,7 @@ class SyncWatcher:
 
     def next(self, timeout_s: float) -> WatchBatch | None:
         """Return the next batch, or None when none came in time or the watch was closed."""
+        checked_s("timeout_s", timeout_s)
         return self._loop.run(self._next(timeout_s))
 
     async def _next(self, timeout_s: float | None = None) -> WatchBatch | None:
@@ -157,7 +181,8 @@ class SyncWatcher:
 
     def close(self) -> None:
         """End the watch; an iteration in another thread ends."""
-        self._loop.run(self._watcher.aclose())
+        with contextlib.suppress(ClosedError):  # with the client, which has ended the watch too
+            self._loop.run(self._watcher.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -296,9 +321,9 @@ class Client:
 
     def close(self) -> None:
         """As `AsyncClient.close`; ends the background thread too."""
-        if not self._client.is_closed:
+        with contextlib.suppress(ClosedError):  # another thread was faster
             self._loop.run(self._client.close())
-            self._loop.stop()
+        self._loop.stop()
 
     def __enter__(self) -> Self:
         return self

@@ -37,11 +37,13 @@ from kvstore.client.errors import (
     RequestError,
     UnreachableError,
     UnsupportedError,
+    WrongLoopError,
     error_from_rpc,
 )
 from kvstore.client.link import Link
 from kvstore.client.methods import AUTHENTICATE, Method
 from kvstore.client.session import Session
+from kvstore.client.timeouts import checked_s, positive_s
 from kvstore.pb import session_pb2
 
 if TYPE_CHECKING:
@@ -89,14 +91,12 @@ class Transport:
             raise ValueError(f'transport must be "auto", "session" or "unary", not {mode!r}')
         if isinstance(endpoints, str) or not endpoints:
             raise ValueError("endpoints must be a list with at least one host:port")
-        if timeout_s <= 0:
-            raise ValueError(f"timeout_s must be positive, not {timeout_s}")
         self._tls = tls
         self._mode = mode
         self.links = [Link(self._parse(text), tls, self.turn_from) for text in endpoints]
         self._others: dict[Endpoint, Link] = {}
-        self.timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
+        self.timeout_s = positive_s("timeout_s", timeout_s)
+        self._connect_timeout_s = positive_s("connect_timeout_s", connect_timeout_s)
         self._preferred = 0
         self._user = user
         self._password = password or ""
@@ -106,6 +106,34 @@ class Transport:
         self._metadata: tuple[tuple[str, str], ...] = _REQUIRE_LEADER
         self._has_streamed = False
         self.is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop, which is the client's from the first use on.
+
+        Raises ClosedError, or WrongLoopError on another loop: what lives on the first one would
+        never wake a task of this one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self.is_closed:
+            if self.is_closed:
+                raise ClosedError("the client is closed")
+            self.check_loop()
+            self._loop = loop
+        return loop
+
+    def check_loop(self) -> None:
+        """Raise WrongLoopError on another loop than the client's; a closed client is no error."""
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError("the client was first used on another event loop")
+
+    def limit_s(self, timeout_s: float | None) -> float:
+        """Return how long a call may take. Raises UnreachableError when there is no time."""
+        if timeout_s is None:
+            return self.timeout_s
+        if checked_s("timeout_s", timeout_s) <= 0:
+            raise UnreachableError(f"timeout_s is {timeout_s:g}: no time left to send")
+        return timeout_s
 
     def _parse(self, text: str) -> Endpoint:
         return Endpoint.parse(text, secure_default=self._tls is not None)
@@ -152,9 +180,10 @@ class Transport:
             require_leader: Let a member without a leader refuse at once. False for what a member
                 answers alone.
         """
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        loop = self.enter()
+        limit_s = self.timeout_s if timeout_s is None else self.limit_s(timeout_s)
         flags = session_pb2.NO_FLAG if require_leader else session_pb2.ANY_MEMBER
-        if endpoint is None and limit_s > 0 and not (self._is_login_due or self.is_closed):
+        if endpoint is None and not self._is_login_due:
             # The way of nearly every call: a session stands. Everything else is in `_repeat`.
             link = self.links[self._preferred]
             session = link.session
@@ -171,9 +200,8 @@ class Transport:
                         first = (link, token, failure)
                     attempt = partial(self._attempt, method, request, write, flags)
                     return await self._repeat(attempt, deadline_s, first=first)
-        deadline_s = asyncio.get_running_loop().time() + limit_s
         attempt = partial(self._attempt, method, request, write, flags)
-        return await self._repeat(attempt, deadline_s, endpoint)
+        return await self._repeat(attempt, loop.time() + limit_s, endpoint)
 
     async def _repeat(
         self,
@@ -231,8 +259,7 @@ class Transport:
 
         In a session a group of them is one item. Without sessions they are made one by one.
         """
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
-        deadline_s = asyncio.get_running_loop().time() + limit_s
+        deadline_s = self.enter().time() + self.limit_s(timeout_s)
         answers: list[Message | KvError] = []
         while len(answers) < len(calls):
             rest = calls[len(answers) :]
@@ -405,10 +432,8 @@ class Transport:
 
         Raises UnreachableError after having turned to the next endpoint, and what the login raises.
         """
-        if self.is_closed:
-            raise ClosedError("the client is closed")
+        deadline_s = self.enter().time() + self.timeout_s
         link = self.link()
-        deadline_s = asyncio.get_running_loop().time() + self.timeout_s
         try:
             await self._make_ready(link, deadline_s, may_open=True)
         except AvailabilityError:
@@ -426,6 +451,9 @@ class Transport:
 
     async def close(self) -> None:
         """Close all channels; calls under way fail."""
+        if self.is_closed:
+            return
+        self.enter()
         self.is_closed = True
         for link in (*self.links, *self._others.values()):
             await link.close()

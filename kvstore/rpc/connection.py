@@ -209,7 +209,7 @@ class Connection(Requests, asyncio.Protocol):
                 ):
                     self._last_stream_id = stream_id
                     call = Call(self, stream_id, head)
-                    head.route.started += 1  # type: ignore[union-attr]  # quick: it has one
+                    head.tally.started += 1  # type: ignore[union-attr]  # quick: it has one
                     streams[stream_id] = call
                     timeout_s = head.timeout_s
                     if timeout_s is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvstore.rpc import frames, grpc, hpack
 from kvstore.rpc.budget import Budget
-from kvstore.rpc.call import Call
+from kvstore.rpc.call import Call, TimedCall
 from kvstore.rpc.head import Head, MalformedError, check_fields, check_trailers, parse
 from kvstore.rpc.outbound import Outbound
 from kvstore.rpc.plain import PlainExchange
@@ -127,7 +127,9 @@ class Requests(Outbound):
             status = b"%d" % head.refusal.http_status
             self._answer_early(stream_id, flags, status, head.refusal.code, head.refusal.text)
             return
-        self._open(Call(self, stream_id, head), flags)
+        route = head.route
+        timed = route is not None and route.on_handled is not None
+        self._open((TimedCall if timed else Call)(self, stream_id, head), flags)
 
     def _understand(self, fields: list[hpack.Field]) -> Head | None:
         engine = self.engine
@@ -143,8 +145,8 @@ class Requests(Outbound):
         self.streams[call.stream_id] = call
         if head.timeout_s is not None:
             call.deadline_slot = self.engine.deadlines.add(call, head.timeout_s)
-        if head.route is not None:
-            head.route.started += 1
+        if head.tally is not None:
+            head.tally.started += 1
         if head.route is None:
             assert self.engine.http is not None
             call.stream = PlainExchange(call, self.engine.http)
@@ -259,6 +261,7 @@ class Requests(Outbound):
                 flag, size = _unpack_message_head(payload) if len(payload) >= 5 else (1, 0)
                 whole = flag == 0 and size == len(payload) - 5
                 if whole and size <= self.engine.limits.message_bytes_max:
+                    route.received += 1
                     self._guard(call, call.stream.message, payload[5:])
                     return
             self.keep(call, payload)
@@ -298,6 +301,7 @@ class Requests(Outbound):
                     self._receiving_bytes -= before - len(buffer)
                 if message is None:
                     return
+                route.received += 1
                 self._guard(call, call.stream.message, message)
         except grpc.GrpcError as error:
             call.fail(error.code, error.text)
@@ -404,6 +408,7 @@ class Requests(Outbound):
         if call.deadline_slot is not None:
             del call.deadline_slot[call]
             call.deadline_slot = None
+        call.over()
 
     @staticmethod
     def _count(call: Call, code: int) -> None:

@@ -35,6 +35,12 @@ class MethodStatistics:
     started: int
     handled: dict[int, int]
     """Calls that ended, by gRPC code; OK (0) is always there."""
+    started_by: dict[str, int]
+    """Calls by the value of the field of `Server.tally_by`."""
+    received: int
+    """Messages from clients."""
+    sent: int
+    """Messages to clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ class Server:
             refused and other content types are answered with 415.
         on_error: Called with the exception of a handler that raised; the call in question is
             answered with UNKNOWN. The default logs it.
+        tally_by: Metadata field by whose value calls are counted apart (`MethodStatistics`).
     """
 
     def __init__(
@@ -87,10 +94,12 @@ class Server:
         limits: Limits | None = None,
         http: HttpHandler | None = None,
         on_error: Callable[[BaseException], None] = log_error,
+        tally_by: bytes = b"",
     ) -> None:
         self._limits = limits if limits is not None else Limits()
         self._http = http
         self._on_error = on_error
+        self._tally_by = tally_by
         self._routes: dict[bytes, Route] = {}
         self._services: set[str] = set()
         self._engine: Engine | None = None
@@ -105,11 +114,11 @@ class Server:
         later.
         `path` is `/package.Service/Method`. Register before clients come.
         """
-        self._add(Route(path, handler, unary=True))
+        self._add(Route(path, handler, unary=True, tally_by=self._tally_by))
 
     def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
         """Serve a streaming method of any kind: `handler(call)` returns its receiver."""
-        self._add(Route(path, handler, unary=False))
+        self._add(Route(path, handler, unary=False, tally_by=self._tally_by))
 
     def _add(self, route: Route) -> None:
         service, slash, method = route.path[1:].rpartition("/")
@@ -117,6 +126,16 @@ class Server:
             raise ValueError(f"{route.path!r} is not /package.Service/Method")
         self._routes[route.path.encode()] = route
         self._services.add(service)
+
+    def time_calls(self, observer: Callable[[str, bool], Callable[[float], None]]) -> None:
+        """Measure every call; each then costs some microseconds more. Call it before `listen`.
+
+        Args:
+            observer: Returns, for a method's path and whether it is unary, what takes the seconds
+                of each of its calls.
+        """
+        for route in self._routes.values():
+            route.on_handled = observer(route.path, route.unary)
 
     async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
         """Accept connections on an address; returns the port (the kernel's choice for port 0).
@@ -212,18 +231,7 @@ class Server:
         open_now = Counter(
             call.path for connection in engine.connections for call in connection.streams.values()
         )
-        return [
-            MethodStatistics(
-                route.path,
-                route.unary,
-                route.started,
-                {
-                    0: route.started - open_now[route.path] - sum(route.failed.values()),
-                    **route.failed,
-                },
-            )
-            for route in self._routes.values()
-        ]
+        return [_statistics(route, open_now[route.path]) for route in self._routes.values()]
 
     def statistics(self) -> Statistics:
         """Return the counters; cheap, but it walks the open connections."""
@@ -251,3 +259,18 @@ class Server:
             tls_failures=counters.tls_failures,
             tls_waiting=len(engine.handshakes),
         )
+
+
+def _statistics(route: Route, open_now: int) -> MethodStatistics:
+    started_by = {name: tally.started for name, tally in route.tallies.items()}
+    started = sum(started_by.values())
+    ended_ok = started - open_now - sum(route.failed.values())
+    return MethodStatistics(
+        route.path,
+        route.unary,
+        started,
+        {0: ended_ok, **route.failed},
+        started_by,
+        received=started if route.unary else route.received,
+        sent=ended_ok if route.unary else route.sent,
+    )

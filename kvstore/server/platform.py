@@ -147,4 +147,4 @@ class RealPlatform:
 
 
 def _server(limits: Limits, http: HttpHandler, on_error: Callable[[BaseException], None]) -> Server:
-    return Server(limits=limits, http=http, on_error=on_error)
+    return Server(limits=limits, http=http, on_error=on_error, tally_by=b"client-api-version")

@@ -141,8 +141,15 @@ def test_session_calls_have_what_handlers_use_of_a_call() -> None:
     public = {name for name in dir(Call) if not name.startswith("_")} - {
         # The engine's side, "handlers leave it alone".
         *("buffer", "connection", "deadline_slot", "delta", "end", "ending", "expire", "fresh"),
-        *("half_closed_told", "head", "notify_cancelled", "notify_writable", "queue", "queued"),
-        *("receive_paused", "receive_window", "received_bytes", "remote_closed", "responded"),
+        *("half_closed_told", "head", "notify_cancelled", "notify_writable", "over", "queue"),
+        *(
+            "queued",
+            "receive_paused",
+            "receive_window",
+            "received_bytes",
+            "remote_closed",
+            "responded",
+        ),
         *("send_parts", "stop", "stream", "stream_id", "throttled"),
     }
     assert "reply" in public

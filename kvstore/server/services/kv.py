@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 
 from kvstore.apply import ops
 from kvstore.mvcc.check import (
@@ -25,6 +26,7 @@ from kvstore.pb import rpc_pb2
 from kvstore.rpc import Call
 from kvstore.server.errors import Code
 from kvstore.server.header import varint
+from kvstore.server.histogram import Series
 from kvstore.server.services.base import Routes, fail, parse, with_header
 from kvstore.server.services.writes import Writes
 
@@ -52,9 +54,15 @@ class KvService:
         txn_ops_max: int,
         later: Callable[[Callable[[], None]], object],
         later_s: Callable[..., object],
+        observe: Callable[[str], Series],
     ) -> None:
-        """Join the parts; `later` is `loop.call_soon`, `later_s` is `loop.call_later`."""
+        """Join the parts; `later` is `loop.call_soon`, `later_s` is `loop.call_later`.
+
+        `observe` returns what takes the seconds of ranges that succeeded ("true") or failed.
+        """
         self.range_total = 0
+        self.ranged = observe("true")
+        self.range_failed = observe("false")
         self._writes = writes
         self.store = store
         self._txn_ops_max = txn_ops_max
@@ -154,14 +162,17 @@ class KvService:
             fail(call, error)
             return
         self.range_total += 1
+        start_s = perf_counter()
         store = self.store
         try:
             if not request.range_end or self._is_small(request):
                 result = store.range(request)
+                self.ranged.observe(perf_counter() - start_s)
                 call.reply(encode_range_response(self._writes.headers(result.revision), result))
             else:
-                SlicedRange(self, call, store.range_slices(request)).step()
+                SlicedRange(self, call, store.range_slices(request), start_s).step()
         except RequestError as refusal:
+            self.range_failed.observe(perf_counter() - start_s)
             fail(call, refusal)
 
     def _is_small(self, request: rpc_pb2.RangeRequest) -> bool:
@@ -206,15 +217,16 @@ class KvService:
 class SlicedRange:
     """A range that is read one slice a turn, then answered."""
 
-    __slots__ = ("_call", "_chunks", "_service", "_size_bytes", "_slices")
+    __slots__ = ("_call", "_chunks", "_service", "_size_bytes", "_slices", "_start_s")
 
-    def __init__(self, service: KvService, call: Call, slices: RangeSlices) -> None:
+    def __init__(self, service: KvService, call: Call, slices: RangeSlices, start_s: float) -> None:
         """Begin; call `step` once."""
         self._service = service
         self._call = call
         self._slices = slices
         self._chunks: list[bytes] = []
         self._size_bytes = 0
+        self._start_s = start_s
 
     def step(self) -> None:
         """Read one slice."""
@@ -224,10 +236,12 @@ class SlicedRange:
         try:
             part = next(self._slices)
         except StopIteration:
+            self._service.ranged.observe(perf_counter() - self._start_s)
             self._service.finish_sliced(self._call, self._slices, self._chunks, self._size_bytes)
             self._end()
             return
         except RequestError as error:
+            self._service.range_failed.observe(perf_counter() - self._start_s)
             fail(self._call, error)
             self._end()
             return

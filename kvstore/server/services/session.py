@@ -41,13 +41,26 @@ _CALL = session_pb2.CALL
 _NUMBER_MAX = 1 << 63
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Served:
     """A method of the member; its number in a session is its place in the hello."""
 
     path: str
     handler: Callable[..., Any]
     unary: bool
+    started: int = 0
+    """Calls that came in sessions."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What passed in all sessions since the start."""
+
+    opened: int = 0
+    frames_received: int = 0
+    frames_sent: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class Fault(Exception):  # noqa: N818  # a fault of the client, not an error of ours
@@ -89,6 +102,7 @@ class SessionService:
         self.methods: list[Served] = []
         self.sessions: set[Session] = set()
         self.queued_bytes = 0
+        self.traffic = Traffic()
         self.together = together
         self.later = later
         self.later_s = later_s
@@ -114,6 +128,7 @@ class SessionService:
     def _open(self, call: Call) -> Session:
         session = Session(self, call)
         self.sessions.add(session)
+        self.traffic.opened += 1
         return session
 
     def hello(self) -> dict[str, Any]:
@@ -147,6 +162,9 @@ class Session(SessionOutbound):
 
     def message(self, data: bytes) -> None:
         """Take a frame."""
+        traffic = self.service.traffic
+        traffic.frames_received += 1
+        traffic.received_bytes += len(data)
         try:
             items = _parse(data)
             assert self._behind is None, "nothing arrives while receiving is paused"
@@ -202,6 +220,7 @@ class Session(SessionOutbound):
                 if served is None or not served.unary:
                     self.push_end(call_id, Code.UNIMPLEMENTED, f"no unary method {number}")
                     continue
+                served.started += 1
                 call = calls[call_id] = SessionCall(
                     self,
                     call_id,
@@ -263,6 +282,7 @@ class Session(SessionOutbound):
                 raise Fault(f"no unary method {number} for a pipeline")
             served = methods[number]
             size_bytes = len(payload)
+            served.started += 1
             call = PipelineCall(self, call_id, served.path, flags, size_bytes, deadline_s)
             work.append((call, served, payload))
         for call, _, payload in work:
@@ -286,6 +306,7 @@ class Session(SessionOutbound):
         if served is None or served.unary:
             self.push_end(call_id, Code.UNIMPLEMENTED, f"no streaming method {number}")
             return
+        served.started += 1
         stream = SessionStream(self, call_id, served.path, flags, credit_bytes)
         self.streams[call_id] = stream
         if len(self.streams) > STREAMS_MAX:

@@ -131,6 +131,9 @@ class SessionOutbound:
         self.out = [FORMAT]
         self.out_bytes = 0
         frame = session_pb2.Frame(body=body).SerializeToString()
+        traffic = self.service.traffic
+        traffic.frames_sent += 1
+        traffic.sent_bytes += len(frame)
         # The call's own mark is lower; ours keeps the streams of one session apart from it.
         self.call.send(frame)
         if not self.blocked and self.call.unsent_bytes > OUT_HIGH_BYTES:

@@ -365,14 +365,14 @@ class SimMember(Member):
         if process.world.lines is not None:
             process.world.trace(f"{process.id} is {role.name} in term {term}")
 
-    async def install(self, message: InstallSnapshot) -> None:
-        before = self.snapshots_installed
-        await super().install(message)
-        if self.snapshots_installed != before:
+    async def install(self, message: InstallSnapshot) -> bool:
+        taken = await super().install(message)
+        if taken:
             self.process.world.mark("snapshot installed")
             self.process.host.applied_seen = message.snapshot.index
             self.process.cluster.opened(self.process, self.replica)
             self.process.point("snapshot installed")
+        return taken
 
 
 class WatchedApplier:

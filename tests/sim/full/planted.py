@@ -160,7 +160,7 @@ def keeps_old_lessor(self: Member, replica: Any) -> None:
 def swaps_before_the_log(real: Callable[..., Any]) -> Callable[..., Any]:
     """Put a received snapshot in place before the log knows of it."""
 
-    async def install(self: Node, message: Any) -> None:
+    async def install(self: Node, message: Any) -> bool:
         member = self.hooks.snapshot.__self__  # type: ignore[attr-defined]
         index = message.snapshot.index
         disk = member.platform.disk
@@ -168,8 +168,9 @@ def swaps_before_the_log(real: Callable[..., Any]) -> Callable[..., Any]:
         path = snapshots.received_path(folder, index)
         disk.rename(path, f"{folder}/{snapshots.STORE_NAME}")
         disk.sync_folder(folder)
-        await real(self, message)
+        taken: bool = await real(self, message)
         disk.rename(f"{folder}/{snapshots.STORE_NAME}", path)
+        return taken
 
     return install
 
