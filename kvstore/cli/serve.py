@@ -155,6 +155,10 @@ async def _serve(config: ServerConfig) -> int:
     watch = loop.create_task(_watch_clock(WallClock(member.clock)))
     try:
         await member.start()
+        # Health checks come over HTTP/1; none of them should wait for the import. What it made
+        # lives as long as the process too.
+        await member.server.load_http1()
+        member.platform.started()
         log.info(
             "serving clients",
             extra={"fields": {"urls": config.listen_client_urls, "member": f"{member.id:x}"}},

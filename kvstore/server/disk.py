@@ -6,10 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from kvstore.raft.messages import AppendWork
 from kvstore.wal import Wal, fatal
 
+Fatal = Callable[[BaseException], NoReturn]
 Post = Callable[[Callable[[], None]], object]
 """Runs a callable on the loop; `loop.call_soon_threadsafe` fits."""
 
@@ -18,7 +20,11 @@ class DiskThread:
     """Owns the log. `on_saved` runs on the loop with each group, oldest first."""
 
     def __init__(
-        self, wal: Wal, post: Post, on_saved: Callable[[list[AppendWork], float], None]
+        self,
+        wal: Wal,
+        post: Post,
+        on_saved: Callable[[list[AppendWork], float], None],
+        fatal: Fatal = fatal,
     ) -> None:
         """Take the log; `start` starts the thread.
 
@@ -26,6 +32,7 @@ class DiskThread:
             wal: The open log; from now on only the thread touches it.
             post: How to reach the loop.
             on_saved: Takes the saved works and the seconds that write and fsync took.
+            fatal: Takes any failure, on the thread: ends the process, or at least the thread.
         """
         self.inflight = 0
         """Works submitted and not yet reported as saved."""
@@ -33,6 +40,7 @@ class DiskThread:
         self._wal = wal
         self._post = post
         self._on_saved = on_saved
+        self._fatal = fatal
         self._queue: queue.SimpleQueue[AppendWork | int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
 
@@ -59,7 +67,7 @@ class DiskThread:
             while self._round():
                 pass
         except Exception as error:  # noqa: BLE001 (every failure of the log ends the process)
-            fatal(error)
+            self._fatal(error)
 
     def _round(self) -> bool:
         """Do all that is queued, at least one thing; return whether the log is still open."""

@@ -98,6 +98,14 @@ class Storage:
             await self._task
         self._thread.shutdown()
 
+    async def abandon(self) -> None:
+        """End without a commit, after a failure: what is not committed is in the log."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self._thread.shutdown()
+
     async def _run(self) -> None:
         try:
             while not self._stopping:
