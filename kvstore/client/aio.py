@@ -114,11 +114,15 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Close watches and connections. Leases are no longer renewed, and end by themselves."""
+    async def close(self, because: str = "") -> None:
+        """Close watches and connections. Leases are no longer renewed, and end by themselves.
+
+        Calls under way and later ones raise ClosedError (OutcomeUnknownError where a write was
+        sent), with the reason `because` in their text.
+        """
         await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
         await self._keeper.close()
-        await self._transport.close()
+        await self._transport.close(because)
 
     async def call(
         self,

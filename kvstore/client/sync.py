@@ -44,12 +44,13 @@ class _Loop:
             target=self._loop.run_forever, name="kvstore-client", daemon=True
         )
         self._thread.start()
+        self._stopped_because = ""
 
     def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
         """Run a coroutine there and wait for it; an interrupt here cancels it there."""
         if not self._thread.is_alive():
             coroutine.close()
-            raise ClosedError("the client is closed")
+            raise ClosedError(f"the client is closed{self._stopped_because}")
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError(
@@ -62,9 +63,10 @@ class _Loop:
             future.cancel()  # of no effect when it has ended by itself
             raise
 
-    def stop(self) -> None:
+    def stop(self, because: str = "") -> None:
         """End the thread."""
         if self._thread.is_alive():
+            self._stopped_because = f": {because}" if because else ""
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -294,11 +296,11 @@ class Client:
         )
         self._loop = _Loop()
 
-    def close(self) -> None:
+    def close(self, because: str = "") -> None:
         """As `AsyncClient.close`; ends the background thread too."""
         if not self._client.is_closed:
-            self._loop.run(self._client.close())
-            self._loop.stop()
+            self._loop.run(self._client.close(because))
+            self._loop.stop(because)
 
     def __enter__(self) -> Self:
         return self

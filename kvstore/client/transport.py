@@ -106,6 +106,7 @@ class Transport:
         self._metadata: tuple[tuple[str, str], ...] = _REQUIRE_LEADER
         self._has_streamed = False
         self.is_closed = False
+        self._closed_because = ""
 
     def _parse(self, text: str) -> Endpoint:
         return Endpoint.parse(text, secure_default=self._tls is not None)
@@ -282,7 +283,7 @@ class Transport:
         """Connect, log in, and open the session, as far as that is still to be done."""
         loop = asyncio.get_running_loop()
         if self.is_closed:
-            raise ClosedError("the client is closed")
+            raise ClosedError(f"the client is closed{self._closed_because}")
         if not link.is_ready:
             left_s = deadline_s - loop.time()
             await link.connect(min(max(left_s, 0.0), self._connect_timeout_s))
@@ -361,7 +362,7 @@ class Transport:
         """Return what a call ended with; once the client is closed, that that was the reason."""
         if not self.is_closed:
             return failure
-        closed = "the client was closed before the answer came"
+        closed = f"the client was closed before the answer came{self._closed_because}"
         return OutcomeUnknownError(closed) if write else ClosedError(closed)
 
     @staticmethod
@@ -406,7 +407,7 @@ class Transport:
         Raises UnreachableError after having turned to the next endpoint, and what the login raises.
         """
         if self.is_closed:
-            raise ClosedError("the client is closed")
+            raise ClosedError(f"the client is closed{self._closed_because}")
         link = self.link()
         deadline_s = asyncio.get_running_loop().time() + self.timeout_s
         try:
@@ -424,8 +425,10 @@ class Transport:
         """Log in again before the next call."""
         self._is_login_due = self._user is not None
 
-    async def close(self) -> None:
-        """Close all channels; calls under way fail."""
+    async def close(self, because: str = "") -> None:
+        """Close all channels; calls under way fail, and they and later ones say why."""
+        if not self.is_closed and because:
+            self._closed_because = f": {because}"
         self.is_closed = True
         for link in (*self.links, *self._others.values()):
             await link.close()

@@ -6,12 +6,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
 
 from kvstore.raft.messages import AppendWork
 from kvstore.wal import Wal, fatal
 
-Fatal = Callable[[BaseException], NoReturn]
+Failed = Callable[[BaseException], object]
 Post = Callable[[Callable[[], None]], object]
 """Runs a callable on the loop; `loop.call_soon_threadsafe` fits."""
 
@@ -24,7 +23,7 @@ class DiskThread:
         wal: Wal,
         post: Post,
         on_saved: Callable[[list[AppendWork], float], None],
-        fatal: Fatal = fatal,
+        failed: Failed = fatal,
     ) -> None:
         """Take the log; `start` starts the thread.
 
@@ -32,7 +31,7 @@ class DiskThread:
             wal: The open log; from now on only the thread touches it.
             post: How to reach the loop.
             on_saved: Takes the saved works and the seconds that write and fsync took.
-            fatal: Takes any failure, on the thread: ends the process, or at least the thread.
+            failed: Takes any failure, on the thread, which ends with it at the latest.
         """
         self.inflight = 0
         """Works submitted and not yet reported as saved."""
@@ -40,7 +39,7 @@ class DiskThread:
         self._wal = wal
         self._post = post
         self._on_saved = on_saved
-        self._fatal = fatal
+        self._failed = failed
         self._queue: queue.SimpleQueue[AppendWork | int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
 
@@ -66,8 +65,8 @@ class DiskThread:
         try:
             while self._round():
                 pass
-        except Exception as error:  # noqa: BLE001 (every failure of the log ends the process)
-            self._fatal(error)
+        except Exception as error:  # noqa: BLE001 (every failure of the log is fatal)
+            self._failed(error)
 
     def _round(self) -> bool:
         """Do all that is queued, at least one thing; return whether the log is still open."""

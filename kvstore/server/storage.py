@@ -103,7 +103,7 @@ class Storage:
         self._stopping = True
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait({self._task})
+            await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
 
     async def _run(self) -> None:
