@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "kvstore.mvcc",
         "kvstore.raft.messages",
     },
+    "kvstore.testing": {"kvstore.embedded", "kvstore.cli", "kvstore.client"},
     "bench": {"kvstore.client"},
 }
 BANNED_IN_RAFT = {
