@@ -103,6 +103,11 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
         """Whether `close` has been called."""
         return self._transport.is_closed
 
+    @property
+    def is_in_session(self) -> bool:
+        """Whether calls travel in a session now; before the first call they do not."""
+        return self._transport.link().session is not None
+
     async def __aenter__(self) -> Self:
         return self
 
