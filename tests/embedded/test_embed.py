@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -47,6 +48,17 @@ def test_a_block_has_a_member_and_leaves_nothing() -> None:
     assert own_threads() == set()
     with pytest.raises(ClosedError):
         client.get(b"greeting")
+
+
+def test_answers_do_not_wait_for_an_acknowledgement() -> None:
+    # Two small writes on a connection with Nagle's algorithm cost 40 ms, as the bound socket once
+    # made every connection have.
+    with kvstore.embed(fsync=False) as member:
+        member.client().put(b"k", b"v")
+        engine = member._running._member.server._engine
+        [connection] = engine.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("loop_name", sorted(LOOPS))

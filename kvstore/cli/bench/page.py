@@ -38,8 +38,8 @@ def page_of(report: dict[str, Any], remarks: Sequence[str]) -> str:
         "<meta name='viewport' content='width=device-width'>",
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_text(title)}</h1>",
-        f"<p>{_text(report['started_at'])}: {_text(clients)} ({way}), server "
-         f"{_text(server['version'])} at {_text(', '.join(server['endpoints']))}</p>",
+        f"<p>{_text(report['started_at'])}: {_text(clients)} ({way})<br>",
+        f"server {_text(server['version'])} at {_text(', '.join(server['endpoints']))}</p>",
         "<div class='figures'>",
         _figure(f"{report['operations_per_s']:,.0f}", "operations per second"),
         _figure(f"{every['p50_ms']:.2f} ms", "half are faster"),
@@ -70,9 +70,10 @@ def _figure(value: str, name: str) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    shown = {name: "" if value is None else value for name, value in values.items()}
     rows = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in shown.items()
+        f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>"
+        for name, value in values.items()
+        if value is not None
     )
     return f"<table>{rows}</table>"
 
@@ -156,6 +157,12 @@ def _ticks(largest: float) -> list[float]:
     return [round(step * number, 10) for number in range(math.ceil(largest / step) + 1)]
 
 
+def _over(report: dict[str, Any], name: str) -> list[tuple[float, float]]:
+    """Return a value of the timeline, each over the end of its interval."""
+    points = [(second["at_s"], second[name]) for second in report["timeline"]]
+    return [(0.0, points[0][1]), *points]
+
+
 def _time_frame(report: dict[str, Any], y_max: float, y_name: str) -> _Frame:
     end_s = max(second["at_s"] for second in report["timeline"])
     ticks = [(value, f"{value:g} s") for value in _ticks(end_s) if value <= end_s]
@@ -163,16 +170,13 @@ def _time_frame(report: dict[str, Any], y_max: float, y_name: str) -> _Frame:
 
 
 def _throughput(report: dict[str, Any]) -> str:
-    points = [(second["at_s"], second["operations_per_s"]) for second in report["timeline"]]
+    points = _over(report, "operations_per_s")
     frame = _time_frame(report, max(y for _, y in points), "operations per second over time")
     return frame.draw([frame.line(points)])
 
 
 def _over_time(report: dict[str, Any]) -> str:
-    lines = [
-        [(second["at_s"], second[name]) for second in report["timeline"]]
-        for name in ("p50_ms", "p99_ms")
-    ]
+    lines = [_over(report, name) for name in ("p50_ms", "p99_ms")]
     y_max = max(y for points in lines for _, y in points)
     frame = _time_frame(report, y_max, "latency over time in milliseconds")
     shapes = [frame.line(points, number) for number, points in enumerate(lines)]
