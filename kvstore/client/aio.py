@@ -104,6 +104,11 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
         """Whether `close` has been called."""
         return self._transport.is_closed
 
+    @property
+    def is_in_session(self) -> bool:
+        """Whether calls travel in a session now; before the first call they do not."""
+        return self._transport.link().session is not None
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -115,14 +120,18 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Close watches and connections. Leases are no longer renewed, and end by themselves."""
+    async def close(self, because: str = "") -> None:
+        """Close watches and connections. Leases are no longer renewed, and end by themselves.
+
+        Calls under way and later ones raise ClosedError (OutcomeUnknownError where a write was
+        sent), with the reason `because` in their text.
+        """
         if self.is_closed:
             return
         self._transport.enter()
         await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
         await self._keeper.close()
-        await self._transport.close()
+        await self._transport.close(because)
 
     async def call(
         self,

@@ -51,6 +51,7 @@ class _Loop:
             target=self._loop.run_forever, name="kvstore-client", daemon=True
         )
         self._thread.start()
+        self._stopped_because = ""
 
     def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
         """Run a coroutine there and wait for it; an interrupt here cancels it there."""
@@ -63,7 +64,7 @@ class _Loop:
             # Behind the last turn of the loop it would never run, and never end.
             if self._is_stopped:
                 coroutine.close()
-                raise ClosedError("the client is closed")
+                raise ClosedError(f"the client is closed{self._stopped_because}")
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout_s)
@@ -71,12 +72,13 @@ class _Loop:
             future.cancel()  # of no effect when it has ended by itself
             raise
 
-    def stop(self) -> None:
+    def stop(self, because: str = "") -> None:
         """End the thread, when the calls of other threads have ended: the client is closed."""
         with self._lock:
             if self._is_stopped:
                 return
             self._is_stopped = True
+            self._stopped_because = f": {because}" if because else ""
         asyncio.run_coroutine_threadsafe(_wait_for_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -319,11 +321,11 @@ class Client:
         )
         self._loop = _Loop()
 
-    def close(self) -> None:
+    def close(self, because: str = "") -> None:
         """As `AsyncClient.close`; ends the background thread too."""
         with contextlib.suppress(ClosedError):  # another thread was faster
-            self._loop.run(self._client.close())
-        self._loop.stop()
+            self._loop.run(self._client.close(because))
+        self._loop.stop(because)
 
     def __enter__(self) -> Self:
         return self

@@ -106,6 +106,7 @@ class Transport:
         self._metadata: tuple[tuple[str, str], ...] = _REQUIRE_LEADER
         self._has_streamed = False
         self.is_closed = False
+        self._closed_because = ""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def enter(self) -> asyncio.AbstractEventLoop:
@@ -117,7 +118,7 @@ class Transport:
         loop = asyncio.get_running_loop()
         if self._loop is not loop or self.is_closed:
             if self.is_closed:
-                raise ClosedError("the client is closed")
+                raise ClosedError(f"the client is closed{self._closed_because}")
             self.check_loop()
             self._loop = loop
         return loop
@@ -309,7 +310,7 @@ class Transport:
         """Connect, log in, and open the session, as far as that is still to be done."""
         loop = asyncio.get_running_loop()
         if self.is_closed:
-            raise ClosedError("the client is closed")
+            raise ClosedError(f"the client is closed{self._closed_because}")
         if not link.is_ready:
             left_s = deadline_s - loop.time()
             await link.connect(min(max(left_s, 0.0), self._connect_timeout_s))
@@ -388,7 +389,7 @@ class Transport:
         """Return what a call ended with; once the client is closed, that that was the reason."""
         if not self.is_closed:
             return failure
-        closed = "the client was closed before the answer came"
+        closed = f"the client was closed before the answer came{self._closed_because}"
         return OutcomeUnknownError(closed) if write else ClosedError(closed)
 
     @staticmethod
@@ -449,11 +450,12 @@ class Transport:
         """Log in again before the next call."""
         self._is_login_due = self._user is not None
 
-    async def close(self) -> None:
-        """Close all channels; calls under way fail."""
+    async def close(self, because: str = "") -> None:
+        """Close all channels; calls under way fail, and they and later ones say why."""
         if self.is_closed:
             return
         self.enter()
+        self._closed_because = f": {because}" if because else ""
         self.is_closed = True
         for link in (*self.links, *self._others.values()):
             await link.close()

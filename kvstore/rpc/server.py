@@ -15,6 +15,7 @@ from kvstore.rpc.sniff import Sniffer
 from kvstore.rpc.tls import TlsTransport
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Callable
 
@@ -137,10 +138,18 @@ class Server:
         for route in self._routes.values():
             route.on_handled = observer(route.path, route.unary)
 
-    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
+    async def listen(
+        self,
+        host: str = "",
+        port: int = 0,
+        *,
+        tls: ssl.SSLContext | None = None,
+        bound: socket.socket | None = None,
+    ) -> int:
         """Accept connections on an address; returns the port (the kernel's choice for port 0).
 
-        `tls` should offer ALPN "h2" and "http/1.1". OSError: the address cannot be used.
+        `tls` should offer ALPN "h2" and "http/1.1". `bound` is a socket that has its address
+        already, in place of host and port. OSError: the address cannot be used.
         """
         assert not self._draining
         if self._engine is None:
@@ -159,12 +168,20 @@ class Server:
             assert tls is not None
             return TlsTransport(engine, tls, sniff)
 
-        listener = await engine.loop.create_server(
-            sniff if tls is None else wrap, host, port, backlog=self._limits.backlog
-        )
+        factory = sniff if tls is None else wrap
+        backlog = self._limits.backlog
+        if bound is None:
+            listener = await engine.loop.create_server(factory, host, port, backlog=backlog)
+        else:
+            listener = await engine.loop.create_server(factory, sock=bound, backlog=backlog)
         self._listeners.append(listener)
-        bound: Any = listener.sockets[0].getsockname()
-        return int(bound[1])
+        name: Any = listener.sockets[0].getsockname()
+        return int(name[1])
+
+    async def load_http1(self) -> None:
+        """Load what serves HTTP/1 now; else the first of its connections waits for that."""
+        if self._engine is not None and self._engine.http1 is not None:
+            await self._engine.http1.load()
 
     def _schedule_sweep(self, engine: Engine) -> None:
         limits = self._limits

@@ -90,9 +90,10 @@ class RealPlatform:
         self.disk: Disk = RealDisk()
         self.clock: Clock = RealClock()
         self.random: Random = random.SystemRandom()
-        self.open_backend = LmdbBackend
+        self.open_backend: Callable[..., Backend] = LmdbBackend
         self.server = _server
         self.fatal = fatal
+        self.disk_failed: Callable[[BaseException], object] = fatal
 
     @staticmethod
     def wal_options() -> Options:
@@ -104,10 +105,12 @@ class RealPlatform:
         """See `Platform`."""
         return Raft(Config(**settings), restored)
 
-    @staticmethod
-    def disk_thread(wal: Wal, on_saved: Callable[[list[AppendWork], float], None]) -> DiskThread:
+    def disk_thread(
+        self, wal: Wal, on_saved: Callable[[list[AppendWork], float], None]
+    ) -> DiskThread:
         """See `Platform`."""
-        thread = DiskThread(wal, asyncio.get_running_loop().call_soon_threadsafe, on_saved)
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        thread = DiskThread(wal, post, on_saved, self.disk_failed)
         thread.start()
         return thread
 
@@ -130,15 +133,13 @@ class RealPlatform:
             on_removed=on_removed,
         )
 
-    @staticmethod
-    def starting() -> None:
+    def starting(self) -> None:
         """See `Platform`."""
         # The disk thread reports an fsync through the interpreter lock; a loop saturated with
         # reads would keep it waiting for many default intervals of 5 ms.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
-    @staticmethod
-    def started() -> None:
+    def started(self) -> None:
         """See `Platform`."""
         # What exists now lives as long as the process; collections need not look at it again.
         gc.collect()

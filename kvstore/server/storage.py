@@ -103,6 +103,14 @@ class Storage:
             await self._task
         self._thread.shutdown()
 
+    async def abandon(self) -> None:
+        """End without a commit, after a failure: what is not committed is in the log."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown()
+
     async def _run(self) -> None:
         try:
             while not self._stopping:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvstore.rpc import Limits, http1
+from kvstore.rpc import Limits, http1_server
 from tests.certificates import Authority
 from tests.rpc.conftest import LOOPS, Running, running, server_tls
 from tests.rpc.wire import (
@@ -311,7 +311,7 @@ def test_a_connection_must_say_in_time_what_it_wants(loop_name: str) -> None:
 
 
 def test_a_body_that_does_not_come_is_408(loop_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "_BODY_S", 0.1)
+    monkeypatch.setattr(http1_server, "_BODY_S", 0.1)
     with running(loop_name) as served, Wire(served.port) as wire:
         wire.send(b"POST /body HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nbo")
         assert wire.socket.recv(4096).startswith(b"HTTP/1.1 408 ")
