@@ -343,6 +343,11 @@ class Client:
         """As `AsyncClient.endpoints`."""
         return self._client.endpoints
 
+    @property
+    def is_in_session(self) -> bool:
+        """As `AsyncClient.is_in_session`."""
+        return self._client.is_in_session
+
     put = _blocking(AsyncClient.put)
     get = _blocking(AsyncClient.get)
     range = _blocking(AsyncClient.range)
