@@ -28,6 +28,9 @@ STREAM_LOW_BYTES = 64 << 10
 BIG_BYTES = 64 << 10
 """Replies from this size on are looked at before they join what waits for the client."""
 
+PART_BYTES = 256 << 10
+"""A longer reply is cut, for clients that take parts: other answers go between."""
+
 DEADLINE_TEXT = "context deadline exceeded"
 OVERLOADED_TEXT = (
     "too many reply bytes are waiting for slow readers; ask for less at a time (limit, pages)"
@@ -96,9 +99,13 @@ class SessionCall:
         session = self._session
         if session is None:
             return
-        if (session.blocked or len(message) > BIG_BYTES) and not session.has_room(len(message)):
-            self.fail(Code.RESOURCE_EXHAUSTED, OVERLOADED_TEXT)
-            return
+        if session.blocked or len(message) > BIG_BYTES:
+            if not session.has_room(len(message)):
+                self.fail(Code.RESOURCE_EXHAUSTED, OVERLOADED_TEXT)
+                return
+            if len(message) > PART_BYTES and self._flags & session_pb2.PARTS:
+                self._reply_long(session, message)
+                return
         # The hottest lines of the service: no call but the list's.
         self._session = None
         del session.calls[self.id]
@@ -108,6 +115,13 @@ class SessionCall:
             session.flush_later()
         out.append((REPLY, self.id, message))
         session.out_bytes += len(message)
+
+    def _reply_long(self, session: SessionOutbound, message: bytes) -> None:
+        if session.reserve(len(message)):
+            self._leave(session)
+            session.push_long(self.id, message)
+        else:
+            self.fail(Code.RESOURCE_EXHAUSTED, OVERLOADED_TEXT)
 
     def fail(self, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error status."""

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from kvstore.pb import session_pb2
 from kvstore.server.errors import Code
+from kvstore.server.services.session_call import PART_BYTES
 
 if TYPE_CHECKING:
     from kvstore.rpc import Call
@@ -25,6 +27,9 @@ OUT_HIGH_BYTES = 1 << 20
 
 FRAME_BYTES = 256 << 10
 """A frame leaves before the end of the turn when it has grown so large."""
+
+TURN_PARTS = 4
+"""Parts of long replies sent in one turn of the loop."""
 
 REPLIES_BYTES_MAX = 64 << 20
 """Unsent bytes of a session above which large replies are refused one by one."""
@@ -53,6 +58,11 @@ class SessionOutbound:
         self.blocked = False
         """The client does not keep up: streams wait, and no frames are taken."""
         self.over = False
+        self.long: dict[int, memoryview] = {}
+        """What is still to be sent of long replies, by id; the first is sent first."""
+        self._long_bytes = 0
+        self._full = False
+        """The connection's queue is above its mark: parts wait, other answers still join it."""
         self.later = service.later
         self.replaced_metadata: dict[bytes, bytes] = {}
         self._pauses = 0
@@ -85,7 +95,7 @@ class SessionOutbound:
 
     def has_room(self, size_bytes: int) -> bool:
         """Tell whether a reply of that size may join what is unsent. One alone always may."""
-        waiting = self.call.unsent_bytes + self.out_bytes
+        waiting = self.call.unsent_bytes + self.out_bytes + self._long_bytes
         return not waiting or waiting + size_bytes <= REPLIES_BYTES_MAX
 
     def push(self, item: tuple[Any, ...]) -> None:
@@ -113,6 +123,45 @@ class SessionOutbound:
         else:
             self.push((session_pb2.END, call_id, int(code), text))
 
+    def push_long(self, call_id: int, message: bytes) -> None:
+        """Send a reply in parts; its bytes are reserved already."""
+        if self.over:
+            self.reserve(-len(message))
+            return
+        self.long[call_id] = memoryview(message)
+        self._long_bytes += len(message)
+        if len(self.long) == 1:
+            self.later(self.pump_long)
+
+    def drop_long(self, call_id: int) -> None:
+        """Send nothing more of a long reply."""
+        rest = self.long.pop(call_id, None)
+        if rest is not None:
+            self._long_bytes -= len(rest)
+            self.reserve(-len(rest))
+
+    def pump_long(self) -> None:
+        """Send some parts; no more than the connection takes, so that other answers pass."""
+        for _ in range(TURN_PARTS):
+            if self.over or self._full or not self.long:
+                break
+            [(call_id, rest)] = islice(self.long.items(), 1)
+            part, rest = rest[:PART_BYTES], rest[PART_BYTES:]
+            self._long_bytes -= len(part)
+            self.reserve(-len(part))
+            if rest:
+                self.long[call_id] = rest
+                self._send_items([FORMAT, (session_pb2.PART, call_id, part)])
+            else:
+                del self.long[call_id]
+                self._send_items([FORMAT, (session_pb2.REPLY, call_id, part)])
+        if self.over:
+            return
+        if not self.long:
+            self.sent()
+        elif not self._full:
+            self.later(self.pump_long)
+
     def flush_later(self) -> None:
         """Send the frame at the end of this turn."""
         self.later(self._flush)
@@ -127,18 +176,28 @@ class SessionOutbound:
         raise NotImplementedError
 
     def _send_frame(self) -> None:
-        body = _pack(self.out)
-        self.out = [FORMAT]
+        items, self.out = self.out, [FORMAT]
         self.out_bytes = 0
+        self._send_items(items)
+
+    def _send_items(self, items: list[Any]) -> None:
+        body = _pack(items)
         frame = session_pb2.Frame(body=body).SerializeToString()
         traffic = self.service.traffic
         traffic.frames_sent += 1
         traffic.sent_bytes += len(frame)
         # The call's own mark is lower; ours keeps the streams of one session apart from it.
-        self.call.send(frame)
+        if not self.call.send(frame):
+            self._full = True
         if not self.blocked and self.call.unsent_bytes > OUT_HIGH_BYTES:
             self.blocked = True
             self.pause(1)
+
+    def has_drained(self) -> None:
+        """The connection takes more: go on with long replies."""
+        self._full = False
+        if self.long:
+            self.pump_long()
 
     def pause(self, change: int) -> None:
         """Count reasons to take no frames; the client's window runs dry meanwhile."""
