@@ -99,6 +99,11 @@ class Metrics:
             "op",
             "success",
         )
+        self._lease_ttl = add(
+            "etcd_debugging_lease_ttl_total",
+            "Bucketed histogram of lease TTLs.",
+            doubling(1, 24),
+        ).series()
         self.range = add(
             "etcd_server_range_duration_seconds",
             "The latency distributions of reading a range, from its first slice to its last.",
@@ -170,6 +175,10 @@ class Metrics:
             success = outcome is tuple or outcome is Compacted  # as etcd counts
             labels = ("v3", OPERATIONS.get(kind, "unknown"), str(success).lower())
             self.apply.series(*labels).observe(share_s, times)
+            if kind == ops.LEASE_GRANT and outcome is tuple:
+                for other, result in zip(applied.kinds, applied.results, strict=True):
+                    if other == kind and isinstance(result, tuple):
+                        self._lease_ttl.observe(result[2])
 
     def handled(self) -> Callable[[str, bool], Callable[[float], None]]:
         """Return what makes the observers of calls, by method (`kvstore.rpc.Server.time_calls`)."""
