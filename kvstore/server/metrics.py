@@ -8,6 +8,7 @@ duration costs 0.2 us.)
 from __future__ import annotations
 
 import resource
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class Metrics:
         """Create the metrics; the sources are called at every scrape."""
         self.registry = CollectorRegistry()
         self._histograms: list[Histogram] = []
+        self.last_purge_s = 0.0
+        """Unix time at which the last compaction had removed its records; 0 before."""
+
         add = self._add
         self.fsync = add(
             "etcd_disk_wal_fsync_duration_seconds",
@@ -115,12 +119,12 @@ class Metrics:
             "The latency distribution of storage hash by revision operation.",
             doubling(0.01, 15),
         ).series()
-        self.purge_pause_ms = add(
+        self._purge_pause_ms = add(
             "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
             "Bucketed histogram of db compaction pause duration: how long a slice held the loop.",
             doubling(1, 13),
         ).series()
-        self.purge_total_ms = add(
+        self._purge_total_ms = add(
             "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
             "Bucketed histogram of db compaction total duration.",
             doubling(100, 14),
@@ -179,6 +183,13 @@ class Metrics:
                 for other, result in zip(applied.kinds, applied.results, strict=True):
                     if other == kind and isinstance(result, tuple):
                         self._lease_ttl.observe(result[2])
+
+    def purged(self, held_s: float, total_s: float | None) -> None:
+        """Take a slice of a compaction's removal, and what all took when it was the last."""
+        self._purge_pause_ms.observe(held_s * 1e3)
+        if total_s is not None:
+            self._purge_total_ms.observe(total_s * 1e3)
+            self.last_purge_s = time.time()  # shown, and nothing else
 
     def handled(self) -> Callable[[str, bool], Callable[[float], None]]:
         """Return what makes the observers of calls, by method (`kvstore.rpc.Server.time_calls`)."""
