@@ -85,6 +85,8 @@ class Session:
         self.payload_bytes_max: int = hello["frame_bytes"] - _OTHERS_BYTES
         """Payload that one operation may have here; a longer one goes over a unary call."""
         self._frame_bytes_max = min(_FRAME_BYTES_MAX, self.payload_bytes_max)
+        # Servers before parts do not name their size, and must not be asked for them.
+        self._flags = session_pb2.PARTS if "part_bytes" in hello else session_pb2.NO_FLAG
         self.last_id = 0
         self.is_over = False
         self.is_leaving = False
@@ -98,6 +100,8 @@ class Session:
         self._bytes_max: int = hello["bytes"]
         self._calls: dict[int, tuple[asyncio.Future[Any], float, int]] = {}
         self._streams: dict[int, SessionStream] = {}
+        self._parts: dict[int, list[bytes]] = {}
+        """What has come of long replies."""
         self._inflight = 0
         self._inflight_bytes = 0
         self._out: list[Any] = [_FORMAT]
@@ -125,7 +129,7 @@ class Session:
         size_bytes = len(payload) + _ITEM_BYTES
         future = self._loop.create_future()
         self._calls[call_id] = (future, deadline_s, size_bytes)
-        item = (_CALL, call_id, number, int(left_s * 1000) or 1, flags, payload)
+        item = (_CALL, call_id, number, int(left_s * 1000) or 1, flags | self._flags, payload)
         if (
             self._backlog
             or self._inflight >= self._operations_max
@@ -158,7 +162,7 @@ class Session:
             self._calls[call_id] = (future, deadline_s, len(payload) + _ITEM_BYTES)
             futures.append(future)
         left_ms = int(left_s * 1000) or 1
-        self._queue((session_pb2.PIPELINE, first_id, left_ms, session_pb2.NO_FLAG, operations))
+        self._queue((session_pb2.PIPELINE, first_id, left_ms, self._flags, operations))
         if not self._is_sweeping:
             self._is_sweeping = True
             self._loop.call_later(_SWEEP_S, self._sweep)
@@ -319,12 +323,18 @@ class Session:
                     self._inflight -= 1
                     self._inflight_bytes -= call[2]
                     future = call[0]
+                    payload = item[2]
+                    if self._parts and (parts := self._parts.pop(item[1], None)):
+                        payload = b"".join((*parts, payload))
                     if not future.done():
-                        future.set_result(item[2])
+                        future.set_result(payload)
             elif kind == session_pb2.MESSAGE:
                 stream = self._streams.get(item[1])
                 if stream is not None:
                     stream.take(item[2])
+            elif kind == session_pb2.PART:
+                if item[1] in calls:
+                    self._parts.setdefault(item[1], []).append(item[2])
             elif kind == session_pb2.END:
                 self._ended(*item[1:4])
             elif kind == session_pb2.GOAWAY:
@@ -342,6 +352,7 @@ class Session:
 
     def _forget(self, call_id: int, failure: Failure | None = None) -> None:
         future, _, size_bytes = self._calls.pop(call_id)
+        self._parts.pop(call_id, None)
         if call_id <= self._admitted_id:
             self._inflight -= 1
             self._inflight_bytes -= size_bytes

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 
 def doubling(start: float, count: int) -> tuple[float, ...]:
@@ -39,7 +40,9 @@ class Series:
 
 
 def _as_go(bound: float) -> str:
-    return "+Inf" if bound == float("inf") else repr(bound).removesuffix(".0")
+    # The library's form of whole numbers is its own, Go's are "1" and "1.048576e+06".
+    text: str = floatToGoString(bound)  # type: ignore[no-untyped-call]
+    return text.removesuffix(".0")
 
 
 class Histogram:

@@ -126,8 +126,6 @@ class Member:
         self.snapshots_sent = 0
         self.snapshots_installed = 0
         self.late_heartbeats = 0
-        self.last_compaction_s = 0.0
-        """Unix time of the last purge that this process finished."""
 
     # start
 
@@ -602,10 +600,7 @@ class Member:
             self.disk.release(release)
 
     def _purged(self, held_s: float, total_s: float | None) -> None:
-        self.metrics.purge_pause_ms.observe(held_s * 1e3)
-        if total_s is not None:
-            self.metrics.purge_total_ms.observe(total_s * 1e3)
-            self.last_compaction_s = self.clock.wall_ns() / 1e9
+        self.metrics.purged(held_s, total_s)
 
     def _role_changed(self, role: Role, leader: int, term: int) -> None:
         self.headers.set_term(term)

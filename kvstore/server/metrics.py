@@ -8,6 +8,7 @@ duration costs 0.2 us.)
 from __future__ import annotations
 
 import resource
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class Metrics:
         """Create the metrics; the sources are called at every scrape."""
         self.registry = CollectorRegistry()
         self._histograms: list[Histogram] = []
+        self.last_purge_s = 0.0
+        """Unix time at which the last compaction had removed its records; 0 before."""
+
         add = self._add
         self.fsync = add(
             "etcd_disk_wal_fsync_duration_seconds",
@@ -99,6 +103,11 @@ class Metrics:
             "op",
             "success",
         )
+        self._lease_ttl = add(
+            "etcd_debugging_lease_ttl_total",
+            "Bucketed histogram of lease TTLs.",
+            doubling(1, 24),
+        ).series()
         self.range = add(
             "etcd_server_range_duration_seconds",
             "The latency distributions of reading a range, from its first slice to its last.",
@@ -110,12 +119,12 @@ class Metrics:
             "The latency distribution of storage hash by revision operation.",
             doubling(0.01, 15),
         ).series()
-        self.purge_pause_ms = add(
+        self._purge_pause_ms = add(
             "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
             "Bucketed histogram of db compaction pause duration: how long a slice held the loop.",
             doubling(1, 13),
         ).series()
-        self.purge_total_ms = add(
+        self._purge_total_ms = add(
             "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
             "Bucketed histogram of db compaction total duration.",
             doubling(100, 14),
@@ -162,14 +171,25 @@ class Metrics:
         if not count:
             return
         share_s = applied.duration_ns * 1e-9 / count
-        if count == 1 and applied.kinds[0] == ops.PUT and type(applied.results[0]) is tuple:
-            self._put.observe(share_s)
+        if applied.kinds.count(ops.PUT) == count and set(map(type, applied.results)) == {tuple}:
+            self._put.observe(share_s, count)  # nearly every entry; a third of the general way
             return
         tally = Counter(zip(applied.kinds, map(type, applied.results), strict=True))
         for (kind, outcome), times in tally.items():
             success = outcome is tuple or outcome is Compacted  # as etcd counts
             labels = ("v3", OPERATIONS.get(kind, "unknown"), str(success).lower())
             self.apply.series(*labels).observe(share_s, times)
+            if kind == ops.LEASE_GRANT and outcome is tuple:
+                for other, result in zip(applied.kinds, applied.results, strict=True):
+                    if other == kind and isinstance(result, tuple):
+                        self._lease_ttl.observe(result[2])
+
+    def purged(self, held_s: float, total_s: float | None) -> None:
+        """Take a slice of a compaction's removal, and what all took when it was the last."""
+        self._purge_pause_ms.observe(held_s * 1e3)
+        if total_s is not None:
+            self._purge_total_ms.observe(total_s * 1e3)
+            self.last_purge_s = time.time()  # shown, and nothing else
 
     def handled(self) -> Callable[[str, bool], Callable[[float], None]]:
         """Return what makes the observers of calls, by method (`kvstore.rpc.Server.time_calls`)."""

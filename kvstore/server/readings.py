@@ -48,7 +48,7 @@ def gauges(member: Member) -> Iterator[Reading]:
     yield Reading(
         "etcd_debugging_mvcc_db_compaction_last",
         "The unix time of the last db compaction. Resets to 0 on start.",
-        member.last_compaction_s,
+        member.metrics.last_purge_s,
     )
     sessions = member.sessions.sessions
     yield Reading("kvstore_session_open", "Sessions that are open.", len(sessions))

@@ -7,6 +7,7 @@ import inspect
 import math
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -274,6 +275,31 @@ def test_closing_under_the_calls_of_other_threads_ends_them_all(server: Cluster)
         assert len(ends) == 8
         kinds = (ClosedError, OutcomeUnknownError, LeaseLostError)
         assert all(isinstance(error, kinds) for error in ends), ends
+
+
+def test_closing_ends_a_call_that_waits_to_try_again() -> None:
+    # Its timer was on the loop that ended.
+    client = Client(["127.0.0.1:1"], timeout_s=60)
+    link: Any = client._client._transport.link()
+    ends: list[BaseException] = []
+    calling = threading.Thread(target=_get_on, args=(client, ends), daemon=True)
+    calling.start()
+    ends_at = time.monotonic() + PATIENCE_S
+    # Refused once, it pauses most of the time.
+    while link._connecting is None or not link._connecting.done():
+        assert time.monotonic() < ends_at
+        time.sleep(0.001)  # nothing to await: another thread's call
+    client.close()
+    calling.join(PATIENCE_S)
+    assert not calling.is_alive()
+    assert isinstance(ends[0], ClosedError)
+
+
+def _get_on(client: Client, ends: list[BaseException]) -> None:
+    try:
+        client.get(b"k")
+    except KvError as error:
+        ends.append(error)
 
 
 def _write_on(client: Client, running: threading.Barrier, ends: list[BaseException]) -> None:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from kvstore.pb import session_pb2
 from kvstore.rpc import Call, StreamHandler
 from kvstore.server.errors import Code, TooManyRequestsError
-from kvstore.server.services.session_call import SessionCall, SessionStream
+from kvstore.server.services.session_call import PART_BYTES, SessionCall, SessionStream
 from kvstore.server.services.session_outbound import FORMAT, SessionOutbound
 from kvstore.server.services.session_pipeline import Pipeline, PipelineCall
 
@@ -139,6 +139,7 @@ class SessionService:
             "bytes": UNANSWERED_BYTES_MAX,
             "frame_bytes": self._frame_bytes_max,
             "streams": STREAMS_MAX,
+            "part_bytes": PART_BYTES,
         }
 
     def drain(self) -> None:
@@ -196,6 +197,7 @@ class Session(SessionOutbound):
             if self.blocked:
                 return
             stream.pump()
+        self.has_drained()
 
     # items that arrive
 
@@ -334,6 +336,7 @@ class Session(SessionOutbound):
 
     def _cancel(self, call_id: Any) -> None:
         self._known(call_id)
+        self.drop_long(call_id)
         call = self.calls.get(call_id) or self.streams.get(call_id)
         if call is not None:
             self.guard(call, call.drop)
@@ -370,7 +373,8 @@ class Session(SessionOutbound):
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        idle = not (self.calls or self.streams or self._behind) and len(self.out) == 1
+        busy = self.calls or self.streams or self.long or self._behind
+        idle = not busy and len(self.out) == 1
         if self._half_closed and idle and not self.over:
             self._close()
             self.call.finish()
@@ -387,6 +391,8 @@ class Session(SessionOutbound):
         self.service.sessions.discard(self)
         for call in [*self.calls.values(), *self.streams.values()]:
             self.guard(call, call.drop)
+        for call_id in list(self.long):
+            self.drop_long(call_id)
 
 
 _TAKERS: dict[int, Callable[..., None]] = {
