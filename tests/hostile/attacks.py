@@ -181,8 +181,10 @@ ATTACKS: dict[str, Attack] = {
     ),
     "made-you-reset-by-length": Attack(
         per_stream(
-            lambda s: headers(s, block("/etcdserverpb.KV/Range", ("content-length", "1")))
-            + frame(w.DATA, w.END_STREAM, s, READ)
+            lambda s: (
+                headers(s, block("/etcdserverpb.KV/Range", ("content-length", "1")))
+                + frame(w.DATA, w.END_STREAM, s, READ)
+            )
         )
     ),
     "malformed-requests": Attack(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 from bench.process import cpu_s, memory
 from kvstore.pb import rpc_pb2
@@ -51,7 +52,7 @@ class Bystander:
         self.peak_bytes = 0
         """The member's largest anonymous memory since `phase`."""
 
-    def __enter__(self) -> Bystander:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
