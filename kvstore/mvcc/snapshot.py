@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
 import msgpack
@@ -43,6 +43,8 @@ COMMIT_BYTES: Final = 16 << 20
 _HEAD: Final = 0
 _RECORDS: Final = 1
 _TAIL: Final = 2
+_FIELDS: Final = {_HEAD: [int], _RECORDS: [str, list], _TAIL: [int, int]}
+"""Types of what follows the kind; a head of a later release may have more."""
 _lengths: Final = struct.Struct(">II").pack
 
 
@@ -142,7 +144,7 @@ class SnapshotReceiver:
             raise BadSnapshot("a snapshot chunk does not match its checksum")
         if self._expected is not None:
             raise BadSnapshot("a snapshot chunk came after the last one")
-        kind, *fields = msgpack.unpackb(chunk[4:])
+        kind, *fields = _fields(chunk[4:])
         if not self._started:
             if kind != _HEAD:
                 raise BadSnapshot("the snapshot does not begin with its first chunk")
@@ -246,6 +248,24 @@ def _checksum_of(view: View) -> Checksum:
         if records:
             checksum.add(table, records)
     return checksum
+
+
+def _fields(payload: bytes) -> list[Any]:
+    # The checksum says that this was sent so; a sender that goes wrong is still no reason to fail
+    # in another way than by refusing its snapshot.
+    try:
+        fields = msgpack.unpackb(payload)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise BadSnapshot(f"a snapshot chunk is no msgpack value: {error}") from error
+    if type(fields) is not list or not fields or type(fields[0]) is not int:
+        raise BadSnapshot("a snapshot chunk is no list that begins with its kind")
+    kind, *rest = fields
+    types = list(map(type, rest[:1] if kind == _HEAD else rest))
+    if types != _FIELDS.get(kind, types):
+        raise BadSnapshot(f"a snapshot chunk of kind {kind} has other fields")
+    if kind == _RECORDS and (len(rest[1]) % 2 or set(map(type, rest[1])) - {bytes}):
+        raise BadSnapshot("the records of a snapshot chunk are no pairs of bytes")
+    return fields
 
 
 def _chunk(fields: list[object]) -> bytes:

@@ -198,12 +198,18 @@ ATTACKS: dict[str, Attack] = {
     "continuation-empty": Attack(repeated(frame(w.CONTINUATION, 0, 1), headers(1, RANGE, 0))),
     "hpack-size-bomb": Attack(hpack_size_bomb),
     "hpack-count-bomb": Attack(per_stream(lambda s: headers(s, RANGE + b"\x82" * 15_000, 5))),
-    "hpack-table-updates": Attack(per_stream(lambda s: headers(s, b"\x20\x3f\xe1\x1f" * 4000, 5))),
+    "hpack-table-updates": Attack(
+        per_stream(lambda s: headers(s, b"\x20\x3f\xe1\x1f" * 4000, 5)),
+        allowed("COMPRESSION_ERROR"),
+    ),
     # frames that bring nothing forward
     "settings": Attack(repeated(settings(window=1000))),
     "settings-empty": Attack(repeated(settings())),
     "ping": Attack(repeated(frame(w.PING, 0, 0, b"12345678"))),
-    "ping-unread": Attack(repeated(frame(w.PING, 0, 0, b"12345678")), reads=False),
+    # It is told so at once; since it does not listen it is heard out, unread, for two seconds.
+    "ping-unread": Attack(
+        repeated(frame(w.PING, 0, 0, b"12345678")), allowed(CALM, "open"), reads=False
+    ),
     "ping-answers": Attack(repeated(frame(w.PING, w.ACK, 0, b"12345678"))),
     "empty-data": Attack(repeated(frame(w.DATA, 0, 1), headers(1, WATCH))),
     "padding-only": Attack(repeated(frame(w.DATA, w.PADDED, 1, b"\x05" + bytes(5)), headers(1))),
