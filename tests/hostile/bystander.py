@@ -16,6 +16,16 @@ from tests.rpc.wire import Wire, frame, message
 EVERY_S = 0.01
 """Between two operations: a put, then a get of it."""
 
+CALM_S = 0.5
+"""How long a test looks at the calm before."""
+
+# Relative to the same connection's calm, with floors that a loaded machine of two cores keeps: the
+# attacker takes one of them, the member the other, and the bystander runs beside them.
+TYPICAL_TIMES, TYPICAL_FLOOR_S = 10, 0.1
+WORST_TIMES, WORST_FLOOR_S = 20, 1.0
+WRITE_S = 5.0
+OPERATIONS_PER_S_MIN = 4
+
 PUT = block("/etcdserverpb.KV/Put")
 RANGE = block("/etcdserverpb.KV/Range")
 KEY = b"bystander"
@@ -23,9 +33,11 @@ KEY = b"bystander"
 
 @dataclass
 class Latency:
-    """What one phase's operations took."""
+    """What one phase's operations took: `taken_s` the gets, which wait for the member only."""
 
     taken_s: list[float] = field(default_factory=list)
+    writes_s: list[float] = field(default_factory=list)
+    """A put waits for the disk besides, which may be busy with others' work."""
 
     def percentile_s(self, percent: float) -> float:
         assert self.taken_s, "the bystander did nothing"
@@ -81,21 +93,23 @@ class Bystander:
             while not self._stopping.wait(EVERY_S):
                 number += 1
                 value = b"%d" % number
-                self._call(PUT, rpc_pb2.PutRequest(key=KEY, value=value).SerializeToString())
-                answer = self._call(RANGE, rpc_pb2.RangeRequest(key=KEY).SerializeToString())
+                put = rpc_pb2.PutRequest(key=KEY, value=value)
+                self._call(PUT, put.SerializeToString(), self._latency.writes_s)
+                get = rpc_pb2.RangeRequest(key=KEY)
+                answer = self._call(RANGE, get.SerializeToString(), self._latency.taken_s)
                 [found] = rpc_pb2.RangeResponse.FromString(answer).kvs
                 assert found.value == value
                 self.peak_bytes = max(self.peak_bytes, memory(self._pid).anonymous_bytes)
         except BaseException as error:  # noqa: BLE001  # raised again when the block ends
             self._error = error
 
-    def _call(self, head: bytes, request: bytes) -> bytes:
+    def _call(self, head: bytes, request: bytes, taken_s: list[float]) -> bytes:
         wire = self._wire
         stream = wire.new_stream()
         began_s = time.perf_counter()
         wire.send(headers(stream, head) + frame(w.DATA, w.END_STREAM, stream, message(request)))
         _, body, trailers = wire.response(stream)
-        self._latency.taken_s.append(time.perf_counter() - began_s)
+        taken_s.append(time.perf_counter() - began_s)
         wire.seen.clear()
         assert trailers == {"grpc-status": "0"}, trailers
         return body[5:]
@@ -111,3 +125,13 @@ def settle_s(pid: int, share_max: float, within_s: float) -> float:
         if share <= share_max:
             return time.monotonic() - began_s
         assert time.monotonic() - began_s < within_s, f"still {share:.0%} of a core"
+
+
+def judge(calm: Latency, attacked: Latency, seconds: float) -> None:
+    """Compare what the bystander met during an attack with what it met before."""
+    assert len(attacked.taken_s) >= OPERATIONS_PER_S_MIN * seconds
+    typical = max(TYPICAL_TIMES * calm.percentile_s(50), TYPICAL_FLOOR_S)
+    assert attacked.percentile_s(50) <= typical, f"{attacked}, calm {calm}"
+    assert max(attacked.writes_s) <= WRITE_S
+    worst = max(WORST_TIMES * calm.percentile_s(99), WORST_FLOOR_S)
+    assert max(attacked.taken_s) <= worst, f"{attacked}, calm {calm}"
