@@ -9,7 +9,10 @@ import pytest
 
 from tests.hostile import LINE
 
-HEAD = f"{'attack':28} {'calm p50/p99':>14} {'under it':>14} {'worst':>8} {'put':>8} {'memory':>9}  ends"
+HEAD = (
+    f"{'attack':28} {'calm p50/p99':>14} {'under it':>14} {'worst':>8} {'put':>8} {'memory':>9}"
+    "  ends"
+)
 lines: list[str] = []
 
 
