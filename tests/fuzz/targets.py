@@ -135,7 +135,7 @@ class FuzzCall:
     """What a handler sees of a call."""
 
     path = "/fuzz"
-    peer = "fuzz"
+    peer = "fuzz"  # tests choose others
     peer_certificate = None
     deadline_s = None
     on_cancel = None
@@ -217,13 +217,19 @@ class SmallMember:
         else:
             (reply or call.reply)(responses.encode(kind, result, self.headers(result[0])))
 
+    def turn(self) -> None:
+        """Run what waits for the next turn."""
+        later, self._later[:] = self._later[:], []
+        for callback in later:
+            callback()
+
     def settle(self) -> None:
         """Run what waits for later turns; it must come to an end."""
         for _ in range(10_000):
             self.store.purge(100) if self.store.purging else None
             if not self._later:
                 break
-            self._later.pop(0)()
+            self.turn()
         assert not self._later, "a request that never ends"
         while self.hub.has_work and self.hub.catch_up():
             pass

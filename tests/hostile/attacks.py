@@ -127,6 +127,13 @@ def slow_reader() -> Bytes:
     yield from per_stream(lambda stream: call(stream, READ_BIG))()
 
 
+def large_reads() -> Bytes:
+    # A thousand large replies that all become ready together, in one round of ReadIndex.
+    yield settings(window=2**31 - 1) + window_update(0, 2**30)
+    body = message(rpc_pb2.RangeRequest(key=BIG_KEY).SerializeToString())
+    yield from per_stream(lambda stream: call(stream, body))()
+
+
 def half_open_streams() -> Bytes:
     # As many as are allowed, each with a part of a message; then pings to look alive.
     part = message(bytes(64 * KIB))[:900]
@@ -220,9 +227,13 @@ ATTACKS: dict[str, Attack] = {
     "unknown-frames": Attack(repeated(frame(77, 0, 0, b"?"))),
     # windows and readers
     "window-swings": Attack(window_swings, memory_bytes=64 * MIB),
-    "zero-windows": Attack(zero_windows, allowed("open"), memory_bytes=256 * MIB),
+    "zero-windows": Attack(zero_windows, allowed(CALM, "open"), memory_bytes=256 * MIB),
     "negative-windows": Attack(negative_windows, allowed(CALM, "open"), memory_bytes=256 * MIB),
     "slow-reader": Attack(slow_reader, allowed("open"), reads=False, memory_bytes=96 * MIB),
+    "large-reads": Attack(large_reads, allowed(CALM, "open"), memory_bytes=256 * MIB),
+    "large-reads-unread": Attack(
+        large_reads, allowed(CALM, "open"), reads=False, memory_bytes=256 * MIB
+    ),
     # what is begun and not finished
     "half-open-streams": Attack(
         half_open_streams, allowed("open"), connections=8, memory_bytes=160 * MIB
