@@ -155,10 +155,15 @@ class Watches:
                 self.wire.send(window_update(0, len(got.payload)))
 
 
-def test_ten_thousand_watchers_on_one_stream(member: Kvstore, record_property: Record) -> None:
+def test_ten_thousand_watchers_on_one_stream(record_property: Record) -> None:
+    # A member of its own: memory that earlier tests have freed would be taken again unseen.
     count = 10_000
-    pid = pid_of(member)
-    with Wire(port_of(member)) as wire, Client(member.endpoints) as client:
+    with (
+        Kvstore(1) as member,
+        Wire(port_of(member)) as wire,
+        Client(member.endpoints) as client,
+    ):
+        pid = pid_of(member)
         watches = Watches(wire)
         responses = watches.responses()
         before_bytes = memory(pid).anonymous_bytes
@@ -194,7 +199,7 @@ def test_ten_thousand_watchers_on_one_stream(member: Kvstore, record_property: R
         watches.send(iter([rpc_pb2.WatchRequest(create_request=again)]))
         assert next(responses).created  # and no event of what was cancelled before it
     record_property(LINE, f"{'10,000 watchers':28} {each_bytes:8,.0f} bytes each")
-    assert each_bytes <= 4 * KIB
+    assert 100 < each_bytes <= 4 * KIB
 
 
 @pytest.mark.slow
