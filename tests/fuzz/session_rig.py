@@ -11,6 +11,8 @@ import msgpack
 from kvstore.client import methods
 from kvstore.client.errors import KvError
 from kvstore.client.session import Failure, Session, open_session
+from kvstore.client.transport import parse_answer
+from kvstore.pb import rpc_pb2
 from kvstore.pb.session_pb2 import Frame
 
 HELLO = {
@@ -76,7 +78,11 @@ class ClientRig:
         assert session.is_over
         for future in futures:
             assert future.done(), "an operation without an outcome"
-            assert isinstance(future.result(), bytes | Failure)
+            answer = future.result()
+            assert isinstance(answer, bytes | Failure)
+            if isinstance(answer, bytes):
+                parsed = parse_answer(methods.RANGE, answer, write=False)
+                assert isinstance(parsed, rpc_pb2.RangeResponse | KvError)
         for _ in range(len(frames) + 1000):
             try:
                 if await watch.read() is grpc.aio.EOF:
