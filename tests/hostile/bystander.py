@@ -22,7 +22,7 @@ CALM_S = 0.5
 # Relative to the same connection's calm, with floors that a loaded machine of two cores keeps: the
 # attacker takes one of them, the member the other, and the bystander runs beside them.
 TYPICAL_TIMES, TYPICAL_FLOOR_S = 10, 0.1
-WORST_TIMES, WORST_FLOOR_S = 20, 1.0
+WORST_TIMES, WORST_FLOOR_S = 20, 0.6
 WRITE_S = 5.0
 OPERATIONS_PER_S_MIN = 4
 
