@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 MINUTES ?= 10
 OPERATIONS ?= 100000
 
-.PHONY: help setup up test check sim chaos compat bench bench-report micro proto clean
+.PHONY: help setup up test check sim chaos compat fuzz bench bench-report micro proto clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -41,6 +41,11 @@ chaos: setup ## real members under real faults for MINUTES (namespaces when root
 # In memory where that is possible: what is compared are answers, not disks.
 compat: setup ## compare OPERATIONS random requests with etcd (100,000 take 10 to 15 minutes); SEED=n replays
 	@TMPDIR=$(if $(wildcard /dev/shm),/dev/shm,/tmp) $(PY) -m tests.compat.random --operations $(OPERATIONS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# The search is guided by coverage where atheris installs (wheels for Linux on x86-64), else random.
+fuzz: setup ## fuzz everything that takes bytes from outside for MINUTES; ARGS="--target wal"
+	@$(PY) -m pip install -q --disable-pip-version-check --only-binary :all: "atheris>=3.0" || echo "no atheris: mutating at random"
+	@$(PY) -m tests.fuzz --seconds $$(( $(MINUTES) * 60 )) $(ARGS)
 
 bench: setup ## benchmark beside etcd, results in bench/results
 	@$(PY) -m bench $(ARGS)

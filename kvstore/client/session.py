@@ -52,6 +52,11 @@ _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 _GOES_ELSEWHERE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 # Refusals of the stream that do not mean that this server has no sessions.
 
+_HELLO_NUMBERS = ("frame_bytes", "operations", "bytes")
+
+_MALFORMED = (ValueError, TypeError, LookupError, msgpack.UnpackException)
+# What taking apart something that is no frame raises. The session then ends as a broken one does.
+
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
 
@@ -299,13 +304,15 @@ class Session:
         text = "the server ended the session"
         try:
             while (frame := await read()) is not grpc.aio.EOF:
-                items = _unpack(frame.body, use_list=False)
+                items = _unpack(frame.body, use_list=False, strict_map_key=False)
                 for first in range(1, len(items), _TURN_ITEMS):
                     self._take(items[first : first + _TURN_ITEMS])
                     if first + _TURN_ITEMS < len(items):
                         await asyncio.sleep(0)
         except grpc.aio.AioRpcError as error:
             text = f"the session broke: {error.details() or error.code().name}"
+        except _MALFORMED as error:
+            text = f"the server sent a frame that makes no sense ({error!r})"
         except asyncio.CancelledError:
             text = "the session was closed"
             if not self.is_over:  # not `close`: gRPC cancels what runs when a channel closes
@@ -318,6 +325,8 @@ class Session:
         for item in items:
             kind = item[0]
             if kind == _REPLY:
+                if type(item[2]) is not bytes:
+                    raise TypeError("a reply without bytes")
                 call = calls.pop(item[1], None)
                 if call is not None:  # else it was given up, and the answer crossed the cancel
                     self._inflight -= 1
@@ -329,6 +338,8 @@ class Session:
                     if not future.done():
                         future.set_result(payload)
             elif kind == session_pb2.MESSAGE:
+                if type(item[2]) is not bytes:
+                    raise TypeError("a message without bytes")
                 stream = self._streams.get(item[1])
                 if stream is not None:
                     stream.take(item[2])
@@ -336,7 +347,10 @@ class Session:
                 if item[1] in calls:
                     self._parts.setdefault(item[1], []).append(item[2])
             elif kind == session_pb2.END:
-                self._ended(*item[1:4])
+                call_id, code, text = item[1:4]
+                if type(code) is not int or type(text) is not str:
+                    raise TypeError("an end without code and text")
+                self._ended(call_id, code, text)
             elif kind == session_pb2.GOAWAY:
                 self._leave()
         if self._backlog:
@@ -452,8 +466,21 @@ async def open_session(
         raise
     if frame is grpc.aio.EOF:
         raise UnreachableError(f"{target}: the server ended the session")
-    items = _unpack(frame.body)
-    if items[0] != _FORMAT:
+    try:
+        hello = _hello(_unpack(frame.body))
+    except _MALFORMED as error:
         stream.cancel()
-        raise UnsupportedError(f"{target}: sessions of format {items[0]}")
-    return Session(target, stream, items[1][1], on_end)
+        raise UnsupportedError(f"{target}: no hello of a session: {error}") from error
+    return Session(target, stream, hello, on_end)
+
+
+def _hello(items: list[Any]) -> dict[str, Any]:
+    if items[0] != _FORMAT:
+        raise ValueError(f"sessions of format {items[0]}")
+    kind, hello = items[1]
+    paths = all(type(path) is str for path in hello["methods"])
+    numbers = all(type(hello[name]) is int for name in _HELLO_NUMBERS)
+    if kind != session_pb2.HELLO or not (paths and numbers):
+        raise ValueError("it makes no sense")
+    found: dict[str, Any] = hello
+    return found

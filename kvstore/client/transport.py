@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from kvstore.client.endpoint import Endpoint, Tls
 from kvstore.client.errors import (
@@ -38,6 +38,7 @@ from kvstore.client.errors import (
     UnreachableError,
     UnsupportedError,
     WrongLoopError,
+    error_from,
     error_from_rpc,
 )
 from kvstore.client.link import Link
@@ -71,6 +72,17 @@ _NOT_APPLIED = (NoLeaderError, UnreachableError, PipelineStoppedError, ReadFaile
 _REQUIRE_LEADER = (("hasleader", "true"),)
 # A member cut off from its leader refuses at once instead of after etcd's 7 s, with a refusal that
 # says "not applied". Without this, failover from a partitioned member would be a timeout.
+
+
+def parse_answer(
+    method: Method[Request, Response], answer: bytes, *, write: bool
+) -> Response | KvError:
+    """Return the response; an answer that is none is what gRPC makes of it, an INTERNAL error."""
+    try:
+        return method.response.FromString(answer)
+    except DecodeError as error:
+        name = method.response.DESCRIPTOR.full_name
+        return error_from("INTERNAL", f"the answer is no {name}: {error}", write=write)
 
 
 class Transport:
@@ -293,7 +305,7 @@ class Transport:
             for future, (method, _, write) in zip(futures, calls, strict=False):
                 answer = await future
                 if isinstance(answer, bytes):
-                    answers.append(method.response.FromString(answer))
+                    answers.append(parse_answer(method, answer, write=write))
                 else:
                     answers.append(self._unless_closed(answer.error(write=write), write=write))
         except asyncio.CancelledError:
@@ -348,7 +360,10 @@ class Transport:
             session.cancel(call_id)
             raise
         if answer.__class__ is bytes:
-            return method.response.FromString(answer)
+            parsed = parse_answer(method, answer, write=write)
+            if isinstance(parsed, KvError):
+                raise parsed
+            return parsed
         raise self._unless_closed(answer.error(write=write), write=write)
 
     async def _attempt(

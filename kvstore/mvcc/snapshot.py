@@ -146,7 +146,7 @@ class SnapshotReceiver:
             raise BadSnapshot("a snapshot chunk came after the last one")
         try:
             fields = msgpack.unpackb(chunk[4:])
-        except (ValueError, msgpack.UnpackException) as error:
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise BadSnapshot(f"a snapshot chunk is no msgpack: {error}") from error
         match fields:
             case [kind, int(version), *_] if kind == _HEAD and not self._started:

@@ -281,7 +281,12 @@ class Call:
         if connection is None or self.ending is not None:
             return False
         engine = connection.engine
-        if engine.counters.unsent_bytes + size_bytes > engine.limits.unsent_bytes_max:
+        bytes_max = engine.limits.unsent_bytes_max
+        waiting = connection.held_bytes
+        if engine.counters.unsent_bytes + size_bytes > bytes_max or (
+            # Any one reply may wait, however large; streams have their own bound.
+            waiting and waiting + size_bytes > bytes_max // 4 and self.stream is None
+        ):
             engine.counters.refused_replies += 1
             self.fail(grpc.RESOURCE_EXHAUSTED, _OVERLOADED_TEXT)
             if self.stream is not None:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
-from kvstore.rpc.plain import FAILED, TOO_LARGE, TOO_SLOW, HttpRequest, HttpResponse
+from kvstore.rpc.plain import FAILED, TOO_LARGE, TOO_MANY, TOO_SLOW, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from kvstore.rpc.engine import Engine, HttpHandler
 
 _KEEPALIVE_S = 75.0
-_BODY_S = 60.0
 _LINGER_S = 2.0
 
 
@@ -88,21 +87,27 @@ class Http1Server:
 
     async def _answer(self, request: web.BaseRequest) -> HttpResponse:
         bytes_max = self._engine.limits.http_body_bytes_max
-        parts = []
+        parts: list[bytes] = []
+        counters = self._engine.counters
         size = 0
         expects = request.headers.get("expect", "").lower() == "100-continue"
         if expects and request.version >= HttpVersion11:
             # The client holds its body back until it hears this (RFC 9110 10.1.1).
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(self._engine.limits.body_s):
                 async for chunk in request.content.iter_any():
                     size += len(chunk)
+                    counters.receiving_bytes += len(chunk)
                     if size > bytes_max:
                         return TOO_LARGE
+                    if counters.receiving_bytes > self._engine.limits.received_bytes_max:
+                        return TOO_MANY
                     parts.append(chunk)
         except TimeoutError:
             return TOO_SLOW
+        finally:
+            counters.receiving_bytes -= size
         headers: dict[str, str] = {}
         for name, value in request.headers.items():
             headers.setdefault(name.lower(), value)

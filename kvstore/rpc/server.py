@@ -11,7 +11,7 @@ from kvstore.rpc.engine import Engine, HttpHandler, log_error
 from kvstore.rpc.head import Route
 from kvstore.rpc.http1 import Http1
 from kvstore.rpc.limits import Limits
-from kvstore.rpc.sniff import Sniffer
+from kvstore.rpc.sniff import Sniffer, TurnedAway
 from kvstore.rpc.tls import TlsTransport
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Statistics:
 
     connections_open: int
     connections_total: int
+    connections_refused: int
+    """Beyond `Limits.connections_max`."""
     connections_http1_open: int
     connections_http1_total: int
     streams_open: int
@@ -164,16 +166,17 @@ class Server:
         def sniff() -> asyncio.Protocol:
             return Sniffer(engine)
 
-        def wrap() -> asyncio.Protocol:
-            assert tls is not None
-            return TlsTransport(engine, tls, sniff)
+        def accept() -> asyncio.Protocol:
+            if engine.is_full:
+                engine.counters.connections_refused += 1
+                return TurnedAway()
+            return sniff() if tls is None else TlsTransport(engine, tls, sniff)
 
-        factory = sniff if tls is None else wrap
         backlog = self._limits.backlog
         if bound is None:
-            listener = await engine.loop.create_server(factory, host, port, backlog=backlog)
+            listener = await engine.loop.create_server(accept, host, port, backlog=backlog)
         else:
-            listener = await engine.loop.create_server(factory, sock=bound, backlog=backlog)
+            listener = await engine.loop.create_server(accept, sock=bound, backlog=backlog)
         self._listeners.append(listener)
         name: Any = listener.sockets[0].getsockname()
         return int(name[1])
@@ -185,7 +188,10 @@ class Server:
 
     def _schedule_sweep(self, engine: Engine) -> None:
         limits = self._limits
-        every_s = min(limits.keepalive_s / 4, limits.keepalive_timeout_s / 4, _SWEEP_S_MAX)
+        shortest_s = min(
+            limits.keepalive_s, limits.keepalive_timeout_s, limits.unfinished_s, limits.body_s
+        )
+        every_s = min(shortest_s / 4, _SWEEP_S_MAX)
         self._sweep = engine.loop.call_later(every_s, self._run_sweep, engine)
 
     def _run_sweep(self, engine: Engine) -> None:
@@ -259,6 +265,7 @@ class Server:
         return Statistics(
             connections_open=len(open_now),
             connections_total=counters.connections,
+            connections_refused=counters.connections_refused,
             connections_http1_open=engine.http1.open_count if engine.http1 is not None else 0,
             connections_http1_total=counters.connections_http1,
             streams_open=sum(len(connection.streams) for connection in open_now),

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 from kvstore.mvcc.backend_lmdb import LmdbBackend
@@ -25,6 +27,10 @@ from kvstore.wal import Options, RealDisk, Wal, fatal
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a busy loop may keep the disk thread from reporting an fsync (docs/decisions)."""
+
+FILES_RESERVED = 150
+"""Open files that clients cannot take from log, store and peers, as in etcd: without one for the
+next segment of the log a member would have to end."""
 
 GC_THRESHOLDS = (50_000, 20, 100)
 
@@ -81,6 +87,12 @@ class Platform(Protocol):
 
     def started(self) -> None:
         """Tune the process now that the long-lived objects exist."""
+
+
+def connections_max() -> int:
+    """Return how many connections clients may open, by the process's limit of open files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 0 if soft == resource.RLIM_INFINITY else max(1, soft - FILES_RESERVED)
 
 
 class RealPlatform:
@@ -148,4 +160,5 @@ class RealPlatform:
 
 
 def _server(limits: Limits, http: HttpHandler, on_error: Callable[[BaseException], None]) -> Server:
+    limits = replace(limits, connections_max=connections_max())
     return Server(limits=limits, http=http, on_error=on_error, tally_by=b"client-api-version")

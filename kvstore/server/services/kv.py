@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
@@ -36,6 +37,13 @@ AT_ONCE_MAX = 500
 REPLIES_SIZE_MAX = 512 << 20
 """Bytes of large replies being built or sent; above it a large range is refused."""
 
+LARGE_BYTES = 64 << 10
+"""A reply from this size on counts for the next."""
+
+TURN_BYTES_MAX = 8 << 20
+"""Bytes of large replies that are built in one turn. A round of ReadIndex releases all its reads
+at once: a thousand of 1 MiB each would hold the loop for half a second."""
+
 PURGE_POLL_S = 0.02
 """The purge goes on in slices of milliseconds; nobody waits for its end but this."""
 
@@ -69,6 +77,9 @@ class KvService:
         self._later = later
         self._later_s = later_s
         self._replies_bytes = 0
+        self._turn_bytes = 0
+        self._large_readers: set[str] = set()
+        self._held: deque[tuple[Call, rpc_pb2.RangeRequest]] = deque()
 
     def register(self, server: Routes) -> None:
         """Serve the methods."""
@@ -161,6 +172,9 @@ class KvService:
         if error is not None:
             fail(call, error)
             return
+        if self._turn_bytes >= TURN_BYTES_MAX and call.peer in self._large_readers:
+            self._held.append((call, request))
+            return
         self.range_total += 1
         start_s = perf_counter()
         store = self.store
@@ -168,12 +182,32 @@ class KvService:
             if not request.range_end or self._is_small(request):
                 result = store.range(request)
                 self.ranged.observe(perf_counter() - start_s)
-                call.reply(encode_range_response(self._writes.headers(result.revision), result))
+                reply = encode_range_response(self._writes.headers(result.revision), result)
+                if len(reply) >= LARGE_BYTES:
+                    self._count_large(call.peer, len(reply))
+                call.reply(reply)
             else:
                 SlicedRange(self, call, store.range_slices(request), start_s).step()
         except RequestError as refusal:
             self.range_failed.observe(perf_counter() - start_s)
             fail(call, refusal)
+
+    def _count_large(self, reader: str, size_bytes: int) -> None:
+        if not self._turn_bytes:
+            self._later(self._next_turn)
+        self._turn_bytes += size_bytes
+        self._large_readers.add(reader)
+
+    def _next_turn(self) -> None:
+        # Only those who read much wait for it, in their order; the others pass them.
+        self._turn_bytes = 0
+        held = self._held
+        if not held:
+            self._large_readers.clear()
+        while held and self._turn_bytes < TURN_BYTES_MAX:
+            call, request = held.popleft()
+            if not call.cancelled:
+                self._read(call, request, None)
 
     def _is_small(self, request: rpc_pb2.RangeRequest) -> bool:
         if 0 < request.limit <= AT_ONCE_MAX and not request.sort_target and not request.sort_order:
