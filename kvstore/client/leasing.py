@@ -100,7 +100,11 @@ class LeaseCalls:
                 while True:
                     try:
                         return await self._renew_once(lease_id)
-                    except AvailabilityError as error:
+                    except KvError as error:
+                        if not isinstance(
+                            error, AvailabilityError
+                        ) and not self._transport.is_refused_by_learner(error):
+                            raise
                         failure = error
                         await asyncio.sleep(0.05)
         except TimeoutError:
