@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tests.cluster.faults.run import Cell, World
+from tests.cluster.faults import replacing
+from tests.cluster.faults.run import ELECTION_S, Cell, World
 from tests.validate.history import Violation
-
-ELECTION_S = 1.0
-"""The members' election timeout."""
 
 EXIT_DISK = 74
 EXIT_PANIC = 70
@@ -446,6 +444,17 @@ CELLS: dict[str, Cell] = {
         Cell("snapshot-receiver-panics", snapshot_receiver_panics, flags=SNAPSHOTS),
         Cell("snapshot-sender-fails", snapshot_sender_fails, flags=SNAPSHOTS),
         Cell("snapshot-to-cut-link", snapshot_to_cut_link, flags=SNAPSHOTS),
+        Cell("replace-follower", replacing.replace_follower),
+        Cell("replace-leader", replacing.replace_leader),
+        Cell("replace-through-learner", replacing.replace_through_learner),
+        Cell("replace-each", replacing.replace_each),
+        Cell("replace-one-of-five", replacing.replace_leader, nodes=5),
+        Cell("replace-over-bad-links", replacing.replace_over_bad_links),
+        Cell("remove-leader", replacing.remove_leader),
+        Cell("remove-paused-leader", replacing.remove_paused_leader),
+        Cell("remove-cut-leader", replacing.remove_cut_leader),
+        Cell("move-leader", replacing.move_leader),
+        Cell("move-leader-to-paused", replacing.move_leader_to_paused),
         Cell(
             "clocks-apart",
             clocks_apart,

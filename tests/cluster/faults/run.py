@@ -18,6 +18,9 @@ from tests.cluster.faults.traffic import Traffic, kv_of
 from tests.validate import final, leases, linearizable, timeline, watches
 from tests.validate.history import OK, REFUSED, UNKNOWN, Kv, Violation
 
+ELECTION_S = 1.0
+"""The members' election timeout."""
+
 OPERATIONS_MIN = 200
 """Answers before the fault and after it, without which a run is empty and fails."""
 
