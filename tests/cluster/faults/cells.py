@@ -70,6 +70,13 @@ async def pause_leader(world: World) -> None:
     await world.do(f"resume member {leader}", world.members.resume, leader)
 
 
+async def pause_leaders_of_lessees(world: World) -> None:
+    # Each finds renewals in its sockets that its successor's clock knows nothing of.
+    for _ in range(3):
+        await pause_leader(world)
+        await world.goes_on()
+
+
 async def pause_follower(world: World) -> None:
     follower = await world.follower()
     await world.do(f"pause member {follower}", world.members.pause, follower)
@@ -415,6 +422,7 @@ CELLS: dict[str, Cell] = {
         Cell("kill-all-of-five", kill_all, nodes=5),
         Cell("kill-all-slow-disks", kill_all_slow_disks),
         Cell("pause-leader", pause_leader),
+        Cell("pause-leaders-of-lessees", pause_leaders_of_lessees, lessees=24),
         Cell("pause-follower", pause_follower),
         Cell("pause-all", pause_all),
         Cell("cut-leader", cut_leader),
