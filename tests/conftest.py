@@ -21,6 +21,9 @@ ALLOWED = Path(__file__).parent / "allowed_skips.txt"
 TABLE = "table: "
 skipped: dict[str, str] = {}
 tables: dict[str, list[str]] = {}
+held = contextlib.ExitStack()
+holds = False
+"""The turn of this process goes on with the next test."""
 
 
 def pytest_configure() -> None:
@@ -59,12 +62,32 @@ def turn(*, alone: bool) -> Iterator[None]:
             fcntl.flock(room, fcntl.LOCK_UN)
 
 
+def is_alone(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("alone") is not None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # All in one block of one process, at the start: the others wait once and not for each.
+    items.sort(key=lambda item: not is_alone(item))
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout of the test
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
     if not hasattr(item.config, "workerinput"):
         return (yield)  # one process: always alone
-    with turn(alone=item.get_closest_marker("alone") is not None):
+    global holds  # noqa: PLW0603 (a process has one turn)
+    alone = is_alone(item)
+    if not holds:
+        held.enter_context(turn(alone=alone))
+    try:
         return (yield)
+    finally:
+        holds = alone and is_alone(nextitem)
+        if not holds:
+            held.close()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
