@@ -1,6 +1,8 @@
 # make help lists the targets.
 PYTHON3 ?= python3
 # Another environment, for another interpreter: make test VENV=.venv-3.13 PYTHON3=python3.13
+# Test processes side by side: most tests wait most of the time. One after the other: ARGS="-n 0".
+JOBS ?= $(shell expr 2 '*' $$(nproc))
 VENV ?= .venv
 PY := $(VENV)/bin/python
 MINUTES ?= 10
@@ -22,10 +24,10 @@ up: setup ## run a three-node cluster in the foreground
 	@$(PY) -m kvstore.cli.kvstore up $(ARGS)
 
 test: setup ## the quick test suite
-	@$(PY) -m pytest -q -m "not slow" $(ARGS)
+	@$(PY) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: setup ## the longer suites
-	@$(PY) -m pytest -q -m "slow" $(ARGS)
+	@$(PY) -m pytest -q -m "slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 check: setup ## lint, format and types
 	@$(PY) -m ruff check .

@@ -243,6 +243,9 @@ class ClosedError(KvError):
     advice = "make a new client"
 
 
+LEARNER_TEXT = "etcdserver: rpc not supported for learner"
+"""A learner's refusal, before anything was proposed; a voter would serve the call."""
+
 ERROR_CLASSES: dict[str, type[KvError]] = {
     # INVALID_ARGUMENT
     "etcdserver: key is not provided": RequestError,
@@ -293,7 +296,7 @@ ERROR_CLASSES: dict[str, type[KvError]] = {
     "etcdserver: authentication is not enabled": PreconditionError,
     "etcdserver: not leader": PreconditionError,
     "etcdserver: not capable": PreconditionError,
-    "etcdserver: rpc not supported for learner": PreconditionError,
+    LEARNER_TEXT: PreconditionError,
     "etcdserver: bad leader transferee": PreconditionError,
     "etcdserver: cluster version not found during downgrade": PreconditionError,
     "etcdserver: cluster has a downgrade job in progress": PreconditionError,

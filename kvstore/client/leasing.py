@@ -105,7 +105,11 @@ class LeaseCalls:
                         link, stream = await self._transport.open_stream(LEASE_KEEP_ALIVE)
                         failure = ReadFailedError("keep-alive: no answer in time")
                         return await self._renew_once(link, stream, lease_id)
-                    except AvailabilityError as error:
+                    except KvError as error:
+                        if not isinstance(
+                            error, AvailabilityError
+                        ) and not self._transport.is_refused_by_learner(error):
+                            raise
                         failure = error
                         await asyncio.sleep(0.05)
         except TimeoutError:

@@ -4,7 +4,8 @@ The rules, in one place:
 
 * A call goes to the preferred endpoint; a failure there makes the next one preferred.
 * It is repeated, within its deadline, when it certainly was not applied: no connection was there
-  to send it on, the member refused it for want of a leader, or it asked for a fresh token.
+  to send it on, the member refused it for want of a leader, it asked for a fresh token, or it is a
+  learner and there are other endpoints.
 * A call that changes nothing is also repeated after any other loss of its answer.
 * Every other failure is raised at once; of a write without an answer the outcome is unknown.
 
@@ -25,6 +26,7 @@ from google.protobuf.message import DecodeError, Message
 
 from kvstore.client.endpoint import Endpoint, Tls
 from kvstore.client.errors import (
+    LEARNER_TEXT,
     RETRY_WITH_NEW_TOKEN,
     AvailabilityError,
     ClosedError,
@@ -171,6 +173,10 @@ class Transport:
         if self.links[self._preferred] is link:
             self._preferred = (self._preferred + 1) % len(self.links)
 
+    def is_refused_by_learner(self, failure: KvError) -> bool:
+        """Tell whether a learner refused what another endpoint may serve (etcd #12641)."""
+        return failure.text == LEARNER_TEXT and len(self.links) > 1
+
     async def call(
         self,
         method: Method[Request, Response],
@@ -252,12 +258,15 @@ class Transport:
                 if token == self._token:
                     self._is_login_due = True
                 continue
-            if isinstance(failure, AvailabilityError):
+            goes_elsewhere = own_link is None and self.is_refused_by_learner(failure)
+            if isinstance(failure, AvailabilityError) or goes_elsewhere:
                 if own_link is None:
                     self.turn_from(link)
                 else:
                     link.is_ready = False
-            if not isinstance(failure, (NoLeaderError, UnreachableError, ReadFailedError)):
+            if not goes_elsewhere and not isinstance(
+                failure, (NoLeaderError, UnreachableError, ReadFailedError)
+            ):
                 raise failure
             attempts += 1
             pause_s = self._pause_s(attempts, 1 if own_link else len(self.links))
@@ -312,7 +321,15 @@ class Transport:
             for call_id in range(first_id, session.last_id + 1):
                 session.cancel(call_id)
             raise
-        if all(isinstance(answer, _NOT_APPLIED) or is_stale(answer) for answer in answers):
+        if all(
+            isinstance(answer, KvError)
+            and (
+                isinstance(answer, _NOT_APPLIED)
+                or is_stale(answer)
+                or self.is_refused_by_learner(answer)
+            )
+            for answer in answers
+        ):
             # Nothing of it took effect, so all of it may be repeated without changing the order.
             assert isinstance(answers[0], KvError)
             raise answers[0]

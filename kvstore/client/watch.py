@@ -218,7 +218,10 @@ class Watcher:
                         self._transport.forget_token()
                         if token_tries >= _TOKEN_TRIES_MAX:
                             raise
-                    elif not isinstance(failure, AvailabilityError):
+                    elif not (
+                        isinstance(failure, AvailabilityError)
+                        or self._transport.is_refused_by_learner(failure)
+                    ):
                         raise
                     limit_s = self._resume_timeout_s
                     if limit_s is not None and loop.time() - down_since_s >= limit_s:

@@ -118,8 +118,10 @@ async def test_what_arrives_while_a_frame_is_written_forms_the_next(
             await may_go.wait()
             await write(self, frame)
 
-        # The session's writer keeps the bound method: replace it where it looks.
+        # The session's writer keeps the bound method: replace it where it looks. Not while it
+        # writes, which the server may notice earlier than it: that would cancel the stream.
         session = client._transport.links[0].session
+        await served.until(lambda: session._sleeping is not None)
         session._writer.cancel()
         monkeypatch.setattr(type(stream), "write", slow)
         session._writer = asyncio.create_task(session._write())

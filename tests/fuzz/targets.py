@@ -32,6 +32,7 @@ from kvstore.raft.messages import NORMAL, Entry
 from kvstore.rpc import grpc
 from kvstore.rpc.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
 from kvstore.server.errors import wire_error
+from kvstore.server.metrics import Metrics
 from kvstore.server.services.kv import KvService
 from kvstore.server.services.watch import WatchService
 from kvstore.wal import WalError, recovery
@@ -182,6 +183,7 @@ class SmallMember:
             later_s=lambda _, callback, *arguments: self._later.append(
                 functools.partial(callback, *arguments)
             ),
+            observe=Metrics(lambda: (), lambda: ()).range.series,
         )
         kv.register(self)  # type: ignore[arg-type]
         self.hub = WatchHub(self.store, self.headers)
