@@ -46,9 +46,14 @@ class _Loop:
         self._thread.start()
         self._stopped_because = ""
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the thread has ended, with the client."""
+        return not self._thread.is_alive()
+
     def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
         """Run a coroutine there and wait for it; an interrupt here cancels it there."""
-        if not self._thread.is_alive():
+        if self.is_stopped:
             coroutine.close()
             raise ClosedError(f"the client is closed{self._stopped_because}")
         if threading.current_thread() is self._thread:
@@ -136,14 +141,14 @@ class SyncWatcher:
         return self
 
     def __next__(self) -> WatchBatch:
-        batch = self._loop.run(self._next())
+        batch = None if self._loop.is_stopped else self._loop.run(self._next())
         if batch is None:
             raise StopIteration
         return batch
 
     def next(self, timeout_s: float) -> WatchBatch | None:
         """Return the next batch, or None when none came in time or the watch was closed."""
-        return self._loop.run(self._next(timeout_s))
+        return None if self._loop.is_stopped else self._loop.run(self._next(timeout_s))
 
     async def _next(self, timeout_s: float | None = None) -> WatchBatch | None:
         # StopAsyncIteration cannot leave a coroutine, and a timeout must end the wait over there.
@@ -159,7 +164,8 @@ class SyncWatcher:
 
     def close(self) -> None:
         """End the watch; an iteration in another thread ends."""
-        self._loop.run(self._watcher.aclose())
+        if not self._loop.is_stopped:  # else the client has closed it
+            self._loop.run(self._watcher.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -317,6 +323,11 @@ class Client:
     def endpoints(self) -> tuple[str, ...]:
         """As `AsyncClient.endpoints`."""
         return self._client.endpoints
+
+    @property
+    def is_in_session(self) -> bool:
+        """As `AsyncClient.is_in_session`."""
+        return self._client.is_in_session
 
     put = _blocking(AsyncClient.put)
     get = _blocking(AsyncClient.get)
