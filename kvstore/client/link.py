@@ -94,14 +94,16 @@ class Link:
             self._connecting = asyncio.create_task(self._connect())
             # Its outcome counts even when every caller has given up waiting for it.
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # Shared by all callers: one of them giving up must not cancel it for the others.
-        done, _ = await asyncio.wait({self._connecting}, timeout=timeout_s)
+        # Shared by all callers: one of them giving up must not cancel it for the others. And one
+        # that wakes before us may have begun the next attempt, which has no result yet.
+        connecting = self._connecting
+        done, _ = await asyncio.wait({connecting}, timeout=timeout_s)
         if not done:
             raise UnreachableError(
                 f"{self.endpoint.target}: no connection within {timeout_s:.3g} s"
             )
-        if self._connecting is not None and not self._connecting.cancelled():
-            self._connecting.result()
+        if not connecting.cancelled():
+            connecting.result()
 
     async def _connect(self) -> None:
         channel = self.channel()

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from kvstore.cli.ctl.context import Settings
     from kvstore.client import AsyncClient
 
-CLEAN_UP_S = 120.0
+CLEAN_UP_S = 20.0
+"""Also how long a cluster that went away during the run keeps us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class _Run:
             version = (await connections[0].status()).version
             # What costs a new connection its first call is no part of the figures.
             await asyncio.gather(*(client.get(plan.prefix) for client in connections))
+            is_in_session = connections[0].is_in_session  # at the end it may be broken
         except KvError as error:
             failed(error, BAD_CONNECTION)
         workload = WORKLOADS[plan.workload](plan, connections)
@@ -170,7 +172,7 @@ class _Run:
             self.measure,
             endpoints=list(self._flags.endpoints),
             server_version=version,
-            session=connections[0].is_in_session,
+            session=is_in_session,
             started_at=started_at,
             client_cpu_s=cpu_s,
             is_interrupted=runner.is_interrupted,

@@ -11,7 +11,7 @@ import uvloop
 from kvstore.cli.bench.measure import Measure
 from kvstore.cli.bench.plan import Plan
 from kvstore.cli.bench.runner import Runner
-from kvstore.cli.bench.workloads import Operation, Workload
+from kvstore.cli.bench.workloads import WORKLOADS, Operation, Workload, together
 from kvstore.client import UnreachableError
 
 PLAN = Plan(
@@ -170,6 +170,30 @@ async def test_a_defect_of_the_workload_ends_the_run() -> None:
     server.operate = broken  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         await load.run(no_show)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+async def test_what_was_not_prepared_can_be_finished(name: str) -> None:
+    # The preparation may fail at once, and the clean-up must not hide why.
+    await WORKLOADS[name](dataclasses.replace(PLAN, leases=3), []).finish()
+
+
+async def test_what_runs_together_ends_together() -> None:
+    ended: list[str] = []
+
+    async def go_on() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise UnreachableError("nobody there")
+
+    with pytest.raises(UnreachableError):
+        await together([go_on(), fail()])
+    assert ended == ["cancelled"]
 
 
 async def test_seconds_add_up() -> None:
