@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from kvstore.cli.ctl.context import Settings
     from kvstore.client import AsyncClient
 
-CLEAN_UP_S = 20.0
-"""Also how long a cluster that went away during the run keeps us."""
+CLEAN_UP_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +180,7 @@ class _Run:
     async def _clean_up(self, client: AsyncClient, workload: Workload) -> None:
         prefix = self._plan.prefix
         try:
+            await client.get(prefix)  # whether nobody is there is known sooner than by a delete
             await workload.finish()
             if not self._plan.keep:
                 await client.delete(prefix, prefix_end(prefix), timeout_s=CLEAN_UP_S)
