@@ -53,6 +53,11 @@ class _Loop:
         self._thread.start()
         self._stopped_because = ""
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the thread has ended with the client, or is about to."""
+        return self._is_stopped
+
     def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
         """Run a coroutine there and wait for it; an interrupt here cancels it there."""
         if threading.current_thread() is self._thread:
@@ -159,7 +164,7 @@ class SyncWatcher:
         return self
 
     def __next__(self) -> WatchBatch:
-        batch = self._loop.run(self._next())
+        batch = None if self._loop.is_stopped else self._loop.run(self._next())
         if batch is None:
             raise StopIteration
         return batch
@@ -167,7 +172,7 @@ class SyncWatcher:
     def next(self, timeout_s: float) -> WatchBatch | None:
         """Return the next batch, or None when none came in time or the watch was closed."""
         checked_s("timeout_s", timeout_s)
-        return self._loop.run(self._next(timeout_s))
+        return None if self._loop.is_stopped else self._loop.run(self._next(timeout_s))
 
     async def _next(self, timeout_s: float | None = None) -> WatchBatch | None:
         # StopAsyncIteration cannot leave a coroutine, and a timeout must end the wait over there.

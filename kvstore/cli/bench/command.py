@@ -144,6 +144,7 @@ class _Run:
             version = (await connections[0].status()).version
             # What costs a new connection its first call is no part of the figures.
             await asyncio.gather(*(client.get(plan.prefix) for client in connections))
+            is_in_session = connections[0].is_in_session  # at the end it may be broken
         except KvError as error:
             failed(error, BAD_CONNECTION)
         workload = WORKLOADS[plan.workload](plan, connections)
@@ -170,7 +171,7 @@ class _Run:
             self.measure,
             endpoints=list(self._flags.endpoints),
             server_version=version,
-            session=connections[0].is_in_session,
+            session=is_in_session,
             started_at=started_at,
             client_cpu_s=cpu_s,
             is_interrupted=runner.is_interrupted,
@@ -179,6 +180,7 @@ class _Run:
     async def _clean_up(self, client: AsyncClient, workload: Workload) -> None:
         prefix = self._plan.prefix
         try:
+            await client.get(prefix)  # whether nobody is there is known sooner than by a delete
             await workload.finish()
             if not self._plan.keep:
                 await client.delete(prefix, prefix_end(prefix), timeout_s=CLEAN_UP_S)

@@ -24,6 +24,7 @@ class Histogram:
 
     def record(self, duration_s: float) -> None:
         """Count one duration; below a nanosecond is a nanosecond."""
+        assert duration_s >= 0
         value = max(int(duration_s * 1e9), 1)
         shift = max(value.bit_length() - _STEP_BITS - 1, 0)
         index = (shift << _STEP_BITS) + (value >> shift)

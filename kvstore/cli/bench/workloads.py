@@ -10,14 +10,14 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvstore.cli.bench.locking import Lock
 from kvstore.cli.bench.plan import VALUE_NUMBER_BYTES
 from kvstore.client import Op, compare
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from kvstore.cli.bench.measure import Measure
     from kvstore.cli.bench.plan import Plan
@@ -28,6 +28,17 @@ FILL_TASKS = 16
 LEASE_TTL_S = 600
 LOST_EVENT_S = 30.0
 """An event that is not there by then is a failure of the watch."""
+
+
+async def together(work: Iterable[Coroutine[Any, Any, Any]]) -> None:
+    """Run all of it; when one fails, or we are cancelled, none of it goes on."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class BrokenPromiseError(Exception):
@@ -98,7 +109,7 @@ class Workload:
                 puts = [Op.put(self.plan.key(key), self.value) for key in keys]
                 await self.client(number).txn().then(*puts).commit()
 
-        await asyncio.gather(*(work(number) for number in range(FILL_TASKS)))
+        await together(work(number) for number in range(FILL_TASKS))
 
 
 class Range(Workload):
@@ -215,15 +226,20 @@ class WatchLatency(Workload):
 
     main_kind = "event"
 
+    def __init__(self, plan: Plan, connections: Sequence[AsyncClient]) -> None:
+        super().__init__(plan, connections)
+        self._watchers: list[Watcher] = []
+        self._readers: list[asyncio.Task[None]] = []
+
     async def prepare(self) -> None:
         """Register the watchers."""
         count = self.watchers()
         self._deliveries = Deliveries(count, "delivery")
         prefix = self.plan.prefix
-        self._watchers: list[Watcher] = [
+        self._watchers = [
             self.client(-1 - number).watch(prefix, prefix=True) for number in range(count)
         ]
-        await asyncio.gather(*(watcher.start() for watcher in self._watchers))
+        await together(watcher.start() for watcher in self._watchers)
         self._readers = [asyncio.create_task(self._read(each)) for each in self._watchers]
 
     def watchers(self) -> int:
@@ -278,18 +294,20 @@ class LeaseKeepalive(Workload):
 
     main_kind = "keepalive"
 
+    def __init__(self, plan: Plan, connections: Sequence[AsyncClient]) -> None:
+        super().__init__(plan, connections)
+        self._ids = [0] * plan.leases
+
     async def prepare(self) -> None:
         """Grant them."""
-        count = self.plan.leases
-        self._ids: list[int] = [0] * count
-        numbers = iter(range(count))
+        numbers = iter(range(len(self._ids)))
 
         async def grant() -> None:
             for number in numbers:
                 granted = await self.client(number).lease_grant(LEASE_TTL_S)
                 self._ids[number] = granted.lease_id
 
-        await asyncio.gather(*(grant() for _ in range(FILL_TASKS)))
+        await together(grant() for _ in range(FILL_TASKS))
 
     async def operate(self, operation: Operation) -> None:
         """Renew one."""
@@ -305,7 +323,7 @@ class LeaseKeepalive(Workload):
             for lease_id in ids:
                 await self.client(number).lease_revoke(lease_id)
 
-        await asyncio.gather(*(revoke(number) for number in range(FILL_TASKS)))
+        await together(revoke(number) for number in range(FILL_TASKS))
 
 
 class Locking(Workload):
@@ -313,11 +331,20 @@ class Locking(Workload):
 
     main_kind = "acquire"
 
-    async def prepare(self) -> None:
-        """Give each client a lease and its locks."""
+    def __init__(self, plan: Plan, connections: Sequence[AsyncClient]) -> None:
+        super().__init__(plan, connections)
         self._holders: dict[int, int] = {}
-        grants = (self.client(each).lease_grant(LEASE_TTL_S) for each in range(self.plan.clients))
-        self._ids = [granted.lease_id for granted in await asyncio.gather(*grants)]
+        """By lock: the client that holds it."""
+        self._ids: dict[int, int] = {}
+        """By client: its lease, which is what owns locks."""
+
+    async def prepare(self) -> None:
+        """Give each client a lease."""
+
+        async def grant(client: int) -> None:
+            self._ids[client] = (await self.client(client).lease_grant(LEASE_TTL_S)).lease_id
+
+        await together(grant(client) for client in range(self.plan.clients))
 
     async def operate(self, operation: Operation) -> None:
         """Acquire one and release it."""
@@ -339,8 +366,8 @@ class Locking(Workload):
 
     async def finish(self) -> None:
         """Revoke the leases, and with them what is left of locks."""
-        await asyncio.gather(
-            *(self.client(each).lease_revoke(lease) for each, lease in enumerate(self._ids))
+        await together(
+            self.client(client).lease_revoke(lease) for client, lease in self._ids.items()
         )
 
 

@@ -27,7 +27,7 @@ _HELP = (
 
 \b
 """
-    + "\n".join(f"  {name:<16}{text}" for name, text in WORKLOADS.items())
+    + "\n".join(f"  {name:<17}{text}" for name, text in WORKLOADS.items())
     + """
 
 Clients are concurrent: each sends an operation, waits for its answer, and sends the next. They

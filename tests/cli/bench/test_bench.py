@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from kvstore.cli.bench import workloads
 from kvstore.cli.bench.plan import WORKLOADS
 from kvstore.client import AsyncClient, Client
 from tests.cli.running import run_kvctl, spawn_kvctl
-from tests.servers import Cluster, free_ports
+from tests.servers import SERVERS, Cluster, free_ports
 
 KINDS = {
     "put": {"put"},
@@ -357,3 +358,18 @@ def test_help_stands_alone_and_is_quick() -> None:
         "assert 'grpc' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.cluster
+def test_a_server_that_goes_away_is_reported() -> None:
+    with SERVERS["kvstore"](1) as own:
+        arguments = ["--command-timeout", "500ms", "--endpoints", own.endpoints[0], "bench", "put"]
+        with on_a_terminal([*arguments, "--duration", "4s"]) as (process, terminal):
+            read_until(terminal, b"p99")
+            own.kill(0)
+            said = read_until(terminal, b"kvctl del --prefix kvctl-bench/")
+            out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert b"(session)" in out
+    assert re.search(rb"\d+ failed with (OutcomeUnknown|Unreachable)Error", out)
+    assert b"not cleaned up" in said

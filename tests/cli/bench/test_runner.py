@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 
 import pytest
+import uvloop
 
 from kvstore.cli.bench.measure import Measure
 from kvstore.cli.bench.plan import Plan
 from kvstore.cli.bench.runner import Runner
-from kvstore.cli.bench.workloads import Operation, Workload
+from kvstore.cli.bench.workloads import WORKLOADS, Operation, Workload, together
 from kvstore.client import UnreachableError
 
 PLAN = Plan(
@@ -112,6 +113,25 @@ async def test_a_rate_is_kept_from_above() -> None:
     assert 40 <= measure.operations + measure.unsent <= 51
 
 
+def test_a_timer_that_is_early_makes_no_operation_faster() -> None:
+    # uvloop's timers are exact to a millisecond: what was sent before it was due once counted with
+    # less than the time that it took.
+    async def main() -> Measure:
+        load, server, measure = runner(total=200, rate=1000.0)
+
+        async def operate(operation: Operation) -> None:
+            await asyncio.sleep(0)
+            operation.done("put")
+
+        server.operate = operate  # type: ignore[method-assign]
+        await load.run(no_show)
+        return measure
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        measure = loop.run(main())
+    assert measure.latency["put"].min_s >= measure.service["put"].min_s
+
+
 async def test_stopping_waits_for_answers_and_begins_nothing() -> None:
     load, server, measure = runner(duration_s=1000.0)
     server.gate.clear()
@@ -150,6 +170,30 @@ async def test_a_defect_of_the_workload_ends_the_run() -> None:
     server.operate = broken  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         await load.run(no_show)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+async def test_what_was_not_prepared_can_be_finished(name: str) -> None:
+    # The preparation may fail at once, and the clean-up must not hide why.
+    await WORKLOADS[name](dataclasses.replace(PLAN, leases=3), []).finish()
+
+
+async def test_what_runs_together_ends_together() -> None:
+    ended: list[str] = []
+
+    async def go_on() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise UnreachableError("nobody there")
+
+    with pytest.raises(UnreachableError):
+        await together([go_on(), fail()])
+    assert ended == ["cancelled"]
 
 
 async def test_seconds_add_up() -> None:
