@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from kvstore.client.errors import CompactedError
 from kvstore.client.keys import range_of
@@ -27,6 +27,8 @@ from kvstore.client.types import (
     KeyValue,
     PutResult,
     RangeResult,
+    SortOrder,
+    SortTarget,
     TxnResult,
     delete_result,
     key_value,
@@ -42,9 +44,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kvstore.client.endpoint import Tls
-
-SortTarget = Literal["key", "version", "create", "mod", "value"]
-SortOrder = Literal["none", "ascend", "descend"]
 
 PAGE_SIZE_DEFAULT = 1000
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
 
 _RECONNECT_PAUSE_S = 0.1
 _RENEWALS_PER_TTL = 3
@@ -145,12 +145,17 @@ class Lease:
 class LeaseKeeper:
     """Renews all of a client's leases over one stream, each three times in its time to live."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Carrier) -> None:
         self._transport = transport
         self._leases: dict[int, Lease] = {}
         self._due: list[tuple[float, int]] = []
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def leases_kept(self) -> int:
+        """How many leases are being renewed."""
+        return len(self._leases)
 
     async def grant(self, lease: Lease) -> None:
         """Grant a lease and renew it from now on."""
@@ -206,6 +211,7 @@ class LeaseKeeper:
 
     def _lose(self, lease: Lease, reason: str) -> None:
         self.forget(lease)
+        self._transport.counters.leases_lost += 1
         lease.lose(reason)
 
     async def _run(self) -> None:

@@ -20,13 +20,13 @@ from kvstore.pb import rpc_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
 
 
 class MembershipCalls:
     """Who is a member. Only one change goes on at a time; others wait or are refused."""
 
-    _transport: Transport
+    _transport: Carrier
 
     async def member_list(
         self, *, linearizable: bool = True, timeout_s: float | None = None
