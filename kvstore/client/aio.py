@@ -11,6 +11,7 @@ import asyncio
 import weakref
 from typing import TYPE_CHECKING, Self
 
+from kvstore.client.counters import Statistics, statistics
 from kvstore.client.errors import CompactedError
 from kvstore.client.keys import range_of
 from kvstore.client.lease import Lease, LeaseKeeper
@@ -18,8 +19,11 @@ from kvstore.client.leasing import LeaseCalls
 from kvstore.client.maintenance import MaintenanceCalls
 from kvstore.client.membership import MembershipCalls
 from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Request, Response
+from kvstore.client.namespace import Namespace
 from kvstore.client.pages import Pages
 from kvstore.client.pipeline import Pipeline
+from kvstore.client.recipes.calls import PAGE_SIZE_DEFAULT, RecipeCalls
+from kvstore.client.telemetry import Traced
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode, Transport
 from kvstore.client.txn import Txn
 from kvstore.client.types import (
@@ -43,12 +47,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from kvstore.client.carrier import Carrier
     from kvstore.client.endpoint import Tls
 
-PAGE_SIZE_DEFAULT = 1000
 
-
-class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
+class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
     """A client of one cluster, for use on one asyncio event loop.
 
     Works with kvstore and with etcd 3.4 or newer. All methods may be called concurrently. Each
@@ -69,6 +72,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         transport: Mode = "auto",
+        tracer_provider: object | None = None,
     ) -> None:
         """Remember where the cluster is; connections are made at first use.
 
@@ -84,8 +88,10 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             transport: How calls travel: "session" is one stream for all of them, many to a frame,
                 which kvstore offers; "unary" is a gRPC call each, as every etcd takes them;
                 "auto" uses sessions where they are offered. Results and errors are the same.
+            tracer_provider: An OpenTelemetry `TracerProvider`: each call becomes a span. Needs
+                the package opentelemetry-api. None traces nothing and costs nothing.
         """
-        self._transport = Transport(
+        carrier: Carrier = Transport(
             endpoints,
             user=user,
             password=password,
@@ -94,8 +100,16 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             connect_timeout_s=connect_timeout_s,
             mode=transport,
         )
-        self._keeper = LeaseKeeper(self._transport)
+        if tracer_provider is not None:
+            carrier = Traced(carrier, tracer_provider)
+        self._begin(carrier, LeaseKeeper(carrier))
+
+    def _begin(self, transport: Carrier, keeper: LeaseKeeper) -> None:
+        self._transport = transport
+        self._keeper = keeper
+        self._endpoint_sync: asyncio.Task[None] | None = None
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        self._views: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
 
     @property
     def is_closed(self) -> bool:
@@ -115,9 +129,38 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
 
     async def close(self) -> None:
         """Close watches and connections. Leases are no longer renewed, and end by themselves."""
-        await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
+        await self._close_own()
         await self._keeper.close()
         await self._transport.close()
+
+    async def _close_own(self) -> None:
+        if self._endpoint_sync is not None:
+            self._endpoint_sync.cancel()
+            await asyncio.wait({self._endpoint_sync})
+        await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
+        await asyncio.gather(*(view.close() for view in list(self._views)))
+
+    def statistics(self) -> Statistics:
+        """Return what the client has done so far, its namespaces included, as plain numbers."""
+        return statistics(self._transport.counters, leases_kept=self._keeper.leases_kept)
+
+    def namespace(self, prefix: bytes) -> AsyncClient:
+        """Return a client of the keys that start with ``prefix``, as if they were all there are.
+
+            app = client.namespace(b"app/")
+            await app.put(b"limit", b"10")          # stores app/limit
+            async with app.lock(b"jobs"): ...       # locks app/jobs
+
+        It has every method: keys get the prefix on the way out and lose it on the way back, ranges
+        end where it ends. Leases, members and compaction are the whole cluster's. It lives on this
+        client's connections: to close it closes its watches only.
+
+        Args:
+            prefix: 1 byte or more. It separates by name, not by permission.
+        """
+        view = _NamespaceClient(Namespace(self._transport, prefix), self._keeper)
+        self._views.add(view)
+        return view
 
     async def call(
         self,
@@ -490,3 +533,14 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             on_lost=on_lost,
             cancel_on_lost=cancel_on_lost,
         )
+
+
+class _NamespaceClient(AsyncClient):
+    """A client on the connections of another; see `AsyncClient.namespace`."""
+
+    def __init__(self, transport: Carrier, keeper: LeaseKeeper) -> None:
+        self._begin(transport, keeper)
+
+    async def close(self) -> None:
+        """Close its watches, and those of namespaces within it."""
+        await self._close_own()

@@ -30,6 +30,9 @@ class Carrier(Protocol):
     def links(self) -> list[Link]:
         """The endpoints' links, in the order given."""
 
+    def link(self) -> Link:
+        """Return the preferred endpoint's link."""
+
     @property
     def counters(self) -> Counters:
         """What has been counted so far."""
@@ -85,6 +88,10 @@ class View:
     def links(self) -> list[Link]:
         """As `Carrier.links`."""
         return self._carrier.links
+
+    def link(self) -> Link:
+        """As `Carrier.link`."""
+        return self._carrier.link()
 
     @property
     def counters(self) -> Counters:
