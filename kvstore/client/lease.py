@@ -16,6 +16,7 @@ from kvstore.client.errors import (
     KvError,
     LeaseLostError,
     LeaseNotFoundError,
+    OutcomeUnknownError,
     ReadFailedError,
     error_from_rpc,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from kvstore.client.carrier import Carrier
 
 _RECONNECT_PAUSE_S = 0.1
+_TRIES_MAX = 3
 _RENEWALS_PER_TTL = 3
 # As etcd's client: two renewals may be lost before the lease is.
 
@@ -160,10 +162,8 @@ class LeaseKeeper:
     async def grant(self, lease: Lease) -> None:
         """Grant a lease and renew it from now on."""
         loop = asyncio.get_running_loop()
-        asked_at_s = loop.time()
-        response = await self._transport.call(
-            LEASE_GRANT, pb.LeaseGrantRequest(TTL=lease.ttl_s, ID=lease.lease_id), write=True
-        )
+        asked_at_s = loop.time()  # before all tries: the safe side
+        response = await self._granted(lease)
         lease.lease_id, lease.ttl_s = response.ID, response.TTL
         self._leases[lease.lease_id] = lease
         self._extend(lease, asked_at_s)
@@ -172,14 +172,36 @@ class LeaseKeeper:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="kvstore-lease-keeper")
 
+    async def _granted(self, lease: Lease) -> pb.LeaseGrantResponse:
+        request = pb.LeaseGrantRequest(TTL=lease.ttl_s, ID=lease.lease_id)
+        for _ in range(_TRIES_MAX - 1):
+            try:
+                return await self._transport.call(LEASE_GRANT, request, write=True)
+            except OutcomeUnknownError:
+                # At worst there is one more lease, which nobody renews. Not so with an id of the
+                # caller's choice, which then exists.
+                if lease.lease_id:
+                    raise
+        return await self._transport.call(LEASE_GRANT, request, write=True)
+
     async def revoke(self, lease: Lease) -> None:
-        """Revoke a lease."""
-        try:
-            await self._transport.call(
-                LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease.lease_id), write=True
-            )
-        except LeaseNotFoundError as error:
-            raise LeaseLostError(error.text, lease_id=lease.lease_id) from error
+        """Revoke a lease; again when the outcome was open, which does no harm."""
+        is_open = False
+        for tries_left in reversed(range(_TRIES_MAX)):
+            try:
+                await self._transport.call(
+                    LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease.lease_id), write=True
+                )
+            except LeaseNotFoundError as error:
+                if is_open:
+                    return  # the call before was applied
+                raise LeaseLostError(error.text, lease_id=lease.lease_id) from error
+            except OutcomeUnknownError:
+                if not tries_left:
+                    raise
+                is_open = True
+            else:
+                return
 
     def forget(self, lease: Lease) -> None:
         """Stop renewing a lease."""
