@@ -161,9 +161,7 @@ class LeaseKeeper:
 
     async def grant(self, lease: Lease) -> None:
         """Grant a lease and renew it from now on."""
-        loop = asyncio.get_running_loop()
-        asked_at_s = loop.time()  # before all tries: the safe side
-        response = await self._granted(lease)
+        response, asked_at_s = await self._granted(lease)
         lease.lease_id, lease.ttl_s = response.ID, response.TTL
         self._leases[lease.lease_id] = lease
         self._extend(lease, asked_at_s)
@@ -172,17 +170,22 @@ class LeaseKeeper:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="kvstore-lease-keeper")
 
-    async def _granted(self, lease: Lease) -> pb.LeaseGrantResponse:
+    async def _granted(self, lease: Lease) -> tuple[pb.LeaseGrantResponse, float]:
+        """Return the grant, and when it was asked for; again when the outcome was open.
+
+        At worst there is one more lease, which nobody renews. Not so with an id of the caller's
+        choice, which then exists.
+        """
         request = pb.LeaseGrantRequest(TTL=lease.ttl_s, ID=lease.lease_id)
-        for _ in range(_TRIES_MAX - 1):
+        tries_left = 1 if lease.lease_id else _TRIES_MAX
+        while True:
+            tries_left -= 1
+            asked_at_s = asyncio.get_running_loop().time()
             try:
-                return await self._transport.call(LEASE_GRANT, request, write=True)
+                return await self._transport.call(LEASE_GRANT, request, write=True), asked_at_s
             except OutcomeUnknownError:
-                # At worst there is one more lease, which nobody renews. Not so with an id of the
-                # caller's choice, which then exists.
-                if lease.lease_id:
+                if not tries_left:
                     raise
-        return await self._transport.call(LEASE_GRANT, request, write=True)
 
     async def revoke(self, lease: Lease) -> None:
         """Revoke a lease; again when the outcome was open, which does no harm."""

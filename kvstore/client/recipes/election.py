@@ -174,6 +174,7 @@ class Observer:
         await self._mirror.aclose()
 
     async def __aenter__(self) -> Self:
+        await self._mirror.start()
         return self
 
     async def __aexit__(

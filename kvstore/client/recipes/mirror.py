@@ -67,6 +67,7 @@ class Mirror:
         self._watcher: Watcher | None = None
         self._next_revision = 0
         self._is_closed = False
+        self._first: MirrorBatch | None = None
         self.rebuilds = 0
         """How often a snapshot had to be taken again because of compaction."""
 
@@ -80,11 +81,21 @@ class Mirror:
         """First revision not yet received; 0 before the snapshot is complete."""
         return self._next_revision if self._watcher is None else self._watcher.next_revision
 
+    async def start(self) -> Self:
+        """Read the beginning of the snapshot, if that is not done; `async with` does this."""
+        if self._pages is not None and self._starts_over and self._first is None:
+            self._first = await self._next()
+        return self
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> MirrorBatch:
         """Return the next batch; wait for it as long as it takes. Cancelling loses nothing."""
+        first, self._first = self._first, None
+        return await self._next() if first is None or self._is_closed else first
+
+    async def _next(self) -> MirrorBatch:
         while True:
             if self._is_closed:
                 raise StopAsyncIteration
@@ -139,7 +150,7 @@ class Mirror:
             await self._watcher.aclose()
 
     async def __aenter__(self) -> Self:
-        return self
+        return await self.start()
 
     async def __aexit__(
         self,
