@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from kvstore.client.counters import Statistics, statistics
 from kvstore.client.errors import CompactedError
@@ -44,11 +44,13 @@ from kvstore.client.watch import Watcher
 from kvstore.pb import rpc_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
 
     from kvstore.client.carrier import Carrier
     from kvstore.client.endpoint import Tls
+
+_Watchers: TypeAlias = "weakref.WeakSet[Watcher]"
 
 
 class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
@@ -104,12 +106,14 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
             carrier = Traced(carrier, tracer_provider)
         self._begin(carrier, LeaseKeeper(carrier))
 
-    def _begin(self, transport: Carrier, keeper: LeaseKeeper) -> None:
+    def _begin(
+        self, transport: Carrier, keeper: LeaseKeeper, parents: tuple[_Watchers, ...] = ()
+    ) -> None:
         self._transport = transport
         self._keeper = keeper
         self._endpoint_sync: asyncio.Task[None] | None = None
-        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
-        self._views: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
+        self._watchers: _Watchers = weakref.WeakSet()
+        self._all_watchers = (self._watchers, *parents)
 
     @property
     def is_closed(self) -> bool:
@@ -138,7 +142,6 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
             self._endpoint_sync.cancel()
             await asyncio.wait({self._endpoint_sync})
         await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
-        await asyncio.gather(*(view.close() for view in list(self._views)))
 
     def statistics(self) -> Statistics:
         """Return what the client has done so far, its namespaces included, as plain numbers."""
@@ -158,9 +161,12 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
         Args:
             prefix: 1 byte or more. It separates by name, not by permission.
         """
-        view = _NamespaceClient(Namespace(self._transport, prefix), self._keeper)
-        self._views.add(view)
-        return view
+        return _NamespaceClient(
+            Namespace(self._transport, prefix),
+            self._keeper,
+            self._all_watchers,
+            self.sync_endpoints,
+        )
 
     async def call(
         self,
@@ -498,7 +504,8 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
             filters=filters,
         )
         watcher = Watcher(self._transport, request, resume_timeout_s=resume_timeout_s)
-        self._watchers.add(watcher)
+        for watchers in self._all_watchers:  # whoever of them is closed closes the watch
+            watchers.add(watcher)
         return watcher
 
     def lease(
@@ -538,8 +545,21 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
 class _NamespaceClient(AsyncClient):
     """A client on the connections of another; see `AsyncClient.namespace`."""
 
-    def __init__(self, transport: Carrier, keeper: LeaseKeeper) -> None:
-        self._begin(transport, keeper)
+    def __init__(
+        self,
+        transport: Carrier,
+        keeper: LeaseKeeper,
+        parents: tuple[_Watchers, ...],
+        sync_endpoints: Callable[..., Coroutine[Any, Any, tuple[str, ...]]],
+    ) -> None:
+        self._begin(transport, keeper, parents)
+        self._sync_endpoints = sync_endpoints
+
+    async def sync_endpoints(
+        self, *, every_s: float | None = None, timeout_s: float | None = None
+    ) -> tuple[str, ...]:
+        """As `AsyncClient.sync_endpoints`, for the client that has the connections."""
+        return await self._sync_endpoints(every_s=every_s, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Close its watches, and those of namespaces within it."""

@@ -190,21 +190,27 @@ class Cache:
             raise RuntimeError("start it first, or use it in `async with`")
         if self._task.done():
             self._task.result()
+            raise ClosedError("the client of the cache is closed")
 
     async def _follow(self) -> None:
-        while True:
-            try:
-                async for batch in self._mirror:
-                    self._failure = None
-                    self._apply(batch)
-                    changed, self._changed = self._changed, asyncio.Event()
-                    changed.set()
-                return
-            except AvailabilityError as failure:
-                self._failure = failure
-                await asyncio.sleep(_PAUSE_S)  # the mirror goes on where it was
-            finally:
-                self._changed.set()
+        try:
+            while True:
+                try:
+                    async for batch in self._mirror:
+                        self._failure = None
+                        self._apply(batch)
+                        self._wake()
+                    return
+                except AvailabilityError as failure:
+                    self._failure = failure
+                    await asyncio.sleep(_PAUSE_S)  # the mirror goes on where it was
+        finally:
+            self._wake()
+
+    def _wake(self) -> None:
+        # A new event each time: one that stays set would keep its waiters spinning.
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _apply(self, batch: MirrorBatch) -> None:
         if batch.starts_over:
@@ -273,9 +279,9 @@ class Cache:
             async with asyncio.timeout(self._timeout_s):
                 await work
         except TimeoutError:
-            raise self._failure or ReadFailedError(
+            raise ReadFailedError(
                 "the cache did not catch up with the store in time"
-            ) from None
+            ) from self._failure
 
     async def aclose(self) -> None:
         """End it; what waits raises ClosedError."""
@@ -285,7 +291,7 @@ class Cache:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._changed.set()
+        self._wake()
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -9,7 +9,7 @@ here instead: more traffic, the same stream.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
 from kvstore.client.errors import KvError
 from kvstore.client.keys import TO_THE_END, range_of
@@ -181,6 +181,7 @@ class MultiWatcher:
             for pump in self._pumps:
                 if pump.done():
                     pump.result()  # raises what ended the watch
+                    return await self._end()
             if first is not None:
                 await self._ask(first)
             try:
@@ -188,6 +189,10 @@ class MultiWatcher:
                     await self._woken.wait()
             except TimeoutError:
                 continue
+        return await self._end()
+
+    async def _end(self) -> NoReturn:
+        await self.aclose()
         raise StopAsyncIteration
 
     async def _ask(self, revision: int) -> None:

@@ -122,20 +122,38 @@ async def test_a_snapshot_that_is_compacted_between_its_pages(fresh_server: Clus
         assert mirror.rebuilds == 1
 
 
-async def test_a_mirror_whose_server_is_gone_goes_on_when_it_is_back(
+async def test_a_mirror_whose_server_was_silent_goes_on_where_it_was(
     server: Cluster, client: AsyncClient, prefix: bytes
 ) -> None:
-    async with Proxy(server.endpoints[0]) as proxy:
-        async with AsyncClient([proxy.endpoint], timeout_s=0.3) as mirroring:
-            mirror = mirroring.mirror(prefix, prefix=True)
-            await proxy.refuse()
-            with pytest.raises(AvailabilityError):
-                await anext(mirror)
-            async with proxy:
-                pass
-            await mirror.aclose()
-            with pytest.raises(StopAsyncIteration):
-                await anext(mirror)
+    for number in range(3):
+        await client.put(prefix + b"%d" % number, b"")
+    async with (
+        Proxy(server.endpoints[0]) as proxy,
+        AsyncClient([proxy.endpoint], timeout_s=0.3) as mirroring,
+        mirroring.mirror(prefix, prefix=True, page_size=2) as mirror,
+    ):
+        copy = Copy(mirror)
+        proxy.hold_answers()
+        with pytest.raises(AvailabilityError):  # between the pages
+            await copy.until(1)
+        await proxy.cut()
+        await copy.until(1)
+        proxy.hold_answers()
+        with pytest.raises(AvailabilityError):  # before the watch stands
+            await anext(mirror)
+        put = await client.put(prefix + b"0", b"new")
+        await proxy.cut()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    kvs = await copy.until(put.revision)
+                except AvailabilityError:
+                    continue  # the connection takes longer than the short timeout
+                break
+        assert kvs == await stored(client, prefix)
+        assert [batch.starts_over for batch in copy.batches].count(True) == 1
+    with pytest.raises(StopAsyncIteration):
+        await anext(mirror)
 
 
 async def test_a_cache_sees_what_was_acknowledged(client: AsyncClient, prefix: bytes) -> None:

@@ -58,7 +58,7 @@ async def test_each_value_goes_to_one_consumer_in_order(client: AsyncClient, pre
 
     await asyncio.gather(produce(), *map(consume, taken))
 
-    assert sorted(sum(taken, [])) == list(range(60))
+    assert sorted(itertools.chain(*taken)) == list(range(60))
     assert all(own == sorted(own) for own in taken)
 
 
