@@ -207,6 +207,46 @@ async def test_a_waiter_whose_lease_ends_is_told(client: AsyncClient, prefix: by
             await asyncio.wait_for(waiter, 20)
 
 
+async def test_a_waiter_whose_key_is_deleted_does_not_take_itself_for_the_holder(
+    client: AsyncClient, prefix: bytes
+) -> None:
+    # The lease lives on, so nothing but the look at its own key can tell.
+    lock = await client.lock(prefix + b"lock").acquire()
+    waiter = asyncio.create_task(client.lock(prefix + b"lock").acquire())
+    await waiting(client, prefix, 2)
+    keys = (await client.range(prefix, prefix=True)).kvs
+    [other] = [kv for kv in keys if kv.create_revision != lock.token]
+    await client.delete(other.key)
+    await lock.release()
+    with pytest.raises(LeaseLostError, match="key"):
+        await asyncio.wait_for(waiter, 20)
+
+
+async def test_a_holder_that_is_cut_off_stops_before_another_begins(
+    server: Cluster, client: AsyncClient, prefix: bytes
+) -> None:
+    events: list[str] = []
+    entered = asyncio.Event()
+
+    async with Proxy(server.endpoints[0]) as proxy, AsyncClient([proxy.endpoint]) as cut:
+
+        async def hold() -> None:
+            try:
+                async with cut.lock(prefix + b"lock", ttl_s=2):
+                    entered.set()
+                    await asyncio.sleep(60)  # cancelled: the lease cannot be renewed
+            except LeaseLostError:
+                events.append("stopped")
+
+        holder = asyncio.create_task(hold())
+        await asyncio.wait_for(entered.wait(), 20)
+        await proxy.refuse()
+        async with client.lock(prefix + b"lock", timeout_s=30):
+            events.append("begun")
+        await asyncio.wait_for(holder, 20)
+    assert events == ["stopped", "begun"]
+
+
 async def test_a_lost_answer_does_not_take_the_place_twice(
     server: Cluster, client: AsyncClient, prefix: bytes
 ) -> None:
