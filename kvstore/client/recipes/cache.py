@@ -96,19 +96,26 @@ class Cache:
     async def start(self) -> Self:
         """Fill the cache. `async with` does this.
 
-        Raises what `AsyncClient.get_range` raises; UnreachableError and the like when no endpoint
-        served within the client's timeout.
+        Raises what `AsyncClient.get_range` raises; the cache is closed then.
         """
         if self._task is None:
             self._has_true_marks = await has_true_marks(self._client)
             self._fresh_at_s = asyncio.get_running_loop().time()
             self._task = asyncio.create_task(self._follow(), name="kvstore-cache")
         try:
-            await self._within_timeout(self.wait_revision(1))
+            await self._filled()
         except BaseException:
             await self.aclose()
             raise
         return self
+
+    async def _filled(self) -> None:
+        # However long it takes: each page has the client's timeout, and a failure ends it.
+        while not self.revision:
+            self._check()
+            if self._failure is not None:
+                raise self._failure
+            await self._changed.wait()
 
     def peek(self, key: bytes) -> KeyValue | None:
         """Return a key as the copy has it, or None when it is absent there."""
@@ -157,6 +164,8 @@ class Cache:
             self._check()
             if self._proof is None or self._proof.done():
                 self._proof = asyncio.create_task(self._prove(), name="kvstore-cache-proof")
+                # Its outcome counts as seen even when every caller has given up waiting for it.
+                self._proof.add_done_callback(lambda task: task.cancelled() or task.exception())
             proof = self._proof
             # Shared: one caller giving up must not end it for the others.
             await asyncio.wait({proof})
@@ -203,6 +212,7 @@ class Cache:
                     return
                 except AvailabilityError as failure:
                     self._failure = failure
+                    self._wake()
                     await asyncio.sleep(_PAUSE_S)  # the mirror goes on where it was
         finally:
             self._wake()

@@ -257,6 +257,33 @@ async def test_a_cache_rebuilds_itself_after_compaction_and_says_so(
             assert cache.peek(b"c/new") is not None
 
 
+async def test_a_cache_that_cannot_be_filled_says_so(
+    server: Cluster, client: AsyncClient, prefix: bytes
+) -> None:
+    for number in range(4):
+        await client.put(prefix + b"%d" % number, b"")
+    async with (
+        Proxy(server.endpoints[0]) as proxy,
+        AsyncClient([proxy.endpoint], timeout_s=0.3) as cut,
+    ):
+        await cut.get(prefix)
+        cache = cut.cache(prefix, prefix=True, page_size=1)
+        with pytest.raises(RuntimeError, match="start it first"):
+            cache.peek(prefix)
+        fetch = cut._range
+
+        async def first_page_only(*arguments):
+            result = await fetch(*arguments)
+            proxy.hold_answers()
+            return result
+
+        cut._range = first_page_only
+        with pytest.raises(AvailabilityError):
+            await cache.start()
+        with pytest.raises(ClosedError):
+            cache.peek(prefix)
+
+
 async def test_what_a_cache_shows_is_one_revision(client: AsyncClient, prefix: bytes) -> None:
     # Two keys are always written together: any moment at which they differ is a torn one.
     pair = (prefix + b"a", prefix + b"b")

@@ -98,7 +98,7 @@ async def test_many_producers_of_one_priority_lose_nothing(
 
     await asyncio.gather(*map(produce, range(6)))
 
-    values = [await queue.get() for _ in range(30)]
+    values = [await queue.get(timeout_s=20) for _ in range(30)]
     for number in range(6):
         own = [value for value in values if value.startswith(b"%d-" % number)]
         assert own == [b"%d-%d" % (number, each) for each in range(5)]
