@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvstore.client import AsyncClient, Client, LeaseLostError, Op
+from kvstore.client import AsyncClient, AvailabilityError, Client, LeaseLostError, Op
 from tests.client.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -280,12 +280,12 @@ async def test_a_lost_answer_does_not_take_the_place_twice(
 async def test_exclusion_holds_while_leaders_die(three: Cluster) -> None:
     resource = Resource()
     is_over = asyncio.Event()
-    lost = 0
+    failed = 0
 
     async with AsyncClient(three.endpoints, timeout_s=5) as client:
 
         async def work() -> None:
-            nonlocal lost
+            nonlocal failed
             while not is_over.is_set():
                 try:
                     async with (
@@ -293,8 +293,10 @@ async def test_exclusion_holds_while_leaders_die(three: Cluster) -> None:
                         resource.alone(lock),
                     ):
                         await asyncio.sleep(0)
-                except LeaseLostError:
-                    lost += 1
+                except (LeaseLostError, AvailabilityError):
+                    # No lease was granted within the timeout, or the end could not be told: no
+                    # promise is broken, and the next round goes on.
+                    failed += 1
 
         workers = [asyncio.create_task(work()) for _ in range(6)]
         for _ in range(2):
@@ -314,6 +316,7 @@ async def test_exclusion_holds_while_leaders_die(three: Cluster) -> None:
 
     assert resource.tokens == sorted(set(resource.tokens))
     assert not resource.refused
+    assert failed < len(resource.tokens) / 4
 
 
 async def test_readers_share_and_a_writer_is_alone(client: AsyncClient, prefix: bytes) -> None:
