@@ -23,6 +23,7 @@ KvError
 │   ├── ReadFailedError            a read got no answer in time; nothing was written
 │   └── OutcomeUnknownError        may have been applied; retry only if idempotent
 ├── PipelineError              some operations of a pipeline failed; `results` has each one's end
+├── ConflictError              a software transaction met conflicts as often as it was allowed to
 ├── LeaseLostError             a lease kept alive by this client has ended
 ├── WrongLoopError             the client belongs to another event loop; nothing was sent
 └── ClosedError                the client, or the watch, was closed by its own side
@@ -235,6 +236,16 @@ class WrongLoopError(KvError, RuntimeError):
         "make an AsyncClient for each event loop, or one kvstore.client.Client, which all threads "
         "may share"
     )
+
+
+class ConflictError(KvError):
+    """A software transaction met a conflict in each of its `attempts`. Nothing was written."""
+
+    advice = "nothing was written; repeat it, or touch fewer keys that others change"
+
+    def __init__(self, text: str, *, attempts: int) -> None:
+        super().__init__(text)
+        self.attempts = attempts
 
 
 class ClosedError(KvError):

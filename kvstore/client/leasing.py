@@ -27,14 +27,14 @@ from kvstore.client.types import LeaseGrant, LeaseTimeToLive
 from kvstore.pb import rpc_pb2 as pb
 
 if TYPE_CHECKING:
+    from kvstore.client.carrier import Carrier
     from kvstore.client.link import Link
-    from kvstore.client.transport import Transport
 
 
 class LeaseCalls:
     """Granting, revoking and asking after leases."""
 
-    _transport: Transport
+    _transport: Carrier
 
     async def lease_grant(
         self, ttl_s: int, *, lease_id: int = 0, timeout_s: float | None = None

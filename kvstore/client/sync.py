@@ -15,19 +15,22 @@ import functools
 import threading
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
+from kvstore.client import sync_recipes as recipes
 from kvstore.client.aio import AsyncClient
 from kvstore.client.errors import ClosedError, WrongLoopError
 from kvstore.client.timeouts import checked_s
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from kvstore.client.counters import Statistics
     from kvstore.client.endpoint import Tls
     from kvstore.client.lease import Lease
     from kvstore.client.pages import Pages
     from kvstore.client.pipeline import Pipeline, PipelineResult
+    from kvstore.client.recipes.stm import Isolation, Stm, StmResult
     from kvstore.client.txn import Op, Txn
     from kvstore.client.types import KeyValue, TxnResult, WatchBatch
     from kvstore.client.watch import Watcher
@@ -314,6 +317,7 @@ class Client:
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         transport: Mode = "auto",
+        tracer_provider: object | None = None,
     ) -> None:
         self._client = AsyncClient(
             endpoints,
@@ -323,6 +327,7 @@ class Client:
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
             transport=transport,
+            tracer_provider=tracer_provider,
         )
         self._loop = _Loop()
 
@@ -379,3 +384,61 @@ class Client:
     lease = _wrapping(AsyncClient.lease, SyncLease)
     txn = _wrapping(AsyncClient.txn, SyncTxn)
     pipeline = _wrapping(AsyncClient.pipeline, SyncPipeline)
+
+    lock = _wrapping(AsyncClient.lock, recipes.SyncPlace)
+    read_write_lock = _wrapping(AsyncClient.read_write_lock, recipes.SyncReadWriteLock)
+    election = _wrapping(AsyncClient.election, recipes.SyncElection)
+    barrier = _wrapping(AsyncClient.barrier, recipes.SyncBarrier)
+    double_barrier = _wrapping(AsyncClient.double_barrier, recipes.SyncDoubleBarrier)
+    queue = _wrapping(AsyncClient.queue, recipes.SyncQueue)
+    priority_queue = _wrapping(AsyncClient.priority_queue, recipes.SyncPriorityQueue)
+    watch_many = _wrapping(AsyncClient.watch_many, recipes.SyncMultiWatcher)
+    mirror = _wrapping(AsyncClient.mirror, recipes.SyncMirror)
+    cache = _wrapping(AsyncClient.cache, recipes.SyncCache)
+
+    sync_endpoints = _blocking(AsyncClient.sync_endpoints)
+
+    def stm(
+        self,
+        function: Callable[[recipes.SyncStm], Result],
+        *,
+        isolation: Isolation = "serializable_snapshot",
+        prefetch: Iterable[bytes] = (),
+        attempts_max: int | None = None,
+        timeout_s: float | None = None,
+    ) -> StmResult[Result]:
+        """As `AsyncClient.stm`, with a plain function, which runs on a thread of its own."""
+
+        def on_thread(stm: Stm) -> Coroutine[Any, Any, Result]:
+            return asyncio.to_thread(function, recipes.SyncStm(self._loop, stm))
+
+        return self._loop.run(
+            self._client.stm(
+                on_thread,
+                isolation=isolation,
+                prefetch=prefetch,
+                attempts_max=attempts_max,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def statistics(self) -> Statistics:
+        """As `AsyncClient.statistics`."""
+        return self._client.statistics()
+
+    def namespace(self, prefix: bytes) -> Client:
+        """As `AsyncClient.namespace`."""
+        return _NamespaceClient(self._client.namespace(prefix), self._loop)
+
+
+class _NamespaceClient(Client):
+    """A client on the connections, and the loop, of another."""
+
+    def __init__(self, client: AsyncClient, loop: _Loop) -> None:
+        self._client = client
+        self._loop = loop
+
+    def close(self, because: str = "") -> None:
+        """Close its watches; `because` changes nothing."""
+        with contextlib.suppress(ClosedError):  # with the client, which has ended them too
+            self._loop.run(self._client.close())

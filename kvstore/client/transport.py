@@ -24,6 +24,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from kvstore.client.counters import Counters
 from kvstore.client.endpoint import Endpoint, Tls
 from kvstore.client.errors import (
     LEARNER_TEXT,
@@ -120,6 +121,7 @@ class Transport:
         self._metadata: tuple[tuple[str, str], ...] = _REQUIRE_LEADER
         self._has_streamed = False
         self.is_closed = False
+        self.counters = Counters()
         self._closed_because = ""
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -172,6 +174,7 @@ class Transport:
         link.is_ready = False
         if self.links[self._preferred] is link:
             self._preferred = (self._preferred + 1) % len(self.links)
+            self.counters.failovers += len(self.links) > 1
 
     def is_refused_by_learner(self, failure: KvError) -> bool:
         """Tell whether a learner refused what another endpoint may serve (etcd #12641)."""
@@ -201,6 +204,7 @@ class Transport:
         """
         loop = self.enter()
         limit_s = self.timeout_s if timeout_s is None else self.limit_s(timeout_s)
+        self.counters.calls[method.path] += 1
         flags = session_pb2.NO_FLAG if require_leader else session_pb2.ANY_MEMBER
         if endpoint is None and not self._is_login_due:
             # The way of nearly every call: a session stands. Everything else is in `_repeat`.
@@ -254,7 +258,7 @@ class Transport:
             if failure.text in RETRY_WITH_NEW_TOKEN and self._user is not None:
                 token_tries += 1
                 if token_tries >= _TOKEN_TRIES_MAX:
-                    raise failure
+                    raise self._counted(failure)
                 if token == self._token:
                     self._is_login_due = True
                 continue
@@ -267,12 +271,17 @@ class Transport:
             if not goes_elsewhere and not isinstance(
                 failure, (NoLeaderError, UnreachableError, ReadFailedError)
             ):
-                raise failure
+                raise self._counted(failure)
             attempts += 1
             pause_s = self._pause_s(attempts, 1 if own_link else len(self.links))
             if loop.time() + pause_s >= deadline_s:
-                raise failure
+                raise self._counted(failure)
+            self.counters.retries += 1
             await asyncio.sleep(pause_s)
+
+    def _counted(self, failure: KvError) -> KvError:
+        self.counters.failures[type(failure).__name__] += 1
+        return failure
 
     async def pipeline(
         self, calls: Sequence[PipelineCall], timeout_s: float | None = None
@@ -282,6 +291,7 @@ class Transport:
         In a session a group of them is one item. Without sessions they are made one by one.
         """
         deadline_s = self.enter().time() + self.limit_s(timeout_s)
+        self.counters.pipelined += len(calls)
         answers: list[Message | KvError] = []
         while len(answers) < len(calls):
             rest = calls[len(answers) :]
@@ -459,6 +469,7 @@ class Transport:
                     if each.session is not None:
                         each.session.set_metadata({"token": response.token})
             self._is_login_due = False
+            self.counters.logins += 1
 
     async def open_stream(self, method: Method[Any, Any]) -> tuple[Link, Any]:
         """Open a stream to the preferred endpoint.
@@ -477,6 +488,23 @@ class Transport:
         if session is not None and method.path in session.methods:
             return link, session.open_stream(method)
         return link, link.stream(method, self._metadata)
+
+    async def use_endpoints(self, endpoints: Sequence[str]) -> None:
+        """Replace the endpoints; the preferred one stays so if it is among them.
+
+        Links to others stay open for what is under way on them, until the client closes.
+        """
+        preferred = self.link()
+        links = [self.link_to(text) for text in endpoints]
+        if not links:
+            raise ValueError("endpoints must be a list with at least one host:port")
+        for link in self.links:
+            if link not in links:
+                self._others[link.endpoint] = link
+        for link in links:
+            self._others.pop(link.endpoint, None)
+        self.links[:] = links
+        self._preferred = links.index(preferred) if preferred in links else 0
 
     def forget_token(self) -> None:
         """Log in again before the next call."""

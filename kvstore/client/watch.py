@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
 
 _QUEUE_MAX = 16
 # Responses read ahead of the consumer. When it is full the stream is not read, so a slow consumer
@@ -61,7 +61,7 @@ class Watcher:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Carrier,
         request: pb.WatchCreateRequest,
         *,
         resume_timeout_s: float | None,
@@ -271,6 +271,8 @@ class Watcher:
             # that revision is ours, so that a break before the first event leaves no gap.
             self._next_revision = self._next_revision or revision + 1
             self._registrations += 1
+            self._transport.counters.watch_registrations += 1
+            self._transport.counters.watch_resumptions += self._registrations > 1
             self._registered.set()
             return
         if not response.events:
