@@ -167,7 +167,7 @@ class SyncWatcher:
         return self
 
     def __next__(self) -> WatchBatch:
-        batch = None if self._loop.is_stopped else self._loop.run(self._next())
+        batch = self._loop.run(self._next())
         if batch is None:
             raise StopIteration
         return batch

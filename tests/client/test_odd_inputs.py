@@ -480,6 +480,8 @@ def test_every_method_with_a_timeout_is_tried_here() -> None:
     rest = {
         *("call", "compact", "hash_kv", "alarm_list", "alarm_disarm", "move_leader"),
         *("lease_revoke", "lease_list", "lease_time_to_live", "keep_alive_response"),
-        *("member_add", "member_remove", "member_update", "member_promote"),
+        *("member_add", "member_remove", "member_update", "member_promote", "sync_endpoints"),
+        # Recipes, made of calls like these.
+        *("lock", "read_write_lock", "double_barrier", "stm"),
     }
     assert taking - rest == set(WITH_TIMEOUT) - {"txn", "pipeline"}

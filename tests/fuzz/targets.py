@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import google_crc32c
@@ -151,6 +151,11 @@ class FuzzCall:
 
     def reply(self, message: bytes) -> None:
         self.answers.append(message)
+
+    def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
+        message = b"".join(parts)
+        assert len(message) == size_bytes
+        self.reply(message)
 
     def fail(self, code: int, text: str, metadata: Any = ()) -> None:
         assert 0 < code <= 16
