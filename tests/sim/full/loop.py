@@ -90,6 +90,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Jobs of executors under way, oldest first."""
         self.tasks: list[asyncio.Task[Any]] = []
         """All of them, so that none is collected, with side effects, at an arbitrary moment."""
+        self.connect: Callable[..., Coroutine[Any, Any, Any]] | None = None
+        """Opens a connection to an address, for processes that have a network."""
         self._turn_ns = turn_ns
         self._job_ns = job_ns
         self._ready: list[Handle] = []
@@ -275,6 +277,12 @@ class SimLoop(asyncio.AbstractEventLoop):
 
         self.call_soon(settle)
 
+    async def create_connection(  # type: ignore[override]
+        self, factory: Callable[[], Any], host: str, port: int, *, ssl: Any = None
+    ) -> Any:
+        assert self.connect is not None
+        return await self.connect(factory, host)
+
     def get_debug(self) -> bool:
         return False
 
@@ -290,9 +298,13 @@ class SimLoop(asyncio.AbstractEventLoop):
             raise AssertionError(f"unhandled in a process: {context}")
 
 
+GATHERED = frozenset(("ask",))
+"""Coroutines of the product that run as tasks of their own and whose exceptions are looked at."""
+
+
 def _raise_failure(task: asyncio.Task[Any]) -> None:
     """Let what a task failed of come out of the loop: in production it would only be a log line."""
-    if not task.cancelled():
+    if not task.cancelled() and task.get_coro().__name__ not in GATHERED:  # type: ignore[union-attr]
         error = task.exception()
         if error is not None and not isinstance(error, Died):
             raise error

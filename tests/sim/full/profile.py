@@ -119,6 +119,13 @@ class FullProfile:
     points: dict[str, float] = field(default_factory=dict)
     point_actions: tuple[str, ...] = ("crash", "crash", "isolate", "pause")
     report_cuts: float = 0.3
+    needs_leader: float = 1.0
+    """How often a client asks to be refused at once where there is no leader."""
+    operators: int = 0
+    machines: int = 0
+    """Spare ones, for members that operators add."""
+    operator_ns: int = SECOND
+    """How long operators think on average."""
 
     @property
     def tick_ns(self) -> int:
@@ -375,6 +382,30 @@ def _narrow_rot(profile: FullProfile, rng: random.Random) -> None:
     profile.fault_weights |= {"bit rot": 6, "full disk": 3, "fsync error": 3, "crash": 3}
 
 
+def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
+    """Operators add, promote, move, remove and replace members while everything breaks."""
+    profile.nodes = rng.choice((1, 3, 3, 3))
+    profile.machines = 6 - profile.nodes
+    profile.operators = rng.choice((1, 2, 3))
+    profile.heartbeat_ms, profile.election_ms = rng.choice(((10, 50), (20, 100), (20, 200)))
+    # Guards count a member as healthy only after five election timeouts.
+    profile.operator_ns = profile.election_ms * MS * rng.choice((1, 3, 6))
+    profile.fault_every_ns = profile.election_ms * MS * rng.choice((3, 10, 20))
+    profile.fault_ns = profile.election_ms * MS * rng.choice((1, 3))
+    profile.restart_ns = profile.election_ms * MS * rng.choice((1, 2))
+    profile.patience_ns = profile.election_ms * MS * 5
+    profile.snapshot_count = rng.choice((1, 5, 30, 300))
+    profile.clients = rng.choice((1, 2))
+    profile.watch_streams = rng.choice((0, 1))
+    profile.lease_clients = 0
+    profile.think_ns = rng.choice((5, 20)) * MS
+    profile.fault_weights["bit rot"] = 0
+    # One call to the leader for each change, over one connection: nothing comes twice.
+    profile.link.duplication = 0.0
+    profile.needs_leader = 0.5
+    profile.points["change appended"] = rng.choice((0.0, 0.1, 0.3))
+
+
 PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "swarm": _narrow_swarm,
     "calm": _narrow_calm,
@@ -385,6 +416,7 @@ PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "watch": _narrow_watch,
     "lease": _narrow_lease,
     "rot": _narrow_rot,
+    "members": _narrow_members,
 }
 
 _KNOBS: dict[str, Any] = {
