@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
@@ -24,6 +26,7 @@ from tests.sim.full import profile as profiles
 from tests.sim.full.clients import Judge, KvClient
 from tests.sim.full.disk import SimBackend
 from tests.sim.full.lessees import Lessee
+from tests.sim.full.lmdb_files import StoreFiles
 from tests.sim.full.loop import SimLoop, forget
 from tests.sim.full.machine import (
     REFUSED_START,
@@ -44,6 +47,9 @@ from tests.sim.network import Network
 from tests.sim.world import MS, SECOND, US, World
 
 SAME_HASH = "equal HashKV at equal applied index"
+MEMORY_FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108
+"""For files whose syncs shall cost nothing: what a crash leaves of them is simulated."""
+
 JOIN_REFUSED = {
     "has run before": "empty disk refused",
     "needs the members of the running cluster": "empty disk refused",
@@ -156,6 +162,8 @@ class FullCluster:
         """Values of operations that were certainly not applied."""
         self.hashes: dict[int, tuple[Any, ...]] = {}
         self.loops: list[SimLoop] = []
+        self._folder = TemporaryDirectory(dir=MEMORY_FOLDER) if profile.lmdb else None
+        self.store_files = StoreFiles(self._folder.name) if self._folder is not None else None
         for host in self.hosts:
             host.start()
         self.clients = [KvClient(self, number) for number in range(profile.clients)]
@@ -183,12 +191,24 @@ class FullCluster:
             heartbeat_interval=profile.heartbeat_ms,
             election_timeout=profile.election_ms,
             snapshot_count=profile.snapshot_count,
+            strict_reconfig_check=profile.strict,
             **settings,
         ).check()
 
     def _founders(self) -> Listing:
         members = [config.member for config in self.configs.values()]
         return tuple(sorted((one.id, one.peer_urls, False) for one in members))
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for host in self.hosts:
+            host.disk.life += 1
+        for loop in self.loops:
+            loop.kill()
+            forget(loop)
+        if self._folder is not None and self.store_files is not None:
+            self.store_files.close()
+            self._folder.cleanup()
 
     # what the machines tell
 
@@ -598,11 +618,7 @@ def _run(cluster: FullCluster, events: int, *, liveness: bool) -> FullResult:
     failure = failure or cluster.invariants.first
     if failure is not None and failure.name in cluster.off:
         failure = None
-    for host in cluster.hosts:
-        host.disk.life += 1
-    for loop in cluster.loops:
-        loop.kill()
-        forget(loop)
+    cluster.close()
     return FullResult(
         cluster.seed,
         cluster.profile,

@@ -16,6 +16,7 @@ from zlib import crc32
 
 from kvstore.apply.applier import Applied
 from kvstore.peer.link import Channel, Receiver
+from kvstore.ports import Backend
 from kvstore.raft.config import Config, Restored
 from kvstore.raft.messages import (
     AppendWork,
@@ -36,7 +37,8 @@ from kvstore.server.member import Member
 from kvstore.server.replica import Replica
 from kvstore.server.startup import FULL, RemovedError, StartError
 from kvstore.wal import Options, Wal
-from tests.sim.full.disk import Handle, SimBackend, SimDisk
+from tests.sim.full.disk import Handle, SimDisk
+from tests.sim.full.lmdb_files import FileBackend
 from tests.sim.full.loop import Died, LocalClock, SimLoop
 from tests.sim.full.peers import HEAD_BYTES, SimLinks
 from tests.sim.full.rpc import SimServer
@@ -631,7 +633,10 @@ class SimPlatform:
         profile = self._process.profile
         return Options(profile.segment_bytes, profile.zero_ahead_bytes)
 
-    def open_backend(self, path: str, *, map_size_bytes: int) -> SimBackend:
+    def open_backend(self, path: str, *, map_size_bytes: int) -> Backend:
+        files = self._process.cluster.store_files
+        if files is not None:
+            return FileBackend(self._process.handle, files, path, map_size_bytes=map_size_bytes)
         return self._process.cluster.parts.backend(
             self._process.handle, path, map_size_bytes=map_size_bytes
         )

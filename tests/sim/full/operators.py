@@ -56,7 +56,12 @@ class Operator:
 
     def _again(self, _: object = None) -> None:
         self._round += 1
-        self.world.after(self.world.between(1, 2 * self._pause_ns()), self._look, self._round)
+        pause_ns = self._pause_ns()
+        delay_ns = self.world.between(1, 2 * pause_ns)
+        if self.world.chance(0.5):
+            # All at the full hour: their changes meet.
+            delay_ns = pause_ns - self.world.now_ns % pause_ns
+        self.world.after(delay_ns, self._look, self._round)
 
     def _call(
         self, method: str, request: Any, answer: Any, *, needs_leader: bool = True
@@ -87,8 +92,8 @@ class Operator:
         if round_ != self._round:
             return
         floor = self.cluster.book.floor
-        # Who has to bring up a quorum cannot wait for one.
-        linearizable = not (self.settling and self.world.chance(0.5))
+        # Who has to bring up a quorum cannot wait for one, and takes an old list for a new one.
+        linearizable = self.world.chance(0.6)
         request = rpc_pb2.MemberListRequest(linearizable=linearizable)
 
         def answer(code: int, body: bytes | str) -> None:
@@ -158,7 +163,7 @@ class Operator:
         if len(members) < MEMBERS_MAX and free:
             kinds += ["add", "add learner", "add learner"] + ["add"] * (len(members) < 3)
         if learners:
-            kinds += ["promote"] * 4
+            kinds += ["promote"] * 2
         if len(members) > 3:
             kinds += ["remove"] * 2
         kind = choose(kinds)

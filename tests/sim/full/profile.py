@@ -119,11 +119,15 @@ class FullProfile:
     points: dict[str, float] = field(default_factory=dict)
     point_actions: tuple[str, ...] = ("crash", "crash", "isolate", "pause")
     report_cuts: float = 0.3
+    lmdb: bool = False
+    """The store is LMDB on real files."""
     needs_leader: float = 1.0
     """How often a client asks to be refused at once where there is no leader."""
     operators: int = 0
     machines: int = 0
     """Spare ones, for members that operators add."""
+    strict: bool = True
+    """--strict-reconfig-check."""
     operator_ns: int = SECOND
     """How long operators think on average."""
 
@@ -382,15 +386,31 @@ def _narrow_rot(profile: FullProfile, rng: random.Random) -> None:
     profile.fault_weights |= {"bit rot": 6, "full disk": 3, "fsync error": 3, "crash": 3}
 
 
+def _narrow_lmdb(profile: FullProfile, rng: random.Random) -> None:
+    """The product's own store file: crashes, snapshots and compaction on LMDB."""
+    profile.lmdb = True
+    profile.nodes = rng.choice((1, 3))
+    profile.snapshot_count = rng.choice((1, 5))
+    profile.segment_bytes = 4096
+    profile.knobs["INTERVAL_S"] = rng.choice((0.01, 0.05))
+    profile.knobs["chunk_bytes"] = rng.choice((200, 4000))
+    profile.fault_weights |= {"crash": 4, "crash all": 2, "isolate": 3, "power cut everywhere": 2}
+    profile.fault_weights["bit rot"] = 0
+    profile.restart_ns = rng.choice((1, 10, 50)) * MS
+    profile.weights["compact"] = 1
+
+
 def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
     """Operators add, promote, move, remove and replace members while everything breaks."""
     profile.nodes = rng.choice((1, 3, 3, 3))
     profile.machines = 6 - profile.nodes
-    profile.operators = rng.choice((1, 2, 3))
-    profile.heartbeat_ms, profile.election_ms = rng.choice(((10, 50), (20, 100), (20, 200)))
-    # Guards count a member as healthy only after five election timeouts.
-    profile.operator_ns = profile.election_ms * MS * rng.choice((1, 3, 6))
-    profile.fault_every_ns = profile.election_ms * MS * rng.choice((3, 10, 20))
+    profile.operators = rng.choice((1, 3, 4))
+    # With few ticks between elections a run of some thousand events sees many changes.
+    profile.heartbeat_ms, profile.election_ms = rng.choice(((10, 50), (20, 100), (50, 250)))
+    profile.operator_ns = profile.election_ms * MS * rng.choice((1, 2, 4))
+    # The guards count a member as healthy only after five election timeouts; some do without.
+    profile.strict = rng.choice((True, False, False))
+    profile.fault_every_ns = profile.election_ms * MS * rng.choice((2, 5, 10))
     profile.fault_ns = profile.election_ms * MS * rng.choice((1, 3))
     profile.restart_ns = profile.election_ms * MS * rng.choice((1, 2))
     profile.patience_ns = profile.election_ms * MS * 5
@@ -400,6 +420,7 @@ def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
     profile.lease_clients = 0
     profile.think_ns = rng.choice((5, 20)) * MS
     profile.fault_weights["bit rot"] = 0
+    profile.fault_weights["isolate"] += 2
     # One call to the leader for each change, over one connection: nothing comes twice.
     profile.link.duplication = 0.0
     profile.needs_leader = 0.5
@@ -417,6 +438,7 @@ PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "lease": _narrow_lease,
     "rot": _narrow_rot,
     "members": _narrow_members,
+    "lmdb": _narrow_lmdb,
 }
 
 _KNOBS: dict[str, Any] = {
