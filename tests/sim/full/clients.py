@@ -174,7 +174,7 @@ class KvClient:
 
     def _value(self) -> bytes:
         self.cluster.values += 1
-        size = self.world.random.choice((0, 0, 0, 50, 600))
+        size = self.world.random.choice(self.cluster.profile.value_bytes)
         return b"v%d." % self.cluster.values + b"." * size
 
     def _range(self) -> tuple[bytes, bytes]:

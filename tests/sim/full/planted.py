@@ -500,7 +500,7 @@ real_apply_change = Membership.apply
 
 def campaigns_after_removal(self: Raft) -> bool:
     """Hold elections though this member is no voter."""
-    return not self.log.snapshot_outstanding and not self.is_disk_stalled()
+    return bool(self.configuration.voters) and not self.log.snapshot_outstanding and not self.is_disk_stalled()
 
 
 def starts_at_nothing(self: Follower) -> bool:

@@ -119,6 +119,8 @@ class FullProfile:
     points: dict[str, float] = field(default_factory=dict)
     point_actions: tuple[str, ...] = ("crash", "crash", "isolate", "pause")
     report_cuts: float = 0.3
+    value_bytes: tuple[int, ...] = (0, 0, 0, 50, 600)
+    """Sizes of values; large ones make batches of several sectors, which tear."""
     lmdb: bool = False
     """The store is LMDB on real files."""
     needs_leader: float = 1.0
@@ -398,6 +400,10 @@ def _narrow_lmdb(profile: FullProfile, rng: random.Random) -> None:
     profile.fault_weights["bit rot"] = 0
     profile.restart_ns = rng.choice((1, 10, 50)) * MS
     profile.weights["compact"] = 1
+    profile.value_bytes = (0, 600, 3000)
+    profile.power_cuts = 1.0
+    profile.sync_ns = 1 * MS
+    profile.points["durable"] = 0.01
 
 
 def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
