@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-from kvstore.raft.membership import Change, ChangeKind, change_configuration
+from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.messages import CHANGE, AppendWork, Configuration, Entry, Role
 from kvstore.server.cluster import Cluster, decode_urls
 from kvstore.server.startup import RemovedError
@@ -74,22 +74,34 @@ class MemberBook:
         """Follow the change by the rules, not by what the member made of it."""
         change = Change.decode(entry.data)
         known = {one[0]: one for one in self.listings[-1]}
-        member = change.member
-        if change.kind is ChangeKind.REMOVE:
-            known.pop(member)
-        elif change.kind is ChangeKind.ADD_VOTER and member in known:
-            known[member] = (member, known[member][1], False)
-        else:
-            urls = decode_urls(change.context)
-            is_learner = change.kind is ChangeKind.ADD_LEARNER
-            if change.kind is ChangeKind.UPDATE:
-                is_learner = known[member][2]
-            known[member] = (member, urls, is_learner)
+        before = self.configuration
+        member, kind = change.member, change.kind
+        old = known.get(member)
+        removed = before.removed
+        if kind is ChangeKind.ADD_VOTER and old is not None and old[2]:
+            known[member] = (member, old[1], False)
+        elif kind in (ChangeKind.ADD_VOTER, ChangeKind.ADD_LEARNER):
+            if old is None and member not in removed:
+                is_learner = kind is ChangeKind.ADD_LEARNER
+                known[member] = (member, decode_urls(change.context), is_learner)
+        elif old is not None and kind is ChangeKind.UPDATE:
+            known[member] = (member, decode_urls(change.context), old[2])
+        elif old is not None and before.voters != (member,):
+            del known[member]
+            removed = tuple(sorted((*removed, member)))
+        # Else it makes no sense, and has no effect on anybody.
         self.indexes.append(entry.index)
         self.listings.append(tuple(known[one] for one in sorted(known)))
-        self.configurations.append(change_configuration(self.configuration, change))
-        if change.context:
-            self.urls.update(dict.fromkeys(decode_urls(change.context), self.version))
+        self.configurations.append(
+            Configuration(
+                voters=tuple(one for one, _, is_learner in self.listings[-1] if not is_learner),
+                learners=tuple(one for one, _, is_learner in self.listings[-1] if is_learner),
+                removed=removed,
+            )
+        )
+        for _, urls, _ in self.listings[-1]:
+            for url in urls:
+                self.urls.setdefault(url, self.version)
 
     def compare(
         self, process: Process, index: int, configuration: Configuration, listing: Listing

@@ -393,17 +393,25 @@ def _narrow_lmdb(profile: FullProfile, rng: random.Random) -> None:
     profile.lmdb = True
     profile.nodes = rng.choice((1, 3))
     profile.snapshot_count = rng.choice((1, 5))
-    profile.segment_bytes = 4096
+    profile.segment_bytes = rng.choice((1 << 13, 1 << 16))
     profile.knobs["INTERVAL_S"] = rng.choice((0.01, 0.05))
     profile.knobs["chunk_bytes"] = rng.choice((200, 4000))
-    profile.fault_weights |= {"crash": 4, "crash all": 2, "isolate": 3, "power cut everywhere": 2}
-    profile.fault_weights["bit rot"] = 0
-    profile.restart_ns = rng.choice((1, 10, 50)) * MS
-    profile.weights["compact"] = 1
-    profile.value_bytes = (0, 600, 3000)
+    _only(profile, "isolate", "crash leader", "power cut everywhere")
+    profile.fault_weights |= {"crash leader": 4, "power cut everywhere": 8}
+    profile.restart_ns = rng.choice((1, 10)) * MS
+    profile.weights |= {"put": 6, "compact": 1}
+    # The power goes while a batch of several sectors is being written: torn tails.
+    profile.value_bytes = (600, 3000)
+    profile.clients = 8
+    profile.think_ns = 1 * MS
+    profile.needs_leader = 0.5
+    profile.knobs["DISK_DEPTH"] = 1
     profile.power_cuts = 1.0
-    profile.sync_ns = 1 * MS
-    profile.points["durable"] = 0.01
+    profile.sync_ns, profile.disk_skew = 10 * MS, 1
+    profile.knobs["ENTRY_OPS_MAX"] = 1024
+    profile.heartbeat_ms, profile.election_ms = 10, 100
+    profile.fault_every_ns = 100 * MS
+    profile.points = {"snapshot marked": 0.1, "snapshot installed": 0.1}
 
 
 def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
