@@ -26,6 +26,7 @@ from tests.sim.full import profile as profiles
 from tests.sim.full.clients import Judge, KvClient
 from tests.sim.full.disk import SimBackend
 from tests.sim.full.lessees import Lessee
+from tests.sim.full.library import LibraryClient, LibraryLessee, LibraryWatch, drawn_from
 from tests.sim.full.lmdb_files import StoreFiles
 from tests.sim.full.loop import SimLoop, forget
 from tests.sim.full.machine import (
@@ -166,9 +167,12 @@ class FullCluster:
         self.store_files = StoreFiles(self._folder.name) if self._folder is not None else None
         for host in self.hosts:
             host.start()
-        self.clients = [KvClient(self, number) for number in range(profile.clients)]
-        self.watchers = [WatchClient(self, number) for number in range(profile.watch_streams)]
-        self.lessees = [Lessee(self, number) for number in range(profile.lease_clients)]
+        kinds: Any = (KvClient, WatchClient, Lessee)
+        if profile.library:
+            kinds = (LibraryClient, LibraryWatch, LibraryLessee)
+        self.clients: list[KvClient] = [kinds[0](self, n) for n in range(profile.clients)]
+        self.watchers: list[WatchClient] = [kinds[1](self, n) for n in range(profile.watch_streams)]
+        self.lessees: list[Lessee] = [kinds[2](self, n) for n in range(profile.lease_clients)]
         self.operators = [Operator(self, number) for number in range(profile.operators)]
 
     def _configs(self) -> dict[int, ServerConfig]:
@@ -596,7 +600,9 @@ def run(
     try:
         drawn = profiles.draw(random.Random(f"full {seed}"), profile)
         with profiles.turned(drawn.knobs):
-            return _run(FullCluster(seed, profile, parts, off, trace), events, liveness=liveness)
+            cluster = FullCluster(seed, profile, parts, off, trace)
+            with drawn_from(cluster.world.random):
+                return _run(cluster, events, liveness=liveness)
     finally:
         logging.disable(level)
         gc.enable()

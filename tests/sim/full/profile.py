@@ -123,6 +123,8 @@ class FullProfile:
     """Sizes of values; large ones make batches of several sectors, which tear."""
     lmdb: bool = False
     """The store is LMDB on real files."""
+    library: bool = False
+    """Clients use `kvstore.client` itself."""
     needs_leader: float = 1.0
     """How often a client asks to be refused at once where there is no leader."""
     operators: int = 0
@@ -414,6 +416,25 @@ def _narrow_lmdb(profile: FullProfile, rng: random.Random) -> None:
     profile.points = {"snapshot marked": 0.1, "snapshot installed": 0.1}
 
 
+def _narrow_client(profile: FullProfile, rng: random.Random) -> None:
+    """The client library's failover and retries: members die and pause, answers are lost."""
+    profile.library = True
+    profile.nodes = 3
+    profile.clients = rng.choice((3, 6))
+    profile.watch_streams = rng.choice((1, 3))
+    profile.lease_clients = rng.choice((0, 2))
+    profile.think_ns = rng.choice((1, 5)) * MS
+    profile.heartbeat_ms, profile.election_ms = 20, 100
+    profile.patience_ns = rng.choice((200, 1000, 5000)) * MS
+    profile.reply_loss = rng.choice((0.0, 0.01, 0.05))
+    profile.weights = {"put": 4, "txn": 1, "delete": 1, "range": 2, "old": 1, "compact": 0}
+    profile.weights["compact"] = rng.choice((0, 1))
+    _only(profile, "crash", "crash leader", "isolate", "pause", "transfer", "split", "crash all")
+    profile.fault_every_ns = rng.choice((100, 300)) * MS
+    profile.fault_ns = rng.choice((100, 400)) * MS
+    profile.restart_ns = rng.choice((20, 100)) * MS
+
+
 def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
     """Operators add, promote, move, remove and replace members while everything breaks."""
     profile.nodes = rng.choice((1, 3, 3, 3))
@@ -453,6 +474,7 @@ PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "rot": _narrow_rot,
     "members": _narrow_members,
     "lmdb": _narrow_lmdb,
+    "client": _narrow_client,
 }
 
 _KNOBS: dict[str, Any] = {
