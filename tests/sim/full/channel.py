@@ -126,7 +126,8 @@ class SimChannel:
         self, path: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., SimStream]:
         def call(metadata: Any = ()) -> SimStream:
-            return SimStream(self, path, request_serializer, response_deserializer)
+            fields = {name.encode(): value.encode() for name, value in metadata}
+            return SimStream(self, path, request_serializer, response_deserializer, fields)
 
         return call
 
@@ -134,7 +135,14 @@ class SimChannel:
 class SimStream:
     """A stream, with the methods that the library uses of grpc.aio's."""
 
-    def __init__(self, channel: SimChannel, path: str, serialize: Any, parse: Any) -> None:
+    def __init__(
+        self,
+        channel: SimChannel,
+        path: str,
+        serialize: Any,
+        parse: Any,
+        fields: dict[bytes, bytes],
+    ) -> None:
         self._loop = channel.loop
         self._world = channel.loop.world
         self._serialize, self._parse = serialize, parse
@@ -149,6 +157,7 @@ class SimStream:
             self._end = (LOST, error.details() or "")
         else:
             self._call = self._process.server.open(path, self, ROOM_BYTES)
+            self._call.fields = fields
 
     # the connection
 

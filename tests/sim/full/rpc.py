@@ -92,6 +92,8 @@ class StreamCall:
 
     def __init__(self, process: Process, path: str, client: Client, *, room_bytes: int) -> None:
         self.path = path
+        self.fields: dict[bytes, bytes] = {}
+        """What the client sent as metadata."""
         self.cancelled = False
         self.on_cancel: Callable[[], None] | None = None
         self.unsent_bytes = 0
@@ -109,7 +111,7 @@ class StreamCall:
     # the handler's side
 
     def metadata(self, name: bytes) -> bytes | None:
-        return None
+        return self.fields.get(name)
 
     def send(self, message: bytes) -> bool:
         if self._client is None or self._end is not None:
