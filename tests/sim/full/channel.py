@@ -188,11 +188,16 @@ class SimStream:
     def _deliver(self, what: str, *arguments: bytes) -> None:
         self._last_ns = max(self._last_ns, self._world.now_ns + self._process.client_delay_ns())
 
+        def take() -> None:
+            # Looked up only now: a paused process has not opened the stream when this arrives.
+            call = self._call
+            if self._end is None and call is not None and call.handler is not None:
+                getattr(call.handler, what)(*arguments)
+
         def arrive(_: object) -> None:
-            call, process = self._call, self._process
-            if self._end is None and call is not None and call.handler and process.alive():
+            if self._end is None:
                 self._world.events += 1
-                process.enter(getattr(call.handler, what), *arguments)
+                self._process.enter(take)
 
         self._world.at(self._last_ns, arrive, None)
 

@@ -48,7 +48,7 @@ from tests.sim.network import Network
 from tests.sim.world import MS, SECOND, US, World
 
 SAME_HASH = "equal HashKV at equal applied index"
-MEMORY_FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108
+MEMORY_FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """For files whose syncs shall cost nothing: what a crash leaves of them is simulated."""
 
 JOIN_REFUSED = {
@@ -179,9 +179,7 @@ class FullCluster:
         numbers = range(1, self.profile.nodes + 1)
         cluster = ",".join(f"m{n}=http://10.0.0.{n}:2380" for n in numbers)
         return {
-            n: self.config(
-                n, listen_peer_urls=f"http://10.0.0.{n}:2380", initial_cluster=cluster
-            )
+            n: self.config(n, listen_peer_urls=f"http://10.0.0.{n}:2380", initial_cluster=cluster)
             for n in numbers
         }
 
@@ -395,8 +393,11 @@ class FullCluster:
 
     def _member_hosts(self) -> list[Host]:
         configuration = self.book.configuration
-        return [self.by_member_id[one] for one in (*configuration.voters, *configuration.learners)
-                if one in self.by_member_id]
+        return [
+            self.by_member_id[one]
+            for one in (*configuration.voters, *configuration.learners)
+            if one in self.by_member_id
+        ]
 
     def _is_settled(self) -> bool:
         """Every member runs and knows the members, no change is under way, who left is gone."""

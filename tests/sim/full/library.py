@@ -216,10 +216,20 @@ class LibraryLessee:
         self.cluster = cluster
         self.world = cluster.world
         self.loop, self.client = new_client(cluster, number + 2)
-        self.stopped = False
+        self._stopping = self.loop.create_future()
         self._lease: Lease | None = None
         self.world.after(self.world.between(0, SECOND), self._begin)
         self.world.after(10 * MS, self._look)
+
+    @property
+    def stopped(self) -> bool:
+        """In the last phase: no lease is held any more."""
+        return self._stopping.done()
+
+    @stopped.setter
+    def stopped(self, value: bool) -> None:
+        assert value
+        self._stopping.set_result(None)
 
     def _begin(self, _: object) -> None:
         if not self.stopped:
@@ -231,8 +241,8 @@ class LibraryLessee:
             async with self.client.lease(ttl_s) as lease:
                 self.world.mark("library: lease granted")
                 self._lease = lease
-                while not (self.stopped or lease.is_lost):
-                    await asyncio.sleep(0.05)
+                ends = {self.loop.create_task(lease.wait_lost()), self._stopping}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except KvError as error:
             self.world.mark(f"library: {type(error).__name__}")
         finally:

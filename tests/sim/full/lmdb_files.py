@@ -1,7 +1,7 @@
 """The product's LMDB backend on real files, under a simulated disk; everything else is simulated.
 
-Each inode of the simulated disk has a real file. LMDB commits with a sync, so what a kill or a power
-cut leaves is what the last commit left: a copy of the file as it is between two commits.
+Each inode of the simulated disk has a real file. LMDB commits with a sync, so what a kill or a
+power cut leaves is what the last commit left: a copy of the file as it is between two commits.
 """
 
 from __future__ import annotations

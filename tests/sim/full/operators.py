@@ -63,9 +63,7 @@ class Operator:
             delay_ns = pause_ns - self.world.now_ns % pause_ns
         self.world.after(delay_ns, self._look, self._round)
 
-    def _call(
-        self, method: str, request: Any, answer: Any, *, needs_leader: bool = True
-    ) -> None:
+    def _call(self, method: str, request: Any, answer: Any, *, needs_leader: bool = True) -> None:
         """Call any member; `answer(code, body)` once, LOST when the operator gave up."""
         processes = [host.process for host in self.cluster.hosts if host.process is not None]
         if not processes:
@@ -230,8 +228,7 @@ class Operator:
         kept, config = (host.disk, host.durable, host.inflight, host.applied_seen), host.config
         host.mount()
         members = [
-            rpc_pb2.Member(ID=one, peerURLs=urls)
-            for one, urls, _ in self.cluster.book.listings[-1]
+            rpc_pb2.Member(ID=one, peerURLs=urls) for one, urls, _ in self.cluster.book.listings[-1]
         ]
         host.config = joining(self.cluster, host, member, members)
         host.start()

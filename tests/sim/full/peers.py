@@ -75,16 +75,18 @@ class SimLinks:
     def is_up(self, peer: int, *, since_s: float | None = None) -> bool:
         process, up_since_s = self._up.get(peer, (None, 0.0))
         return (
-            process is not None
-            and process.alive()
-            and (since_s is None or up_since_s <= since_s)
+            process is not None and process.alive() and (since_s is None or up_since_s <= since_s)
         )
 
     def drop_inbound(self, member: int) -> None:
         """End the connections of a member that was removed: it dials again and is told."""
         host = self._process.cluster.by_member_id.get(member)
         other = host.process if host is not None else None
-        if other is None or not hasattr(other, "links") or not other.links._up.pop(self.own_id, None):
+        if (
+            other is None
+            or not hasattr(other, "links")
+            or not other.links._up.pop(self.own_id, None)
+        ):
             return
         for channel in (Channel.CONTROL, Channel.BULK):
             other.world.after(0, lambda _, channel=channel: other.lost(self.own_id, channel))  # type: ignore[misc]
@@ -127,7 +129,8 @@ class SimLinks:
         cluster = self._process.cluster
         hosts = [cluster.by_address[one.host] for one in self._peers.values()]
         return any(
-            host.process is not None and host.process.up
+            host.process is not None
+            and host.process.up
             and self.own_id in host.process.links.removed
             for host in hosts
         )

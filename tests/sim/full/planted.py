@@ -12,6 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kvstore.client import KvError, Lease, OutcomeUnknownError, UnreachableError
+from kvstore.client import transport as client_transport
+from kvstore.client.errors import error_from_rpc
+from kvstore.client.lease import LeaseKeeper
+from kvstore.client.transport import Transport
+from kvstore.client.watch import Watcher as ClientWatcher
 from kvstore.lease.clock import LeaseClock
 from kvstore.lease.lessor import Lessor
 from kvstore.mvcc import watch_encode, watch_progress
@@ -500,7 +506,11 @@ real_apply_change = Membership.apply
 
 def campaigns_after_removal(self: Raft) -> bool:
     """Hold elections though this member is no voter."""
-    return bool(self.configuration.voters) and not self.log.snapshot_outstanding and not self.is_disk_stalled()
+    return (
+        bool(self.configuration.voters)
+        and not self.log.snapshot_outstanding
+        and not self.is_disk_stalled()
+    )
 
 
 def starts_at_nothing(self: Follower) -> bool:
@@ -529,6 +539,40 @@ def last_entry_is_lost(payload: Any) -> Any:
     if entries and len(entries) > 1:
         entries[-1].data = entries[0].data
     return message
+
+
+# --- the client library ---------------------------------------------------------------------------
+
+
+def repeats_what_is_open(self: Transport, failure: KvError, *, write: bool) -> KvError:
+    """Call a write that was sent and not answered "not applied", so that it is sent again."""
+    if isinstance(failure, OutcomeUnknownError):
+        return UnreachableError(failure.text)
+    return failure
+
+
+def repeats_calls(error: Any, *, write: bool) -> KvError:
+    """Do the same for calls outside of sessions."""
+    failure = error_from_rpc(error, write=write)
+    return UnreachableError(failure.text) if isinstance(failure, OutcomeUnknownError) else failure
+
+
+async def resumes_late(self: ClientWatcher) -> None:
+    """Resume a watch one revision behind where it stopped."""
+    if self._registrations:
+        self._next_revision += 1
+    await real_serve(self)
+
+
+real_serve = ClientWatcher._serve_one_stream
+
+
+def renewals_add_up(self: LeaseKeeper, lease: Lease, asked_at_s: float) -> None:
+    """Add each renewal to what is left, as if none had been for the same time."""
+    real_extend(self, lease, lease.expiry.when() if lease.expiry else asked_at_s + 1.0)
+
+
+real_extend = LeaseKeeper._extend
 
 
 @dataclass(frozen=True)
@@ -909,6 +953,33 @@ def _bugs() -> tuple[FullBug, ...]:
             ((Follower, "_has_start", starts_at_nothing),),
             "members",
             60_000,
+        ),
+        FullBug(
+            "a write of unknown outcome is repeated",
+            "client",
+            "jetcd #1179 and kin: writes retried after an error that leaves them open",
+            (
+                (Transport, "_unless_closed", repeats_what_is_open),
+                (client_transport, "error_from_rpc", repeats_calls),
+            ),
+            "client",
+            60_000,
+        ),
+        FullBug(
+            "a watch resumes one revision too late",
+            "client",
+            "etcd-client libraries that resume behind the header's revision",
+            ((ClientWatcher, "_serve_one_stream", resumes_late),),
+            "client",
+            60_000,
+        ),
+        FullBug(
+            "renewals of a lease add up",
+            "client",
+            "keepalive answers that are counted from another time than the renewal they answer",
+            ((LeaseKeeper, "_extend", renewals_add_up),),
+            "client",
+            150_000,
         ),
         FullBug(
             "a rejection reads as an acknowledgement",

@@ -228,9 +228,7 @@ class SimServer:
 
     # the clients' side
 
-    def call(
-        self, path: str, data: bytes, answer: Answer, *, needs_leader: bool = True
-    ) -> None:
+    def call(self, path: str, data: bytes, answer: Answer, *, needs_leader: bool = True) -> None:
         """Make a unary call; `answer` may never run, when the reply is lost.
 
         `needs_leader`: as our own client, ask to be refused at once where there is no leader;

@@ -138,6 +138,7 @@ def test_a_planted_bug_is_found_from_anywhere(bug: FullBug) -> None:
 def test_the_list_of_planted_bugs_covers_every_layer() -> None:
     layers = {bug.layer for bug in BUGS}
     assert layers == {
+        "client",
         "compaction",
         "leases",
         "log",
