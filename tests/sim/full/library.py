@@ -157,6 +157,8 @@ class LibraryWatch:
 
     async def _follow(self) -> None:
         watcher = self.watcher
+        # Told, not "from now on": when `start` returns, events behind that may have come already.
+        watcher.next = self.cluster.floor + 1
         while True:
             stream = self.client.watch(
                 watcher.key,
@@ -168,7 +170,6 @@ class LibraryWatch:
             )
             try:
                 await stream.start()
-                watcher.next = watcher.next or stream.next_revision
                 watcher.created = True
                 self._watch = stream
                 while True:
