@@ -244,6 +244,7 @@ class LibraryLessee:
                 self._lease = lease
                 ends = {self.loop.create_task(lease.wait_lost()), self._stopping}
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                self._lease = None  # from here on it is being revoked
         except KvError as error:
             self.world.mark(f"library: {type(error).__name__}")
         finally:

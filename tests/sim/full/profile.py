@@ -423,6 +423,7 @@ def _narrow_client(profile: FullProfile, rng: random.Random) -> None:
     profile.clients = rng.choice((3, 6))
     profile.watch_streams = rng.choice((1, 3))
     profile.lease_clients = rng.choice((0, 2))
+    profile.ttl_s = 1
     profile.think_ns = rng.choice((1, 5)) * MS
     profile.heartbeat_ms, profile.election_ms = 20, 100
     profile.patience_ns = rng.choice((200, 1000, 5000)) * MS
@@ -431,7 +432,8 @@ def _narrow_client(profile: FullProfile, rng: random.Random) -> None:
     profile.weights["compact"] = rng.choice((0, 1))
     _only(profile, "crash", "crash leader", "isolate", "pause", "transfer", "split", "crash all")
     profile.fault_every_ns = rng.choice((100, 300)) * MS
-    profile.fault_ns = rng.choice((100, 400)) * MS
+    # Longer than a lease lives, sometimes: the library must notice by itself.
+    profile.fault_ns = rng.choice((100, 400, 1000)) * MS
     profile.restart_ns = rng.choice((20, 100)) * MS
 
 
