@@ -220,11 +220,27 @@ class LibraryLessee:
         self._stopping = self.loop.create_future()
         self._lease: Lease | None = None
         self.world.after(self.world.between(0, SECOND), self._begin)
+        self._resumed_ns = 0
         self.world.after(10 * MS, self._look)
+        self.world.after(self.world.between(1, 2 * SECOND), self._pause)
+
+    def _pause(self, _: object) -> None:
+        """Stop the client's process for a while, up to twice as long as a lease lives."""
+        if self.stopped:
+            return
+        self.world.mark("library: client paused")
+        self.loop.pause()
+        self.world.after(self.world.between(1, 2 * self.cluster.profile.ttl_s * SECOND), self._go_on)
+
+    def _go_on(self, _: object) -> None:
+        self.loop.resume()
+        self._resumed_ns = self.world.now_ns
+        self.world.after(2 * MS, lambda _: self.check())
+        self.world.after(self.world.between(1, 2 * SECOND), self._pause)
 
     @property
     def stopped(self) -> bool:
-        """In the last phase: no lease is held any more."""
+        """In the last phase no lease is held any more, and the process is not stopped."""
         return self._stopping.done()
 
     @stopped.setter
@@ -258,7 +274,10 @@ class LibraryLessee:
     def check(self) -> None:
         """Hold what the library says against the book of facts."""
         lease = self._lease
-        if lease is None or lease.is_lost:
+        # A process that was stopped gets a few turns to find out how late it is.
+        if lease is None or lease.is_lost or self.loop.paused:
+            return
+        if self.world.now_ns < self._resumed_ns + 2 * MS:
             return
         end = self.cluster.truth.ended.get(lease.lease_id)
         # The client's clock may be as much slower as the leader's is faster.
