@@ -34,7 +34,7 @@ from tests.sim.full.lessees import EARLY
 from tests.sim.full.loop import LocalClock, SimLoop
 from tests.sim.full.watchers import RELIABLE, Watcher
 from tests.sim.invariants import LINEARIZABLE
-from tests.sim.world import MS, SECOND
+from tests.sim.world import MS, SECOND, US
 
 if TYPE_CHECKING:
     from tests.sim.full.cluster import FullCluster
@@ -221,6 +221,7 @@ class LibraryLessee:
         self._lease: Lease | None = None
         self.world.after(self.world.between(0, SECOND), self._begin)
         self._resumed_ns = 0
+        self._grace_ns = 3 * cluster.profile.turn_ns + 50 * US
         self.world.after(10 * MS, self._look)
         self.world.after(self.world.between(1, 2 * SECOND), self._pause)
 
@@ -230,12 +231,14 @@ class LibraryLessee:
             return
         self.world.mark("library: client paused")
         self.loop.pause()
-        self.world.after(self.world.between(1, 2 * self.cluster.profile.ttl_s * SECOND), self._go_on)
+        self.world.after(
+            self.world.between(1, 2 * self.cluster.profile.ttl_s * SECOND), self._go_on
+        )
 
     def _go_on(self, _: object) -> None:
         self.loop.resume()
         self._resumed_ns = self.world.now_ns
-        self.world.after(2 * MS, lambda _: self.check())
+        self.world.after(self._grace_ns, lambda _: self.check())
         self.world.after(self.world.between(1, 2 * SECOND), self._pause)
 
     @property
@@ -277,7 +280,7 @@ class LibraryLessee:
         # A process that was stopped gets a few turns to find out how late it is.
         if lease is None or lease.is_lost or self.loop.paused:
             return
-        if self.world.now_ns < self._resumed_ns + 2 * MS:
+        if self.world.now_ns < self._resumed_ns + self._grace_ns:
             return
         end = self.cluster.truth.ended.get(lease.lease_id)
         # The client's clock may be as much slower as the leader's is faster.
