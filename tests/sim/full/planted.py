@@ -980,7 +980,9 @@ def _bugs() -> tuple[FullBug, ...]:
             "keepalive answers that are counted from another time than the renewal they answer",
             ((LeaseKeeper, "_extend", renewals_add_up),),
             "client",
-            150_000,
+            300_000,
+            run_events=8_000,
+            slow=True,
         ),
         FullBug(
             "a rejection reads as an acknowledgement",
