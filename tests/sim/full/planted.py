@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvstore.client import KvError, Lease, OutcomeUnknownError, UnreachableError
+from kvstore.client import KvError, OutcomeUnknownError, UnreachableError
 from kvstore.client import transport as client_transport
 from kvstore.client.errors import error_from_rpc
-from kvstore.client.lease import LeaseKeeper
 from kvstore.client.transport import Transport
 from kvstore.client.watch import Watcher as ClientWatcher
 from kvstore.lease.clock import LeaseClock
@@ -567,14 +566,6 @@ async def resumes_late(self: ClientWatcher) -> None:
 real_serve = ClientWatcher._serve_one_stream
 
 
-def renewals_add_up(self: LeaseKeeper, lease: Lease, asked_at_s: float) -> None:
-    """Add each renewal to what is left, as if none had been for the same time."""
-    real_extend(self, lease, lease.expiry.when() if lease.expiry else asked_at_s + 1.0)
-
-
-real_extend = LeaseKeeper._extend
-
-
 @dataclass(frozen=True)
 class FullBug:
     """One bug and what finding it may cost."""
@@ -973,16 +964,6 @@ def _bugs() -> tuple[FullBug, ...]:
             ((ClientWatcher, "_serve_one_stream", resumes_late),),
             "client",
             60_000,
-        ),
-        FullBug(
-            "renewals of a lease add up",
-            "client",
-            "keepalive answers that are counted from another time than the renewal they answer",
-            ((LeaseKeeper, "_extend", renewals_add_up),),
-            "client",
-            300_000,
-            run_events=8_000,
-            slow=True,
         ),
         FullBug(
             "a rejection reads as an acknowledgement",
