@@ -145,7 +145,11 @@ class Link:
             return
         error = opening.exception()
         if error is None:
-            self.session = opening.result()
+            session = opening.result()
+            # It may have ended, and said so, before this callback had its turn. Kept, it would
+            # stand in the way of every later one, and calls on it would wait for their deadline.
+            if not (session.is_over or session.is_leaving):
+                self.session = session
         elif isinstance(error, UnsupportedError):
             self.is_without_sessions = True
 
