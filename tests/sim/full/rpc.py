@@ -56,6 +56,9 @@ class UnaryCall:
     def reply(self, message: bytes) -> None:
         self.end(0, message)
 
+    def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
+        self.reply(b"".join(parts))
+
     def fail(self, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.end(code, text)
 
