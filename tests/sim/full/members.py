@@ -163,8 +163,10 @@ class MemberBook:
             )
         change = Change.decode(changes[0].data)
         if change.kind is ChangeKind.ADD_VOTER and change.member in core.configuration.learners:
-            holds = process.cluster.by_member_id[change.member].durable.last_index
-            if holds < READY_RATIO * (first - 1):
+            host = process.cluster.by_member_id[change.member]
+            holds = host.durable.last_index
+            # A machine whose disk is taken out by mistake holds nothing, and gets it back.
+            if host.restore is None and holds < READY_RATIO * (first - 1):
                 self._fail(
                     IN_SYNC, f"{change.member:x} is promoted at {first} and holds up to {holds}"
                 )
