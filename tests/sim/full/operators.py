@@ -224,12 +224,15 @@ class Operator:
         ):
             self._again()
             return
-        host.crash()
-        kept, config = (host.disk, host.durable, host.inflight, host.applied_seen), host.config
-        host.mount()
         members = [
             rpc_pb2.Member(ID=one, peerURLs=urls) for one, urls, _ in self.cluster.book.listings[-1]
         ]
+        if rpc_pb2.Member(ID=member.ID, peerURLs=member.peerURLs) not in members:
+            self._again()  # moved or removed since the list that this operator goes by
+            return
+        host.crash()
+        kept, config = (host.disk, host.durable, host.inflight, host.applied_seen), host.config
+        host.mount()
         host.config = joining(self.cluster, host, member, members)
         host.start()
 
