@@ -206,9 +206,11 @@ class Operator:
         if self.world.chance(0.5):
             request = rpc_pb2.MemberRemoveRequest(ID=member.ID ^ 1)
             self._ask("MemberRemove", request, "removed by mistake", rpc_pb2.MemberRemoveResponse)
-        else:
+        elif any(urls == tuple(member.peerURLs) for _, urls, _ in self.cluster.book.listings[-1]):
             request = rpc_pb2.MemberAddRequest(peerURLs=list(member.peerURLs))
             self._ask("MemberAdd", request, "added by mistake", rpc_pb2.MemberAddResponse)
+        else:
+            self._again()  # nobody has these URLs any more: it would be no mistake
 
     def _forget(self, member: Any) -> None:
         """Start a member that has run on an empty disk: it must refuse, and gets its disk back."""
@@ -277,6 +279,10 @@ class Operator:
             done = request.ID in book.configuration.removed
         elif isinstance(request, rpc_pb2.MemberPromoteRequest):
             done = any(request.ID in one.voters for one in book.configurations)
+        elif isinstance(request, rpc_pb2.MemberAddRequest):
+            # No mistake after all: whoever had these URLs has moved since that list.
+            wanted = tuple(request.peerURLs)
+            done = any(urls == wanted for _, urls, _ in book.listings[-1])
         else:
             done = False
         if not done:
@@ -315,7 +321,8 @@ def address_of(url: str) -> str:
 
 def joining(cluster: FullCluster, host: Host, me: Any, members: list[Any]) -> ServerConfig:
     """Return the flags of a member that joins, as `member add` prints them."""
-    names = {one.ID: f"m{cluster.by_address[address_of(one.peerURLs[0])].id}" for one in members}
+    # An address that a machine once had may have become another member's, by mistake.
+    names = {one.ID: f"m{host.id}" if one.ID == me.ID else f"member-{one.ID:x}" for one in members}
     text = ",".join(f"{names[one.ID]}={url}" for one in members for url in one.peerURLs)
     return cluster.config(
         host.id,

@@ -913,7 +913,7 @@ def _bugs() -> tuple[FullBug, ...]:
             "non-voters counted in the quorum",
             ((Leader, "_maybe_commit", learners_count),),
             "members",
-            140_000,
+            400_000,
         ),
         FullBug(
             "a learner is promoted whatever it holds",
