@@ -56,7 +56,7 @@ def test_a_chain_keeps_so_many_puts_under_way_and_counts_failures() -> None:
     thread = threading.Thread(target=answer)
     thread.start()
     try:
-        result = Chains(put, 0.05).run()
+        result = Chains(put, 0.5).run()
     finally:
         over.set()
         thread.join()
