@@ -1,6 +1,8 @@
 # make help lists the targets.
 PYTHON3 ?= python3
 # Another environment, for another interpreter: make test VENV=.venv-3.13 PYTHON3=python3.13
+# Test processes side by side: most tests wait most of the time. One after the other: ARGS="-n 0".
+JOBS ?= $(shell expr 2 '*' $$(nproc))
 VENV ?= .venv
 PY := $(VENV)/bin/python
 MINUTES ?= 10
@@ -9,7 +11,7 @@ COMPILED := build/compiled
 COMPILED_TESTS := tests/raft tests/mvcc tests/apply tests/rpc tests/peer tests/lease tests/server tests/client \
   tests/test_compiled.py tests/cluster/test_three_members.py tests/cluster/test_membership.py
 
-.PHONY: help setup up test check compiled test-compiled sim chaos compat bench bench-report micro proto clean
+.PHONY: help setup up test check compiled test-compiled sim chaos compat fuzz bench bench-report micro proto clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -25,10 +27,10 @@ up: setup ## run a three-node cluster in the foreground
 	@$(PY) -m kvstore.cli.kvstore up $(ARGS)
 
 test: setup ## the quick test suite
-	@$(PY) -m pytest -q -m "not slow" $(ARGS)
+	@$(PY) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: setup ## the longer suites
-	@$(PY) -m pytest -q -m "slow" $(ARGS)
+	@$(PY) -m pytest -q -m "slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 check: setup ## lint, format and types
 	@$(PY) -m ruff check .
@@ -61,6 +63,11 @@ chaos: setup ## real members under real faults for MINUTES (namespaces when root
 # In memory where that is possible: what is compared are answers, not disks.
 compat: setup ## compare OPERATIONS random requests with etcd (100,000 take 10 to 15 minutes); SEED=n replays
 	@TMPDIR=$(if $(wildcard /dev/shm),/dev/shm,/tmp) $(PY) -m tests.compat.random --operations $(OPERATIONS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# The search is guided by coverage where atheris installs (wheels for Linux on x86-64), else random.
+fuzz: setup ## fuzz everything that takes bytes from outside for MINUTES; ARGS="--target wal"
+	@$(PY) -m pip install -q --disable-pip-version-check --only-binary :all: "atheris>=3.0" || echo "no atheris: mutating at random"
+	@$(PY) -m tests.fuzz --seconds $$(( $(MINUTES) * 60 )) $(ARGS)
 
 bench: setup ## benchmark beside etcd, results in bench/results
 	@$(PY) -m bench $(ARGS)

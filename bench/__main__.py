@@ -37,9 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--name", default="", help="of the result files; default by cores and choice"
     )
     parser.add_argument("--cpu-list", default=None, help="taskset list for the members")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="shrinks P6, P8, idle, gate; for a try"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="shrinks the scenarios; for a try")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 0 or arguments.seconds < 0 or arguments.scale <= 0:
         parser.error("--rounds, --seconds and --scale must be positive")

@@ -14,6 +14,8 @@ COMPACT = "/etcdserverpb.KV/Compact"
 STATUS = "/etcdserverpb.Maintenance/Status"
 HASH_KV = "/etcdserverpb.Maintenance/HashKV"
 WATCH = "/etcdserverpb.Watch/Watch"
+LEASE_GRANT = "/etcdserverpb.Lease/LeaseGrant"
+LEASE_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 
 
 def varint(value: int) -> bytes:

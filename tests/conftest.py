@@ -1,9 +1,18 @@
-"""Rules for the whole suite: in CI a skip fails the run unless it is listed with a reason."""
+"""Rules for the whole suite.
+
+- In CI a skip fails the run unless it is listed with a reason.
+- Tests run side by side in several processes (pytest-xdist); one marked `alone` has the machine for
+  itself, because it measures time or load.
+- What a test notes with `record_property(TABLE + title, [head, line])` is printed at the end.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +20,14 @@ import pytest
 from kvstore.compiled import form
 
 ALLOWED = Path(__file__).parent / "allowed_skips.txt"
+TABLE = "table: "
 skipped: dict[str, str] = {}
 unfit: list[pytest.Item] = []
 """Tests that a run on compiled modules leaves out."""
+tables: dict[str, list[str]] = {}
+held = contextlib.ExitStack()
+holds = False
+"""The turn of this process goes on with the next test."""
 
 
 def pytest_configure() -> None:
@@ -27,12 +41,14 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"KVSTORE_TEST_FORM={wanted}, but kvstore is {form()} here")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if form() == "pure Python":
-        return
-    unfit[:] = [item for item in items if item.get_closest_marker("pure_python")]
-    items[:] = [item for item in items if item not in unfit]
-    config.hook.pytest_deselected(items=unfit)
+    if form() != "pure Python":
+        unfit[:] = [item for item in items if item.get_closest_marker("pure_python")]
+        items[:] = [item for item in items if item not in unfit]
+        config.hook.pytest_deselected(items=unfit)
+    # All in one block of one process, at the start: the others wait once and not for each.
+    items.sort(key=lambda item: not is_alone(item))
 
 
 def allowed_skips() -> list[str]:
@@ -45,9 +61,55 @@ def surprising_skips() -> list[str]:
     return [name for name in skipped if not name.startswith(allowed)]
 
 
+@contextlib.contextmanager
+def turn(*, alone: bool) -> Iterator[None]:
+    """Wait until a test may run beside those of the other processes, or for its turn alone.
+
+    Two files of the suite serve as locks, so that other runs in the same checkout count as well.
+    Everybody passes the door one by one: who wants to be alone keeps it shut until the room is
+    empty, and is not kept waiting by those who come later.
+    """
+    with ALLOWED.open() as door, Path(__file__).open() as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            # Not only by closing: a process that a test has forked may hold a copy for longer.
+            fcntl.flock(room, fcntl.LOCK_UN)
+
+
+def is_alone(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("alone") is not None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout of the test
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    if not hasattr(item.config, "workerinput"):
+        return (yield)  # one process: always alone
+    global holds  # noqa: PLW0603 (a process has one turn)
+    alone = is_alone(item)
+    if not holds:
+        held.enter_context(turn(alone=alone))
+    try:
+        return (yield)
+    finally:
+        holds = alone and is_alone(nextitem)
+        if not holds:
+            held.close()
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         skipped[report.nodeid] = str(report.longrepr)
+    if report.when == "call":
+        for name, value in report.user_properties:
+            if name.startswith(TABLE):
+                head, line = value  # type: ignore[misc]
+                tables.setdefault(name.removeprefix(TABLE), [str(head)]).append(str(line))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -61,6 +123,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for item in unfit:
         terminalreporter.write_line(f"left out, needs pure Python: {item.nodeid}")
+    for title, lines in tables.items():
+        # A pass that did little should be seen.
+        terminalreporter.write_sep("=", title)
+        for line in lines:
+            terminalreporter.write_line(line)
     if os.environ.get("CI") != "true":
         return
     for name in surprising_skips():

@@ -27,17 +27,30 @@ START_TIMEOUT_S = 30.0
 _LOOPBACK = "127.0.0.1"
 
 
+def _own_ports() -> range:
+    """Return this process's part of the ports, where tests run side by side (pytest-xdist).
+
+    Whoever asked for a port has not bound it yet, and a member that was killed has let it go.
+    """
+    ports = range(15_000, 32_000)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % workers
+    size = len(ports) // workers
+    return ports[number * size : (number + 1) * size]
+
+
 def free_ports(count: int) -> list[int]:
     """Return different ports that nobody listens on, below the kernel's ephemeral range.
 
     A member that is killed and started again must find its port free: one of the ephemeral range
     could have become the local end of somebody's connection meanwhile.
     """
+    own = _own_ports()
     ports: list[int] = []
     with contextlib.ExitStack() as held:
         while len(ports) < count:
             probe = held.enter_context(socket.socket())
-            port = random.randrange(15_000, 32_000)
+            port = random.choice(own)
             with contextlib.suppress(OSError):  # taken: draw again
                 probe.bind((_LOOPBACK, port))
                 ports.append(port)
@@ -46,8 +59,9 @@ def free_ports(count: int) -> list[int]:
 
 def free_base_port() -> int:
     """Return a client port for `kvstore up` with three members: all six ports are free now."""
+    own = _own_ports()
     while True:
-        base = random.randrange(12_000, 32_000)
+        base = random.choice(own[:-1])
         with contextlib.ExitStack() as held, contextlib.suppress(OSError):
             for port in (base, base + 20_000, base + 30_000):
                 for number in (port, port + 1):

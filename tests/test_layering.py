@@ -41,7 +41,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "kvstore.client": {"kvstore.pb"},
     "kvstore.cli": {"kvstore.compiled", "kvstore.server", "kvstore.client"},
-    "kvstore.embed": {"kvstore.server", "kvstore.client"},
+    "kvstore.embedded": {
+        "kvstore.server",
+        "kvstore.client",
+        "kvstore.wal",
+        "kvstore.mvcc",
+        "kvstore.raft.messages",
+    },
+    "kvstore.testing": {"kvstore.embedded", "kvstore.cli", "kvstore.client"},
     "bench": {"kvstore.client"},
 }
 BANNED_IN_RAFT = {

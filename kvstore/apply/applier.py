@@ -71,10 +71,24 @@ class Entry(Protocol):
 class Applied:
     """The results of one entry, by position."""
 
-    __slots__ = ("first_sequence", "incarnation", "index", "origin", "results")
+    __slots__ = (
+        "duration_ns",
+        "first_sequence",
+        "incarnation",
+        "index",
+        "kinds",
+        "origin",
+        "results",
+    )
 
     def __init__(
-        self, index: int, origin: int, incarnation: int, first_sequence: int, results: list[Result]
+        self,
+        index: int,
+        origin: int,
+        incarnation: int,
+        first_sequence: int,
+        results: list[Result],
+        kinds: list[int],
     ) -> None:
         self.index = index
         self.origin = origin
@@ -82,6 +96,10 @@ class Applied:
         self.first_sequence = first_sequence
         self.results = results
         """The i-th answers the request with sequence `first_sequence + i` of the origin."""
+        self.kinds = kinds
+        """Of each operation, that inside for IN_TERM."""
+        self.duration_ns = 0
+        """Set by who has a clock."""
 
 
 class Applier:
@@ -101,7 +119,7 @@ class Applier:
                 failed one are in the store's buffer but not durable, as only whole entries are.
         """
         if not entry.data:
-            return Applied(entry.index, 0, 0, 0, [])
+            return Applied(entry.index, 0, 0, 0, [], [])
         origin, incarnation, first_sequence, ops = decode_batch(entry.data)
         results: list[Result] = []
         append = results.append
@@ -123,7 +141,8 @@ class Applier:
                 append(MalformedRequest(str(error)))
             except Exception as error:
                 raise ApplyFailed(entry.index, len(results), op[0], error) from error
-        return Applied(entry.index, origin, incarnation, first_sequence, results)
+        kinds = [op[0] if op[0] != op_kinds.IN_TERM else op[1][8] for op in ops]
+        return Applied(entry.index, origin, incarnation, first_sequence, results, kinds)
 
     def _apply(self, kind: int, payload: bytes, term: int) -> Result:
         store = self._store

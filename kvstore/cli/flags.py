@@ -34,6 +34,7 @@ HELP: dict[str, str] = {
     "max_request_bytes": "Largest request in bytes.",
     "max_txn_ops": "Most operations in one transaction.",
     "log_level": "debug, info, warn, error, panic or fatal.",
+    "metrics": "basic; extensive adds the durations of calls, for some microseconds a call.",
     "cert_file": "Certificate of the client port (PEM).",
     "key_file": "Key of the client port (PEM).",
     "trusted_ca_file": "Authority that client certificates must come from (PEM).",
@@ -43,6 +44,7 @@ HELP: dict[str, str] = {
 CHOICES: dict[str, click.Choice[str]] = {
     "initial_cluster_state": click.Choice(["new", "existing"]),
     "log_level": click.Choice(list(LEVELS)),
+    "metrics": click.Choice(["basic", "extensive"]),
 }
 FIELDS = [field for field in dataclasses.fields(ServerConfig) if field.init]
 OURS = frozenset(field.name.replace("_", "-") for field in FIELDS) | {"config-file"}
@@ -61,7 +63,7 @@ enable-pprof enable-v2 feature-gates force-new-cluster grpc-keepalive-interval
 grpc-keepalive-min-time grpc-keepalive-timeout host-whitelist initial-corrupt-check
 initial-election-tick-advance listen-client-http-urls listen-metrics-urls log-format log-outputs
 log-package-levels log-rotation-config-json logger max-concurrent-streams max-snapshots max-wals
-memory-mlock metrics peer-auto-tls peer-cert-allowed-cn peer-cert-allowed-hostname
+memory-mlock peer-auto-tls peer-cert-allowed-cn peer-cert-allowed-hostname
 peer-cert-file peer-client-cert-auth peer-client-cert-file peer-client-key-file peer-crl-file
 peer-key-file peer-skip-client-san-verification peer-trusted-ca-file pre-vote proxy
 raft-read-timeout raft-write-timeout self-signed-cert-validity snapshot-catchup-entries

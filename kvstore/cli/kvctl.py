@@ -48,6 +48,7 @@ COMMANDS: dict[str, _Entry] = {
     "move-leader": _Entry("members", "move_leader", "Hand the leadership to another member."),
     "endpoint": _Entry("cluster", "endpoint", "Ask single endpoints."),
     "alarm": _Entry("cluster", "alarm", "Show and clear alarms."),
+    "bench": _Entry("bench", "bench", "Measure the speed of a cluster."),
 }
 _SWITCHES = ("--hex", "--insecure-transport")
 _VALUED = (

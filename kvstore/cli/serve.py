@@ -11,7 +11,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import click
 import yaml
 
 from kvstore.cli.flags import PARENT_VARIABLE, offered_by_etcd
+from kvstore.cli.loops import loop_factory
 from kvstore.cli.wall import WallClock, check_against
 from kvstore.compiled import form
 from kvstore.server.config import ConfigError, ServerConfig
@@ -122,21 +122,6 @@ def end_with_parent() -> None:
         sys.exit("kvstore up is gone")  # it ended before the line above
 
 
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop where it is installed, None for asyncio's own loop.
-
-    KVSTORE_LOOP=asyncio in the environment asks for asyncio's; both are tested.
-    """
-    if os.environ.get("KVSTORE_LOOP") == "asyncio":
-        return None
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
 async def _serve(config: ServerConfig) -> int:
     loop = asyncio.get_running_loop()
     member = Member(config)
@@ -156,6 +141,10 @@ async def _serve(config: ServerConfig) -> int:
     watch = loop.create_task(_watch_clock(WallClock(member.clock)))
     try:
         await member.start()
+        # Health checks come over HTTP/1; none of them should wait for the import. What it made
+        # lives as long as the process too.
+        await member.server.load_http1()
+        member.platform.started()
         log.info(
             "serving clients",
             extra={

@@ -14,11 +14,13 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from kvstore.cli.flags import PARENT_VARIABLE, without_etcd
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
 READY_TIMEOUT_S = 60.0
@@ -65,21 +67,34 @@ class LocalMember:
 class LocalCluster:
     """Members as child processes on this machine, named m1, m2, ..."""
 
-    def __init__(self, nodes: int, folder: Path, client_port: int, log_level: str) -> None:
-        """Plan the members; nothing starts before `run`.
+    def __init__(
+        self,
+        nodes: int,
+        folder: Path,
+        client_port: int,
+        log_level: str,
+        *,
+        ports: Sequence[int] | None = None,
+        log_files: bool = False,
+    ) -> None:
+        """Plan the members; nothing starts before `run` or `start`.
 
         Ports are those of etcd's usual local cluster: 2379, 22379, 32379 for clients, one above
-        each for peers.
+        each for peers. `ports` names other client ports. With `log_files` each member logs to
+        NAME.log in the folder, not to our standard error.
 
         Raises:
             PortsError: A port would be above 65535.
         """
         self._log_level = log_level
+        self._log_files = log_files
         self._folder = folder
         self._shape = {"nodes": nodes, "client_port": client_port}
         self.members: list[LocalMember] = []
         for number in range(nodes):
             port = client_port + (10_000 * (number + 1) if number else 0)
+            if ports is not None:
+                port = ports[number]
             if port + 1 > 65_535:
                 highest = 65_534 - 10_000 * nodes if nodes > 1 else 65_534
                 raise PortsError(
@@ -100,12 +115,8 @@ class LocalCluster:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: self._stopping.set())
         try:
-            self._check_folder()
-            for member in self.members:
-                self._start(member)
-            if not self._wait_ready():
+            if not self.start():
                 return 0 if self._stopping.is_set() else 1
-            self._mark.write_text(json.dumps(self._shape) + "\n")
             print(f"{len(self.members)} members, data in {self._folder}")
             for member in self.members:
                 print(f"  {member.name}  clients {member.client_url}  peers {member.peer_url}")
@@ -114,7 +125,21 @@ class LocalCluster:
             print("ready", flush=True)
             return self._watch(live=live)
         finally:
-            self._stop()
+            self.stop()
+
+    def start(self) -> bool:
+        """Start all members and wait; tell whether they serve, having said which does not.
+
+        Raises:
+            UpError: As `run`.
+        """
+        self._check_folder()
+        for member in self.members:
+            self.start_member(member)
+        if not self.wait_ready():
+            return False
+        self._mark.write_text(json.dumps(self._shape) + "\n")
+        return True
 
     @property
     def _mark(self) -> Path:
@@ -134,7 +159,8 @@ class LocalCluster:
                 "with these, or choose another --data-dir"
             )
 
-    def _start(self, member: LocalMember) -> None:
+    def start_member(self, member: LocalMember) -> None:
+        """Start the process of one member, which must not run."""
         cluster = ",".join(f"{other.name}={other.peer_url}" for other in self.members)
         command = [
             sys.executable, "-m", "kvstore.cli.kvstore", "serve",
@@ -149,16 +175,24 @@ class LocalCluster:
             "--log-level", self._log_level,
         ]  # fmt: skip
         # A session of its own, so that Ctrl-C reaches only us and we stop the members in order.
-        member.process = subprocess.Popen(  # noqa: S603 (our own module)
-            command,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            env=without_etcd() | {PARENT_VARIABLE: str(os.getpid())},
-        )
+        with self._log_file(member) as log_file:
+            member.process = subprocess.Popen(  # noqa: S603 (our own module)
+                command,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stderr=log_file,
+                env=without_etcd() | {PARENT_VARIABLE: str(os.getpid())},
+            )
 
-    def _wait_ready(self) -> bool:
+    def _log_file(self, member: LocalMember) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+        if not self._log_files:
+            return contextlib.nullcontext()
+        return member.data_dir.with_suffix(".log").open("ab")
+
+    def wait_ready(self, members: Sequence[LocalMember] | None = None) -> bool:
+        """Wait until these members, or all, serve; False, having said why, when one does not."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        waiting = list(self.members)
+        waiting = list(self.members if members is None else members)
         while waiting and not self._stopping.is_set():
             for member in list(waiting):
                 assert member.process is not None
@@ -229,7 +263,8 @@ class LocalCluster:
             str(member.process.pid),
         ]
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Stop all members, with SIGTERM first; none is left."""
         running = [
             member.process
             for member in self.members

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from kvstore.client.counters import Statistics, statistics
 from kvstore.client.errors import CompactedError
 from kvstore.client.keys import range_of
 from kvstore.client.lease import Lease, LeaseKeeper
@@ -18,8 +19,11 @@ from kvstore.client.leasing import LeaseCalls
 from kvstore.client.maintenance import MaintenanceCalls
 from kvstore.client.membership import MembershipCalls
 from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Request, Response
+from kvstore.client.namespace import Namespace
 from kvstore.client.pages import Pages
 from kvstore.client.pipeline import Pipeline
+from kvstore.client.recipes.calls import PAGE_SIZE_DEFAULT, RecipeCalls
+from kvstore.client.telemetry import Traced
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode, Transport
 from kvstore.client.txn import Txn
 from kvstore.client.types import (
@@ -27,6 +31,8 @@ from kvstore.client.types import (
     KeyValue,
     PutResult,
     RangeResult,
+    SortOrder,
+    SortTarget,
     TxnResult,
     delete_result,
     key_value,
@@ -38,18 +44,16 @@ from kvstore.client.watch import Watcher
 from kvstore.pb import rpc_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
 
+    from kvstore.client.carrier import Carrier
     from kvstore.client.endpoint import Tls
 
-SortTarget = Literal["key", "version", "create", "mod", "value"]
-SortOrder = Literal["none", "ascend", "descend"]
-
-PAGE_SIZE_DEFAULT = 1000
+_Watchers: TypeAlias = "weakref.WeakSet[Watcher]"
 
 
-class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
+class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
     """A client of one cluster, for use on one asyncio event loop.
 
     Works with kvstore and with etcd 3.4 or newer. All methods may be called concurrently. Each
@@ -70,6 +74,7 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         transport: Mode = "auto",
+        tracer_provider: object | None = None,
     ) -> None:
         """Remember where the cluster is; connections are made at first use.
 
@@ -80,13 +85,16 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             password: Its password.
             tls: Certificate files. Endpoints without a scheme are then https.
             timeout_s: Seconds a call may take, retries included, where it does not say itself.
+                A call's own may be 0 or less, as of a deadline that has passed: UnreachableError.
             connect_timeout_s: Seconds of these that one endpoint may take to connect before the
                 next is tried: what a host that drops packets costs.
             transport: How calls travel: "session" is one stream for all of them, many to a frame,
                 which kvstore offers; "unary" is a gRPC call each, as every etcd takes them;
                 "auto" uses sessions where they are offered. Results and errors are the same.
+            tracer_provider: An OpenTelemetry `TracerProvider`: each call becomes a span. Needs
+                the package opentelemetry-api. None traces nothing and costs nothing.
         """
-        self._transport = Transport(
+        carrier: Carrier = Transport(
             endpoints,
             user=user,
             password=password,
@@ -95,13 +103,28 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             connect_timeout_s=connect_timeout_s,
             mode=transport,
         )
-        self._keeper = LeaseKeeper(self._transport)
-        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        if tracer_provider is not None:
+            carrier = Traced(carrier, tracer_provider)
+        self._begin(carrier, LeaseKeeper(carrier))
+
+    def _begin(
+        self, transport: Carrier, keeper: LeaseKeeper, parents: tuple[_Watchers, ...] = ()
+    ) -> None:
+        self._transport = transport
+        self._keeper = keeper
+        self._endpoint_sync: asyncio.Task[None] | None = None
+        self._watchers: _Watchers = weakref.WeakSet()
+        self._all_watchers = (self._watchers, *parents)
 
     @property
     def is_closed(self) -> bool:
         """Whether `close` has been called."""
         return self._transport.is_closed
+
+    @property
+    def is_in_session(self) -> bool:
+        """Whether calls travel in a session now; before the first call they do not."""
+        return self._transport.link().session is not None
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,11 +137,49 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Close watches and connections. Leases are no longer renewed, and end by themselves."""
-        await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
+    async def close(self, because: str = "") -> None:
+        """Close watches and connections. Leases are no longer renewed, and end by themselves.
+
+        Calls under way and later ones raise ClosedError (OutcomeUnknownError where a write was
+        sent), with the reason `because` in their text.
+        """
+        if self.is_closed:
+            return
+        self._transport.enter()
+        await self._close_own()
         await self._keeper.close()
-        await self._transport.close()
+        await self._transport.close(because)
+
+    async def _close_own(self) -> None:
+        if self._endpoint_sync is not None:
+            self._endpoint_sync.cancel()
+            await asyncio.wait({self._endpoint_sync})
+        await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
+
+    def statistics(self) -> Statistics:
+        """Return what the client has done so far, its namespaces included, as plain numbers."""
+        return statistics(self._transport.counters, leases_kept=self._keeper.leases_kept)
+
+    def namespace(self, prefix: bytes) -> AsyncClient:
+        """Return a client of the keys that start with ``prefix``, as if they were all there are.
+
+            app = client.namespace(b"app/")
+            await app.put(b"limit", b"10")          # stores app/limit
+            async with app.lock(b"jobs"): ...       # locks app/jobs
+
+        It has every method: keys get the prefix on the way out and lose it on the way back, ranges
+        end where it ends. Leases, members and compaction are the whole cluster's. It lives on this
+        client's connections: to close it closes its watches only.
+
+        Args:
+            prefix: 1 byte or more. It separates by name, not by permission.
+        """
+        return _NamespaceClient(
+            Namespace(self._transport, prefix),
+            self._keeper,
+            self._all_watchers,
+            self.sync_endpoints,
+        )
 
     async def call(
         self,
@@ -456,7 +517,8 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             filters=filters,
         )
         watcher = Watcher(self._transport, request, resume_timeout_s=resume_timeout_s)
-        self._watchers.add(watcher)
+        for watchers in self._all_watchers:  # whoever of them is closed closes the watch
+            watchers.add(watcher)
         return watcher
 
     def lease(
@@ -491,3 +553,27 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls):
             on_lost=on_lost,
             cancel_on_lost=cancel_on_lost,
         )
+
+
+class _NamespaceClient(AsyncClient):
+    """A client on the connections of another; see `AsyncClient.namespace`."""
+
+    def __init__(
+        self,
+        transport: Carrier,
+        keeper: LeaseKeeper,
+        parents: tuple[_Watchers, ...],
+        sync_endpoints: Callable[..., Coroutine[Any, Any, tuple[str, ...]]],
+    ) -> None:
+        self._begin(transport, keeper, parents)
+        self._sync_endpoints = sync_endpoints
+
+    async def sync_endpoints(
+        self, *, every_s: float | None = None, timeout_s: float | None = None
+    ) -> tuple[str, ...]:
+        """As `AsyncClient.sync_endpoints`, for the client that has the connections."""
+        return await self._sync_endpoints(every_s=every_s, timeout_s=timeout_s)
+
+    async def close(self, because: str = "") -> None:
+        """Close its watches, and those of namespaces within it; `because` changes nothing."""
+        await self._close_own()

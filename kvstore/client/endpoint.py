@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 import grpc
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]").fullmatch
 
 
 class Tls(NamedTuple):
@@ -53,6 +56,10 @@ class Endpoint(NamedTuple):
         Without a scheme the endpoint is secure when the client was given TLS files
         (`secure_default`). Raises ValueError for anything else.
         """
+        if not isinstance(text, str):
+            raise ValueError(  # noqa: TRY004 (one class for every wrong endpoint)
+                f"endpoint {text!r}: write it as text, such as '127.0.0.1:2379'"
+            )
         secure = secure_default
         rest = text.strip()
         scheme, separator, after = rest.partition("://")
@@ -63,6 +70,7 @@ class Endpoint(NamedTuple):
             rest = after
         rest = rest.rstrip("/")
         host, colon, port = rest.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdigit()) or int(port) > 65535:
+        is_port = port.isascii() and port.isdigit() and 0 < int(port) <= 65535
+        if not (colon and is_port and _HOST(host)):
             raise ValueError(f"endpoint {text!r}: write it as host:port, such as 127.0.0.1:2379")
         return cls(rest, secure)

@@ -23,7 +23,9 @@ KvError
 │   ├── ReadFailedError            a read got no answer in time; nothing was written
 │   └── OutcomeUnknownError        may have been applied; retry only if idempotent
 ├── PipelineError              some operations of a pipeline failed; `results` has each one's end
+├── ConflictError              a software transaction met conflicts as often as it was allowed to
 ├── LeaseLostError             a lease kept alive by this client has ended
+├── WrongLoopError             the client belongs to another event loop; nothing was sent
 └── ClosedError                the client, or the watch, was closed by its own side
 """
 
@@ -224,9 +226,36 @@ class LeaseLostError(KvError):
         self.lease_id = lease_id
 
 
+class WrongLoopError(KvError, RuntimeError):
+    """The client is in use on another event loop, or its own thread would wait for itself.
+
+    Nothing was sent.
+    """
+
+    advice = (
+        "make an AsyncClient for each event loop, or one kvstore.client.Client, which all threads "
+        "may share"
+    )
+
+
+class ConflictError(KvError):
+    """A software transaction met a conflict in each of its `attempts`. Nothing was written."""
+
+    advice = "nothing was written; repeat it, or touch fewer keys that others change"
+
+    def __init__(self, text: str, *, attempts: int) -> None:
+        super().__init__(text)
+        self.attempts = attempts
+
+
 class ClosedError(KvError):
     """The client, or the watch, was closed by its own side."""
 
+    advice = "make a new client"
+
+
+LEARNER_TEXT = "etcdserver: rpc not supported for learner"
+"""A learner's refusal, before anything was proposed; a voter would serve the call."""
 
 ERROR_CLASSES: dict[str, type[KvError]] = {
     # INVALID_ARGUMENT
@@ -278,7 +307,7 @@ ERROR_CLASSES: dict[str, type[KvError]] = {
     "etcdserver: authentication is not enabled": PreconditionError,
     "etcdserver: not leader": PreconditionError,
     "etcdserver: not capable": PreconditionError,
-    "etcdserver: rpc not supported for learner": PreconditionError,
+    LEARNER_TEXT: PreconditionError,
     "etcdserver: bad leader transferee": PreconditionError,
     "etcdserver: cluster version not found during downgrade": PreconditionError,
     "etcdserver: cluster has a downgrade job in progress": PreconditionError,

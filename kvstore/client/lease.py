@@ -16,6 +16,7 @@ from kvstore.client.errors import (
     KvError,
     LeaseLostError,
     LeaseNotFoundError,
+    OutcomeUnknownError,
     ReadFailedError,
     error_from_rpc,
 )
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
 
 _RECONNECT_PAUSE_S = 0.1
+_TRIES_MAX = 3
 _RENEWALS_PER_TTL = 3
 # As etcd's client: two renewals may be lost before the lease is.
 
@@ -83,6 +85,7 @@ class Lease:
 
     async def wait_lost(self) -> None:
         """Return when the lease is lost."""
+        self._keeper.check_loop()
         await self._lost.wait()
 
     def lose(self, reason: str) -> None:
@@ -95,6 +98,15 @@ class Lease:
             self._has_cancelled_owner = self._owner.cancel()
         if self._on_lost is not None:
             self._on_lost(self)
+
+    def abandon(self) -> None:
+        """The client was closed: nobody renews the lease. Who waits for its loss is woken.
+
+        `on_lost` is not called and nothing is cancelled: the program itself has closed the client.
+        """
+        if not self._lost.is_set():
+            self._reason = f"lease {self.lease_id:x} is not renewed: the client was closed"
+            self._lost.set()
 
     async def start(self) -> Lease:
         """Grant the lease and begin to keep it alive. `async with` does this."""
@@ -145,20 +157,21 @@ class Lease:
 class LeaseKeeper:
     """Renews all of a client's leases over one stream, each three times in its time to live."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Carrier) -> None:
         self._transport = transport
         self._leases: dict[int, Lease] = {}
         self._due: list[tuple[float, int]] = []
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def leases_kept(self) -> int:
+        """How many leases are being renewed."""
+        return len(self._leases)
+
     async def grant(self, lease: Lease) -> None:
         """Grant a lease and renew it from now on."""
-        loop = asyncio.get_running_loop()
-        asked_at_s = loop.time()
-        response = await self._transport.call(
-            LEASE_GRANT, pb.LeaseGrantRequest(TTL=lease.ttl_s, ID=lease.lease_id), write=True
-        )
+        response, asked_at_s = await self._granted(lease)
         lease.lease_id, lease.ttl_s = response.ID, response.TTL
         self._leases[lease.lease_id] = lease
         self._extend(lease, asked_at_s)
@@ -167,14 +180,41 @@ class LeaseKeeper:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="kvstore-lease-keeper")
 
+    async def _granted(self, lease: Lease) -> tuple[pb.LeaseGrantResponse, float]:
+        """Return the grant, and when it was asked for; again when the outcome was open.
+
+        At worst there is one more lease, which nobody renews. Not so with an id of the caller's
+        choice, which then exists.
+        """
+        request = pb.LeaseGrantRequest(TTL=lease.ttl_s, ID=lease.lease_id)
+        tries_left = 1 if lease.lease_id else _TRIES_MAX
+        while True:
+            tries_left -= 1
+            asked_at_s = asyncio.get_running_loop().time()
+            try:
+                return await self._transport.call(LEASE_GRANT, request, write=True), asked_at_s
+            except OutcomeUnknownError:
+                if not tries_left:
+                    raise
+
     async def revoke(self, lease: Lease) -> None:
-        """Revoke a lease."""
-        try:
-            await self._transport.call(
-                LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease.lease_id), write=True
-            )
-        except LeaseNotFoundError as error:
-            raise LeaseLostError(error.text, lease_id=lease.lease_id) from error
+        """Revoke a lease; again when the outcome was open, which does no harm."""
+        is_open = False
+        for tries_left in reversed(range(_TRIES_MAX)):
+            try:
+                await self._transport.call(
+                    LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease.lease_id), write=True
+                )
+            except LeaseNotFoundError as error:
+                if is_open:
+                    return  # the call before was applied
+                raise LeaseLostError(error.text, lease_id=lease.lease_id) from error
+            except OutcomeUnknownError:
+                if not tries_left:
+                    raise
+                is_open = True
+            else:
+                return
 
     def forget(self, lease: Lease) -> None:
         """Stop renewing a lease."""
@@ -192,6 +232,11 @@ class LeaseKeeper:
             await asyncio.wait({self._task})
         for lease in list(self._leases.values()):
             self.forget(lease)
+            lease.abandon()
+
+    def check_loop(self) -> None:
+        """As `Transport.check_loop`."""
+        self._transport.check_loop()
 
     def _extend(self, lease: Lease, asked_at_s: float) -> None:
         # Counted from the asking, not the answer: the server began to count somewhere between.
@@ -206,6 +251,7 @@ class LeaseKeeper:
 
     def _lose(self, lease: Lease, reason: str) -> None:
         self.forget(lease)
+        self._transport.counters.leases_lost += 1
         lease.lose(reason)
 
     async def _run(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -12,6 +12,7 @@ from kvstore.client.errors import (
     AvailabilityError,
     KvError,
     ReadFailedError,
+    UnreachableError,
     error_from_rpc,
 )
 from kvstore.client.methods import (
@@ -26,13 +27,14 @@ from kvstore.client.types import LeaseGrant, LeaseTimeToLive
 from kvstore.pb import rpc_pb2 as pb
 
 if TYPE_CHECKING:
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
+    from kvstore.client.link import Link
 
 
 class LeaseCalls:
     """Granting, revoking and asking after leases."""
 
-    _transport: Transport
+    _transport: Carrier
 
     async def lease_grant(
         self, ttl_s: int, *, lease_id: int = 0, timeout_s: float | None = None
@@ -93,21 +95,29 @@ class LeaseCalls:
         self, lease_id: int, *, timeout_s: float | None = None
     ) -> pb.LeaseKeepAliveResponse:
         """As `lease_keep_alive_once`, but return the API's own message; its TTL 0 is the end."""
-        limit_s = self._transport.timeout_s if timeout_s is None else timeout_s
-        failure: KvError = ReadFailedError("keep-alive: no answer in time")
+        self._transport.enter()
+        limit_s = self._transport.limit_s(timeout_s)
+        failure: KvError = UnreachableError(f"keep-alive: no connection within {limit_s:g} s")
         try:
             async with asyncio.timeout(limit_s):
                 while True:
                     try:
-                        return await self._renew_once(lease_id)
-                    except AvailabilityError as error:
+                        link, stream = await self._transport.open_stream(LEASE_KEEP_ALIVE)
+                        failure = ReadFailedError("keep-alive: no answer in time")
+                        return await self._renew_once(link, stream, lease_id)
+                    except KvError as error:
+                        if not isinstance(
+                            error, AvailabilityError
+                        ) and not self._transport.is_refused_by_learner(error):
+                            raise
                         failure = error
                         await asyncio.sleep(0.05)
         except TimeoutError:
             raise failure from None
 
-    async def _renew_once(self, lease_id: int) -> pb.LeaseKeepAliveResponse:
-        link, stream = await self._transport.open_stream(LEASE_KEEP_ALIVE)
+    async def _renew_once(
+        self, link: Link, stream: Any, lease_id: int
+    ) -> pb.LeaseKeepAliveResponse:
         try:
             await stream.write(pb.LeaseKeepAliveRequest(ID=lease_id))
             response: pb.LeaseKeepAliveResponse = await read(stream)

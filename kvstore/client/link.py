@@ -94,14 +94,17 @@ class Link:
             self._connecting = asyncio.create_task(self._connect())
             # Its outcome counts even when every caller has given up waiting for it.
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # Shared by all callers: one of them giving up must not cancel it for the others.
-        done, _ = await asyncio.wait({self._connecting}, timeout=timeout_s)
+        # Shared by all callers: one of them giving up must not cancel it for the others. And ours:
+        # who is woken before us may have begun the next already.
+        connecting = self._connecting
+        done, _ = await asyncio.wait({connecting}, timeout=timeout_s)
         if not done:
             raise UnreachableError(
                 f"{self.endpoint.target}: no connection within {timeout_s:.3g} s"
             )
-        if self._connecting is not None and not self._connecting.cancelled():
-            self._connecting.result()
+        if connecting.cancelled():
+            raise ClosedError("the client is closed")
+        connecting.result()
 
     async def _connect(self) -> None:
         channel = self.channel()
@@ -142,7 +145,11 @@ class Link:
             return
         error = opening.exception()
         if error is None:
-            self.session = opening.result()
+            session = opening.result()
+            # It may have ended, and said so, before this callback had its turn. Kept, it would
+            # stand in the way of every later one, and calls on it would wait for their deadline.
+            if not (session.is_over or session.is_leaving):
+                self.session = session
         elif isinstance(error, UnsupportedError):
             self.is_without_sessions = True
 

@@ -10,7 +10,7 @@ from kvstore.client.types import Alarm, AlarmKind, HashKv, Status
 from kvstore.pb import rpc_pb2 as pb
 
 if TYPE_CHECKING:
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
 
 _ALARM_KINDS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 
@@ -18,7 +18,7 @@ _ALARM_KINDS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 class MaintenanceCalls:
     """Cluster and maintenance calls."""
 
-    _transport: Transport
+    _transport: Carrier
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
-from kvstore.client.errors import NoLeaderError
+from kvstore.client.errors import ClosedError, KvError, NoLeaderError
 from kvstore.client.methods import (
     MEMBER_ADD,
     MEMBER_LIST,
@@ -20,13 +21,60 @@ from kvstore.pb import rpc_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
 
 
 class MembershipCalls:
     """Who is a member. Only one change goes on at a time; others wait or are refused."""
 
-    _transport: Transport
+    _transport: Carrier
+    _endpoint_sync: asyncio.Task[None] | None
+
+    async def sync_endpoints(
+        self, *, every_s: float | None = None, timeout_s: float | None = None
+    ) -> tuple[str, ...]:
+        """Take the cluster's members for endpoints, in place of those the client was given.
+
+        The URLs are those that members advertise; learners, and members that have not started,
+        are left out. The endpoint in use stays in use if it is among them.
+
+        Args:
+            every_s: Also do so every so many seconds, until the client is closed; a time that
+                fails changes nothing. None is once.
+            timeout_s: Seconds for the call, retries included; None is the client's.
+
+        Returns:
+            The endpoints as host:port; unchanged when no member advertises any.
+
+        Raises:
+            As `member_list`.
+
+        Source: etcd v3 Cluster.MemberList (proto/rpc.proto).
+        """
+        if every_s is not None and every_s <= 0:
+            raise ValueError(f"every_s must be positive, not {every_s}")
+        members = await self.member_list(timeout_s=timeout_s)
+        voters = [member for member in members if not member.is_learner]
+        urls = dict.fromkeys(url for member in voters for url in member.client_urls)
+        if urls:
+            await self._transport.use_endpoints(list(urls))
+        if every_s is not None:
+            if self._endpoint_sync is not None:
+                self._endpoint_sync.cancel()
+            self._endpoint_sync = asyncio.create_task(
+                self._keep_endpoints(every_s), name="kvstore-endpoint-sync"
+            )
+        return tuple(link.endpoint.target for link in self._transport.links)
+
+    async def _keep_endpoints(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.sync_endpoints()
+            except ClosedError:
+                return
+            except KvError:
+                continue  # counted in `statistics`; the endpoints stay as they are
 
     async def member_list(
         self, *, linearizable: bool = True, timeout_s: float | None = None

@@ -33,6 +33,11 @@ class Pages:
         """The revision all keys are read at; 0 before the first is there, unless it was given."""
         return self._request.revision
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the page fetched last was the last one there is."""
+        return self._is_last
+
     def __aiter__(self) -> Pages:
         return self
 

@@ -52,6 +52,11 @@ _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 _GOES_ELSEWHERE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 # Refusals of the stream that do not mean that this server has no sessions.
 
+_HELLO_NUMBERS = ("frame_bytes", "operations", "bytes")
+
+_MALFORMED = (ValueError, TypeError, LookupError, msgpack.UnpackException)
+# What taking apart something that is no frame raises. The session then ends as a broken one does.
+
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
 
@@ -85,6 +90,8 @@ class Session:
         self.payload_bytes_max: int = hello["frame_bytes"] - _OTHERS_BYTES
         """Payload that one operation may have here; a longer one goes over a unary call."""
         self._frame_bytes_max = min(_FRAME_BYTES_MAX, self.payload_bytes_max)
+        # Servers before parts do not name their size, and must not be asked for them.
+        self._flags = session_pb2.PARTS if "part_bytes" in hello else session_pb2.NO_FLAG
         self.last_id = 0
         self.is_over = False
         self.is_leaving = False
@@ -98,6 +105,8 @@ class Session:
         self._bytes_max: int = hello["bytes"]
         self._calls: dict[int, tuple[asyncio.Future[Any], float, int]] = {}
         self._streams: dict[int, SessionStream] = {}
+        self._parts: dict[int, list[bytes]] = {}
+        """What has come of long replies."""
         self._inflight = 0
         self._inflight_bytes = 0
         self._out: list[Any] = [_FORMAT]
@@ -125,7 +134,7 @@ class Session:
         size_bytes = len(payload) + _ITEM_BYTES
         future = self._loop.create_future()
         self._calls[call_id] = (future, deadline_s, size_bytes)
-        item = (_CALL, call_id, number, int(left_s * 1000) or 1, flags, payload)
+        item = (_CALL, call_id, number, int(left_s * 1000) or 1, flags | self._flags, payload)
         if (
             self._backlog
             or self._inflight >= self._operations_max
@@ -158,7 +167,7 @@ class Session:
             self._calls[call_id] = (future, deadline_s, len(payload) + _ITEM_BYTES)
             futures.append(future)
         left_ms = int(left_s * 1000) or 1
-        self._queue((session_pb2.PIPELINE, first_id, left_ms, session_pb2.NO_FLAG, operations))
+        self._queue((session_pb2.PIPELINE, first_id, left_ms, self._flags, operations))
         if not self._is_sweeping:
             self._is_sweeping = True
             self._loop.call_later(_SWEEP_S, self._sweep)
@@ -295,13 +304,15 @@ class Session:
         text = "the server ended the session"
         try:
             while (frame := await read()) is not grpc.aio.EOF:
-                items = _unpack(frame.body, use_list=False)
+                items = _unpack(frame.body, use_list=False, strict_map_key=False)
                 for first in range(1, len(items), _TURN_ITEMS):
                     self._take(items[first : first + _TURN_ITEMS])
                     if first + _TURN_ITEMS < len(items):
                         await asyncio.sleep(0)
         except grpc.aio.AioRpcError as error:
             text = f"the session broke: {error.details() or error.code().name}"
+        except _MALFORMED as error:
+            text = f"the server sent a frame that makes no sense ({error!r})"
         except asyncio.CancelledError:
             text = "the session was closed"
             if not self.is_over:  # not `close`: gRPC cancels what runs when a channel closes
@@ -314,19 +325,32 @@ class Session:
         for item in items:
             kind = item[0]
             if kind == _REPLY:
+                if type(item[2]) is not bytes:
+                    raise TypeError("a reply without bytes")
                 call = calls.pop(item[1], None)
                 if call is not None:  # else it was given up, and the answer crossed the cancel
                     self._inflight -= 1
                     self._inflight_bytes -= call[2]
                     future = call[0]
+                    payload = item[2]
+                    if self._parts and (parts := self._parts.pop(item[1], None)):
+                        payload = b"".join((*parts, payload))
                     if not future.done():
-                        future.set_result(item[2])
+                        future.set_result(payload)
             elif kind == session_pb2.MESSAGE:
+                if type(item[2]) is not bytes:
+                    raise TypeError("a message without bytes")
                 stream = self._streams.get(item[1])
                 if stream is not None:
                     stream.take(item[2])
+            elif kind == session_pb2.PART:
+                if item[1] in calls:
+                    self._parts.setdefault(item[1], []).append(item[2])
             elif kind == session_pb2.END:
-                self._ended(*item[1:4])
+                call_id, code, text = item[1:4]
+                if type(code) is not int or type(text) is not str:
+                    raise TypeError("an end without code and text")
+                self._ended(call_id, code, text)
             elif kind == session_pb2.GOAWAY:
                 self._leave()
         if self._backlog:
@@ -342,6 +366,7 @@ class Session:
 
     def _forget(self, call_id: int, failure: Failure | None = None) -> None:
         future, _, size_bytes = self._calls.pop(call_id)
+        self._parts.pop(call_id, None)
         if call_id <= self._admitted_id:
             self._inflight -= 1
             self._inflight_bytes -= size_bytes
@@ -441,8 +466,21 @@ async def open_session(
         raise
     if frame is grpc.aio.EOF:
         raise UnreachableError(f"{target}: the server ended the session")
-    items = _unpack(frame.body)
-    if items[0] != _FORMAT:
+    try:
+        hello = _hello(_unpack(frame.body))
+    except _MALFORMED as error:
         stream.cancel()
-        raise UnsupportedError(f"{target}: sessions of format {items[0]}")
-    return Session(target, stream, items[1][1], on_end)
+        raise UnsupportedError(f"{target}: no hello of a session: {error}") from error
+    return Session(target, stream, hello, on_end)
+
+
+def _hello(items: list[Any]) -> dict[str, Any]:
+    if items[0] != _FORMAT:
+        raise ValueError(f"sessions of format {items[0]}")
+    kind, hello = items[1]
+    paths = all(type(path) is str for path in hello["methods"])
+    numbers = all(type(hello[name]) is int for name in _HELLO_NUMBERS)
+    if kind != session_pb2.HELLO or not (paths and numbers):
+        raise ValueError("it makes no sense")
+    found: dict[str, Any] = hello
+    return found

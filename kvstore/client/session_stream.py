@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from kvstore.pb import session_pb2
 
@@ -65,7 +66,14 @@ class SessionStream:
         if self._read_bytes >= _WINDOW_BYTES // 2 and self._status is None:
             self._session.push_credit(self.id, self._read_bytes)
             self._read_bytes = 0
-        return self._response.FromString(data)
+        try:
+            return self._response.FromString(data)
+        except DecodeError as error:  # as over gRPC
+            self._messages.clear()
+            self.cancel()
+            code = grpc.StatusCode.INTERNAL.value[0]
+            self._status = (code, f"the server sent no {self._response.__name__}: {error}")
+            raise self._error() from error
 
     def cancel(self) -> None:
         """End the stream from this side."""

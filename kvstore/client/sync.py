@@ -10,22 +10,27 @@ There is no logic of its own here: what a method does, takes, returns and raises
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
+from kvstore.client import sync_recipes as recipes
 from kvstore.client.aio import AsyncClient
-from kvstore.client.errors import ClosedError
+from kvstore.client.errors import ClosedError, WrongLoopError
+from kvstore.client.timeouts import checked_s
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from kvstore.client.counters import Statistics
     from kvstore.client.endpoint import Tls
     from kvstore.client.lease import Lease
     from kvstore.client.pages import Pages
     from kvstore.client.pipeline import Pipeline, PipelineResult
+    from kvstore.client.recipes.stm import Isolation, Stm, StmResult
     from kvstore.client.txn import Op, Txn
     from kvstore.client.types import KeyValue, TxnResult, WatchBatch
     from kvstore.client.watch import Watcher
@@ -34,40 +39,68 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Made = TypeVar("Made")
 
+_LAST_CALLS_S = 5.0
+# What calls of other threads may take to notice that the client was closed under them.
+
 
 class _Loop:
     """An event loop on a daemon thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._is_stopped = False
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="kvstore-client", daemon=True
         )
         self._thread.start()
+        self._stopped_because = ""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the thread has ended with the client, or is about to."""
+        return self._is_stopped
 
     def run(self, coroutine: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
         """Run a coroutine there and wait for it; an interrupt here cancels it there."""
-        if not self._thread.is_alive():
-            coroutine.close()
-            raise ClosedError("the client is closed")
         if threading.current_thread() is self._thread:
             coroutine.close()
-            raise RuntimeError(
+            raise WrongLoopError(
                 "called from the client's own thread (a callback): it would wait for itself"
             )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            # Behind the last turn of the loop it would never run, and never end.
+            if self._is_stopped:
+                coroutine.close()
+                raise ClosedError(f"the client is closed{self._stopped_because}")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout_s)
         except BaseException:
             future.cancel()  # of no effect when it has ended by itself
             raise
 
-    def stop(self) -> None:
-        """End the thread."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+    def stop(self, because: str = "") -> None:
+        """End the thread, when the calls of other threads have ended: the client is closed."""
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
+            self._stopped_because = f": {because}" if because else ""
+        asyncio.run_coroutine_threadsafe(_wait_for_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _wait_for_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, late = await asyncio.wait(others, timeout=_LAST_CALLS_S)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
 
 def _blocking(
@@ -141,7 +174,8 @@ class SyncWatcher:
 
     def next(self, timeout_s: float) -> WatchBatch | None:
         """Return the next batch, or None when none came in time or the watch was closed."""
-        return self._loop.run(self._next(timeout_s))
+        checked_s("timeout_s", timeout_s)
+        return None if self._loop.is_stopped else self._loop.run(self._next(timeout_s))
 
     async def _next(self, timeout_s: float | None = None) -> WatchBatch | None:
         # StopAsyncIteration cannot leave a coroutine, and a timeout must end the wait over there.
@@ -157,7 +191,8 @@ class SyncWatcher:
 
     def close(self) -> None:
         """End the watch; an iteration in another thread ends."""
-        self._loop.run(self._watcher.aclose())
+        with contextlib.suppress(ClosedError):  # with the client, which has ended the watch too
+            self._loop.run(self._watcher.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -282,6 +317,7 @@ class Client:
         timeout_s: float = 5.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         transport: Mode = "auto",
+        tracer_provider: object | None = None,
     ) -> None:
         self._client = AsyncClient(
             endpoints,
@@ -291,14 +327,15 @@ class Client:
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
             transport=transport,
+            tracer_provider=tracer_provider,
         )
         self._loop = _Loop()
 
-    def close(self) -> None:
+    def close(self, because: str = "") -> None:
         """As `AsyncClient.close`; ends the background thread too."""
-        if not self._client.is_closed:
-            self._loop.run(self._client.close())
-            self._loop.stop()
+        with contextlib.suppress(ClosedError):  # another thread was faster
+            self._loop.run(self._client.close(because))
+        self._loop.stop(because)
 
     def __enter__(self) -> Self:
         return self
@@ -315,6 +352,11 @@ class Client:
     def endpoints(self) -> tuple[str, ...]:
         """As `AsyncClient.endpoints`."""
         return self._client.endpoints
+
+    @property
+    def is_in_session(self) -> bool:
+        """As `AsyncClient.is_in_session`."""
+        return self._client.is_in_session
 
     put = _blocking(AsyncClient.put)
     get = _blocking(AsyncClient.get)
@@ -342,3 +384,61 @@ class Client:
     lease = _wrapping(AsyncClient.lease, SyncLease)
     txn = _wrapping(AsyncClient.txn, SyncTxn)
     pipeline = _wrapping(AsyncClient.pipeline, SyncPipeline)
+
+    lock = _wrapping(AsyncClient.lock, recipes.SyncPlace)
+    read_write_lock = _wrapping(AsyncClient.read_write_lock, recipes.SyncReadWriteLock)
+    election = _wrapping(AsyncClient.election, recipes.SyncElection)
+    barrier = _wrapping(AsyncClient.barrier, recipes.SyncBarrier)
+    double_barrier = _wrapping(AsyncClient.double_barrier, recipes.SyncDoubleBarrier)
+    queue = _wrapping(AsyncClient.queue, recipes.SyncQueue)
+    priority_queue = _wrapping(AsyncClient.priority_queue, recipes.SyncPriorityQueue)
+    watch_many = _wrapping(AsyncClient.watch_many, recipes.SyncMultiWatcher)
+    mirror = _wrapping(AsyncClient.mirror, recipes.SyncMirror)
+    cache = _wrapping(AsyncClient.cache, recipes.SyncCache)
+
+    sync_endpoints = _blocking(AsyncClient.sync_endpoints)
+
+    def stm(
+        self,
+        function: Callable[[recipes.SyncStm], Result],
+        *,
+        isolation: Isolation = "serializable_snapshot",
+        prefetch: Iterable[bytes] = (),
+        attempts_max: int | None = None,
+        timeout_s: float | None = None,
+    ) -> StmResult[Result]:
+        """As `AsyncClient.stm`, with a plain function, which runs on a thread of its own."""
+
+        def on_thread(stm: Stm) -> Coroutine[Any, Any, Result]:
+            return asyncio.to_thread(function, recipes.SyncStm(self._loop, stm))
+
+        return self._loop.run(
+            self._client.stm(
+                on_thread,
+                isolation=isolation,
+                prefetch=prefetch,
+                attempts_max=attempts_max,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def statistics(self) -> Statistics:
+        """As `AsyncClient.statistics`."""
+        return self._client.statistics()
+
+    def namespace(self, prefix: bytes) -> Client:
+        """As `AsyncClient.namespace`."""
+        return _NamespaceClient(self._client.namespace(prefix), self._loop)
+
+
+class _NamespaceClient(Client):
+    """A client on the connections, and the loop, of another."""
+
+    def __init__(self, client: AsyncClient, loop: _Loop) -> None:
+        self._client = client
+        self._loop = loop
+
+    def close(self, because: str = "") -> None:
+        """Close its watches; `because` changes nothing."""
+        with contextlib.suppress(ClosedError):  # with the client, which has ended them too
+            self._loop.run(self._client.close())

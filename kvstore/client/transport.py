@@ -4,7 +4,8 @@ The rules, in one place:
 
 * A call goes to the preferred endpoint; a failure there makes the next one preferred.
 * It is repeated, within its deadline, when it certainly was not applied: no connection was there
-  to send it on, the member refused it for want of a leader, or it asked for a fresh token.
+  to send it on, the member refused it for want of a leader, it asked for a fresh token, or it is a
+  learner and there are other endpoints.
 * A call that changes nothing is also repeated after any other loss of its answer.
 * Every other failure is raised at once; of a write without an answer the outcome is unknown.
 
@@ -21,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
+from kvstore.client.counters import Counters
 from kvstore.client.endpoint import Endpoint, Tls
 from kvstore.client.errors import (
+    LEARNER_TEXT,
     RETRY_WITH_NEW_TOKEN,
     AvailabilityError,
     ClosedError,
@@ -37,11 +40,14 @@ from kvstore.client.errors import (
     RequestError,
     UnreachableError,
     UnsupportedError,
+    WrongLoopError,
+    error_from,
     error_from_rpc,
 )
 from kvstore.client.link import Link
 from kvstore.client.methods import AUTHENTICATE, Method
 from kvstore.client.session import Session
+from kvstore.client.timeouts import checked_s, positive_s
 from kvstore.pb import session_pb2
 
 if TYPE_CHECKING:
@@ -71,6 +77,17 @@ _REQUIRE_LEADER = (("hasleader", "true"),)
 # says "not applied". Without this, failover from a partitioned member would be a timeout.
 
 
+def parse_answer(
+    method: Method[Request, Response], answer: bytes, *, write: bool
+) -> Response | KvError:
+    """Return the response; an answer that is none is what gRPC makes of it, an INTERNAL error."""
+    try:
+        return method.response.FromString(answer)
+    except DecodeError as error:
+        name = method.response.DESCRIPTOR.full_name
+        return error_from("INTERNAL", f"the answer is no {name}: {error}", write=write)
+
+
 class Transport:
     """All endpoints of one cluster, and one identity."""
 
@@ -89,14 +106,12 @@ class Transport:
             raise ValueError(f'transport must be "auto", "session" or "unary", not {mode!r}')
         if isinstance(endpoints, str) or not endpoints:
             raise ValueError("endpoints must be a list with at least one host:port")
-        if timeout_s <= 0:
-            raise ValueError(f"timeout_s must be positive, not {timeout_s}")
         self._tls = tls
         self._mode = mode
         self.links = [Link(self._parse(text), tls, self.turn_from) for text in endpoints]
         self._others: dict[Endpoint, Link] = {}
-        self.timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
+        self.timeout_s = positive_s("timeout_s", timeout_s)
+        self._connect_timeout_s = positive_s("connect_timeout_s", connect_timeout_s)
         self._preferred = 0
         self._user = user
         self._password = password or ""
@@ -106,6 +121,36 @@ class Transport:
         self._metadata: tuple[tuple[str, str], ...] = _REQUIRE_LEADER
         self._has_streamed = False
         self.is_closed = False
+        self.counters = Counters()
+        self._closed_because = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop, which is the client's from the first use on.
+
+        Raises ClosedError, or WrongLoopError on another loop: what lives on the first one would
+        never wake a task of this one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self.is_closed:
+            if self.is_closed:
+                raise ClosedError(f"the client is closed{self._closed_because}")
+            self.check_loop()
+            self._loop = loop
+        return loop
+
+    def check_loop(self) -> None:
+        """Raise WrongLoopError on another loop than the client's; a closed client is no error."""
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError("the client was first used on another event loop")
+
+    def limit_s(self, timeout_s: float | None) -> float:
+        """Return how long a call may take. Raises UnreachableError when there is no time."""
+        if timeout_s is None:
+            return self.timeout_s
+        if checked_s("timeout_s", timeout_s) <= 0:
+            raise UnreachableError(f"timeout_s is {timeout_s:g}: no time left to send")
+        return timeout_s
 
     def _parse(self, text: str) -> Endpoint:
         return Endpoint.parse(text, secure_default=self._tls is not None)
@@ -129,6 +174,11 @@ class Transport:
         link.is_ready = False
         if self.links[self._preferred] is link:
             self._preferred = (self._preferred + 1) % len(self.links)
+            self.counters.failovers += len(self.links) > 1
+
+    def is_refused_by_learner(self, failure: KvError) -> bool:
+        """Tell whether a learner refused what another endpoint may serve (etcd #12641)."""
+        return failure.text == LEARNER_TEXT and len(self.links) > 1
 
     async def call(
         self,
@@ -152,9 +202,11 @@ class Transport:
             require_leader: Let a member without a leader refuse at once. False for what a member
                 answers alone.
         """
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        loop = self.enter()
+        limit_s = self.timeout_s if timeout_s is None else self.limit_s(timeout_s)
+        self.counters.calls[method.path] += 1
         flags = session_pb2.NO_FLAG if require_leader else session_pb2.ANY_MEMBER
-        if endpoint is None and limit_s > 0 and not (self._is_login_due or self.is_closed):
+        if endpoint is None and not self._is_login_due:
             # The way of nearly every call: a session stands. Everything else is in `_repeat`.
             link = self.links[self._preferred]
             session = link.session
@@ -171,9 +223,8 @@ class Transport:
                         first = (link, token, failure)
                     attempt = partial(self._attempt, method, request, write, flags)
                     return await self._repeat(attempt, deadline_s, first=first)
-        deadline_s = asyncio.get_running_loop().time() + limit_s
         attempt = partial(self._attempt, method, request, write, flags)
-        return await self._repeat(attempt, deadline_s, endpoint)
+        return await self._repeat(attempt, loop.time() + limit_s, endpoint)
 
     async def _repeat(
         self,
@@ -207,22 +258,30 @@ class Transport:
             if failure.text in RETRY_WITH_NEW_TOKEN and self._user is not None:
                 token_tries += 1
                 if token_tries >= _TOKEN_TRIES_MAX:
-                    raise failure
+                    raise self._counted(failure)
                 if token == self._token:
                     self._is_login_due = True
                 continue
-            if isinstance(failure, AvailabilityError):
+            goes_elsewhere = own_link is None and self.is_refused_by_learner(failure)
+            if isinstance(failure, AvailabilityError) or goes_elsewhere:
                 if own_link is None:
                     self.turn_from(link)
                 else:
                     link.is_ready = False
-            if not isinstance(failure, (NoLeaderError, UnreachableError, ReadFailedError)):
-                raise failure
+            if not goes_elsewhere and not isinstance(
+                failure, (NoLeaderError, UnreachableError, ReadFailedError)
+            ):
+                raise self._counted(failure)
             attempts += 1
             pause_s = self._pause_s(attempts, 1 if own_link else len(self.links))
             if loop.time() + pause_s >= deadline_s:
-                raise failure
+                raise self._counted(failure)
+            self.counters.retries += 1
             await asyncio.sleep(pause_s)
+
+    def _counted(self, failure: KvError) -> KvError:
+        self.counters.failures[type(failure).__name__] += 1
+        return failure
 
     async def pipeline(
         self, calls: Sequence[PipelineCall], timeout_s: float | None = None
@@ -231,8 +290,8 @@ class Transport:
 
         In a session a group of them is one item. Without sessions they are made one by one.
         """
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
-        deadline_s = asyncio.get_running_loop().time() + limit_s
+        deadline_s = self.enter().time() + self.limit_s(timeout_s)
+        self.counters.pipelined += len(calls)
         answers: list[Message | KvError] = []
         while len(answers) < len(calls):
             rest = calls[len(answers) :]
@@ -265,14 +324,22 @@ class Transport:
             for future, (method, _, write) in zip(futures, calls, strict=False):
                 answer = await future
                 if isinstance(answer, bytes):
-                    answers.append(method.response.FromString(answer))
+                    answers.append(parse_answer(method, answer, write=write))
                 else:
                     answers.append(self._unless_closed(answer.error(write=write), write=write))
         except asyncio.CancelledError:
             for call_id in range(first_id, session.last_id + 1):
                 session.cancel(call_id)
             raise
-        if all(isinstance(answer, _NOT_APPLIED) or is_stale(answer) for answer in answers):
+        if all(
+            isinstance(answer, KvError)
+            and (
+                isinstance(answer, _NOT_APPLIED)
+                or is_stale(answer)
+                or self.is_refused_by_learner(answer)
+            )
+            for answer in answers
+        ):
             # Nothing of it took effect, so all of it may be repeated without changing the order.
             assert isinstance(answers[0], KvError)
             raise answers[0]
@@ -282,7 +349,7 @@ class Transport:
         """Connect, log in, and open the session, as far as that is still to be done."""
         loop = asyncio.get_running_loop()
         if self.is_closed:
-            raise ClosedError("the client is closed")
+            raise ClosedError(f"the client is closed{self._closed_because}")
         if not link.is_ready:
             left_s = deadline_s - loop.time()
             await link.connect(min(max(left_s, 0.0), self._connect_timeout_s))
@@ -320,7 +387,10 @@ class Transport:
             session.cancel(call_id)
             raise
         if answer.__class__ is bytes:
-            return method.response.FromString(answer)
+            parsed = parse_answer(method, answer, write=write)
+            if isinstance(parsed, KvError):
+                raise parsed
+            return parsed
         raise self._unless_closed(answer.error(write=write), write=write)
 
     async def _attempt(
@@ -361,7 +431,7 @@ class Transport:
         """Return what a call ended with; once the client is closed, that that was the reason."""
         if not self.is_closed:
             return failure
-        closed = "the client was closed before the answer came"
+        closed = f"the client was closed before the answer came{self._closed_because}"
         return OutcomeUnknownError(closed) if write else ClosedError(closed)
 
     @staticmethod
@@ -399,16 +469,15 @@ class Transport:
                     if each.session is not None:
                         each.session.set_metadata({"token": response.token})
             self._is_login_due = False
+            self.counters.logins += 1
 
     async def open_stream(self, method: Method[Any, Any]) -> tuple[Link, Any]:
         """Open a stream to the preferred endpoint.
 
         Raises UnreachableError after having turned to the next endpoint, and what the login raises.
         """
-        if self.is_closed:
-            raise ClosedError("the client is closed")
+        deadline_s = self.enter().time() + self.timeout_s
         link = self.link()
-        deadline_s = asyncio.get_running_loop().time() + self.timeout_s
         try:
             await self._make_ready(link, deadline_s, may_open=True)
         except AvailabilityError:
@@ -420,12 +489,33 @@ class Transport:
             return link, session.open_stream(method)
         return link, link.stream(method, self._metadata)
 
+    async def use_endpoints(self, endpoints: Sequence[str]) -> None:
+        """Replace the endpoints; the preferred one stays so if it is among them.
+
+        Links to others stay open for what is under way on them, until the client closes.
+        """
+        preferred = self.link()
+        links = [self.link_to(text) for text in endpoints]
+        if not links:
+            raise ValueError("endpoints must be a list with at least one host:port")
+        for link in self.links:
+            if link not in links:
+                self._others[link.endpoint] = link
+        for link in links:
+            self._others.pop(link.endpoint, None)
+        self.links[:] = links
+        self._preferred = links.index(preferred) if preferred in links else 0
+
     def forget_token(self) -> None:
         """Log in again before the next call."""
         self._is_login_due = self._user is not None
 
-    async def close(self) -> None:
-        """Close all channels; calls under way fail."""
+    async def close(self, because: str = "") -> None:
+        """Close all channels; calls under way fail, and they and later ones say why."""
+        if self.is_closed:
+            return
+        self.enter()
+        self._closed_because = f": {because}" if because else ""
         self.is_closed = True
         for link in (*self.links, *self._others.values()):
             await link.close()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, NoReturn, TypeVar
 
 from kvstore.client.keys import range_of
-from kvstore.client.types import TxnResult
+from kvstore.client.types import SortOrder, SortTarget, TxnResult
 from kvstore.pb import rpc_pb2 as pb
 
 _TARGETS: dict[str, pb.Compare.CompareTarget] = {
@@ -160,11 +160,21 @@ class Op:
         limit: int = 0,
         keys_only: bool = False,
         count_only: bool = False,
+        sort_target: SortTarget = "key",
+        sort_order: SortOrder = "none",
+        max_create_revision: int = 0,
     ) -> Op:
         """Read a key or a range; the arguments are those of `AsyncClient.range`."""
         first, end = range_of(key, range_end, prefix=prefix)
         request = pb.RangeRequest(
-            key=first, range_end=end, limit=limit, keys_only=keys_only, count_only=count_only
+            key=first,
+            range_end=end,
+            limit=limit,
+            keys_only=keys_only,
+            count_only=count_only,
+            sort_target=sort_target.upper(),
+            sort_order=sort_order.upper(),
+            max_create_revision=max_create_revision,
         )
         return cls(pb.RequestOp(request_range=request), is_write=False)
 

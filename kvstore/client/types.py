@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from kvstore.pb import kv_pb2
     from kvstore.pb import rpc_pb2 as pb
 
+SortTarget = Literal["key", "version", "create", "mod", "value"]
+SortOrder = Literal["none", "ascend", "descend"]
+
 
 class KeyValue(NamedTuple):
     """One key as the store holds it at some revision."""

@@ -19,6 +19,7 @@ import grpc.aio
 from kvstore.client.errors import (
     RETRY_WITH_NEW_TOKEN,
     AvailabilityError,
+    ClosedError,
     CompactedError,
     KvError,
     ReadFailedError,
@@ -27,6 +28,7 @@ from kvstore.client.errors import (
     error_from_rpc,
 )
 from kvstore.client.methods import WATCH
+from kvstore.client.timeouts import checked_s
 from kvstore.client.transport import read
 from kvstore.client.types import Event, WatchBatch, key_value
 from kvstore.pb import kv_pb2
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from kvstore.client.transport import Transport
+    from kvstore.client.carrier import Carrier
 
 _QUEUE_MAX = 16
 # Responses read ahead of the consumer. When it is full the stream is not read, so a slow consumer
@@ -59,13 +61,15 @@ class Watcher:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Carrier,
         request: pb.WatchCreateRequest,
         *,
         resume_timeout_s: float | None,
     ) -> None:
         self._transport = transport
         self._request = request
+        if resume_timeout_s is not None:
+            checked_s("resume_timeout_s", resume_timeout_s)
         self._resume_timeout_s = resume_timeout_s
         self._next_revision: int = request.start_revision
         self._responses: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue(_QUEUE_MAX)
@@ -89,24 +93,33 @@ class Watcher:
         """First revision not yet received; start a later watch here to go on without a gap."""
         return self._next_revision
 
+    def _is_registered(self) -> bool:
+        return self._registrations > 0
+
     async def start(self) -> Watcher:
         """Register the watch, if it is not yet, and wait until the server says so.
 
         Raises UnreachableError or NoLeaderError when no endpoint took it within the client's
         timeout, and what the server refuses it with.
         """
-        if self._task is None and not self._is_over:
-            self._task = asyncio.create_task(self._run(), name="kvstore-watch")
-        if self._registered.is_set():
+        if self._is_registered():
             return self
+        if self._is_over:
+            raise self._error or ClosedError("the watch was closed")
+        self._transport.enter()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="kvstore-watch")
         try:
             async with asyncio.timeout(self._transport.timeout_s):
                 await self._registered.wait()
         except TimeoutError:
             await self.aclose()
             raise self._last_failure or UnreachableError("watch: no answer in time") from None
-        if self._error is not None and not self._registrations:
-            raise self._error
+        if not self._is_registered():
+            await asyncio.wait({self._task})
+            if self._error is None and not self._task.cancelled():
+                self._task.result()  # what no one foresaw must not look like an end
+            raise self._error or ClosedError("the watch was closed")
         return self
 
     async def __aenter__(self) -> Self:
@@ -141,7 +154,9 @@ class Watcher:
 
         For tools that show the protocol; do not mix it with iteration, which reads the same queue.
         """
-        await self.start()
+        if not self._is_over:
+            await self.start()
+            self._transport.check_loop()
         while True:
             if self._is_over and self._responses.empty():
                 if self._error is not None:
@@ -173,9 +188,11 @@ class Watcher:
     async def aclose(self) -> None:
         """End the watch; what was received and not yet read is dropped."""
         if self._task is not None:
+            self._transport.check_loop()
             self._task.cancel()
             await asyncio.wait({self._task})
         self._is_over = True
+        self._registered.set()  # a task that was cancelled before its first step says nothing
         self._batches.clear()
         while not self._responses.empty():
             self._responses.get_nowait()
@@ -201,7 +218,10 @@ class Watcher:
                         self._transport.forget_token()
                         if token_tries >= _TOKEN_TRIES_MAX:
                             raise
-                    elif not isinstance(failure, AvailabilityError):
+                    elif not (
+                        isinstance(failure, AvailabilityError)
+                        or self._transport.is_refused_by_learner(failure)
+                    ):
                         raise
                     limit_s = self._resume_timeout_s
                     if limit_s is not None and loop.time() - down_since_s >= limit_s:
@@ -251,6 +271,8 @@ class Watcher:
             # that revision is ours, so that a break before the first event leaves no gap.
             self._next_revision = self._next_revision or revision + 1
             self._registrations += 1
+            self._transport.counters.watch_registrations += 1
+            self._transport.counters.watch_resumptions += self._registrations > 1
             self._registered.set()
             return
         if not response.events:

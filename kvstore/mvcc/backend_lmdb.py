@@ -85,9 +85,11 @@ class LmdbBackend:
         path: The file; LMDB keeps its reader table beside it as `path` + `-lock`.
         map_size_bytes: Address space reserved and so the bound of the file's size. At least twice
             the quota: deletes and compaction need room when the quota is reached.
+        sync: Whether a commit waits for the disk. Without, a crash of the system (not of the
+            process) can damage the file: for data that is thrown away anyway.
     """
 
-    def __init__(self, path: str, *, map_size_bytes: int) -> None:
+    def __init__(self, path: str, *, map_size_bytes: int, sync: bool = True) -> None:
         self.path = path
         self._environment = lmdb.open(
             path,
@@ -98,6 +100,8 @@ class LmdbBackend:
             # Reads are point look-ups of random revisions; read-ahead would fetch neighbours
             # that nobody asked for and evict the log's pages.
             readahead=False,
+            sync=sync,
+            metasync=sync,
         )
         self._page_bytes: int = self._environment.stat()["psize"]
         self._check_whole()

@@ -31,6 +31,8 @@ class Purge:
         # From the finished revision itself: its tombstones were kept and must go now.
         self._cursor = pack_main(max(finished, 0))
         self._end = pack_main(target + 1)
+        self.removed = 0
+        """Records removed so far."""
 
     def step(self, records_max: int) -> bool:
         """Visit or remove up to `records_max` records; return False when the walk is done."""
@@ -42,6 +44,7 @@ class Purge:
             )
             for stored_key in removed:
                 self._buffer.purge(stored_key)
+            self.removed += len(removed)
             if more:
                 # A long history: come back to the same record.
                 self._cursor = revision_key

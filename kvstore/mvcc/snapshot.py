@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from typing import TYPE_CHECKING, Final
 
 import google_crc32c
@@ -97,7 +98,7 @@ def snapshot_chunks(view: View, chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
 
 
 class SnapshotReceiver:
-    """Writes a stream into a new LMDB file. All methods block: use them on the storage thread.
+    """Writes a stream into a new LMDB file. Its methods block: use them on a thread.
 
     The file is built under `path` + `.part` and renamed when it is complete, verified and durable;
     so a file at `path` is always a good one. A part of an earlier attempt is thrown away.
@@ -121,15 +122,16 @@ class SnapshotReceiver:
         self._part = path + ".part"
         self._map_size_bytes = map_size_bytes
         self._disk = disk
-        self._remove_part()
         self._open_backend = open_backend
-        self._backend: Backend | None = open_backend(self._part, map_size_bytes=map_size_bytes)
+        self._backend: Backend | None = None
         self._started = False
         self._expected: tuple[int, int] | None = None
         self._checksum = Checksum()
         self._changes: list[Change] = []
         self._pending_bytes = 0
         self._table_order = 0
+        self.fsync_s = 0.0
+        """What `finish` waited for the disk at the end."""
 
     def write(self, chunk: bytes) -> None:
         """Take the next chunk.
@@ -142,19 +144,25 @@ class SnapshotReceiver:
             raise BadSnapshot("a snapshot chunk does not match its checksum")
         if self._expected is not None:
             raise BadSnapshot("a snapshot chunk came after the last one")
-        kind, *fields = msgpack.unpackb(chunk[4:])
-        if not self._started:
-            if kind != _HEAD:
+        try:
+            fields = msgpack.unpackb(chunk[4:])
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise BadSnapshot(f"a snapshot chunk is no msgpack: {error}") from error
+        match fields:
+            case [kind, int(version), *_] if kind == _HEAD and not self._started:
+                if version > FORMAT:
+                    raise NewerFormat("the snapshot", version, FORMAT)
+                self._started = True
+                self._remove_part()
+                self._backend = self._open()
+            case _ if not self._started:
                 raise BadSnapshot("the snapshot does not begin with its first chunk")
-            if fields[0] > FORMAT:
-                raise NewerFormat("the snapshot", fields[0], FORMAT)
-            self._started = True
-        elif kind == _RECORDS:
-            self._take(*fields)
-        elif kind == _TAIL:
-            self._expected = (fields[0], fields[1])
-        else:
-            raise BadSnapshot(f"unexpected snapshot chunk of kind {kind}")
+            case [kind, str(table), list(records)] if kind == _RECORDS and _are_pairs(records):
+                self._take(table, records)
+            case [kind, int(count), int(crc)] if kind == _TAIL:
+                self._expected = (count, crc)
+            case _:
+                raise BadSnapshot("a snapshot chunk of a kind that is not known")
 
     def _take(self, table: Table, records: list[bytes]) -> None:
         if table not in TABLES[self._table_order :]:
@@ -190,21 +198,26 @@ class SnapshotReceiver:
         assert self._backend is not None
         self._backend.close()
         # From a new environment, so that the check reads what was written and not what is cached.
-        self._backend = self._open_backend(self._part, map_size_bytes=self._map_size_bytes)
+        self._backend = self._open()
         found = _checksum_of(self._backend)
         if (found.records, found.crc) != self._expected:
             raise BadSnapshot(f"{self._part} does not hold what was written; check the disk")
         applied = Marks.applied_in(self._backend)
         self._close()
         file = self._disk.open(self._part)
+        start_s = time.perf_counter()
         try:
             file.sync()
         finally:
             file.close()
+        self.fsync_s = time.perf_counter() - start_s
         self._disk.rename(self._part, self._path)
         self._remove_lock()
         self._disk.sync_folder(os.path.dirname(self._path) or ".")
         return applied
+
+    def _open(self) -> Backend:
+        return self._open_backend(self._part, map_size_bytes=self._map_size_bytes)
 
     def abort(self) -> None:
         """Throw away what has arrived."""
@@ -232,6 +245,10 @@ def _records_of(view: View, table: Table) -> Iterator[tuple[bytes, bytes]]:
     for key, value in view.scan(table):
         if key != FORMAT_KEY or table != META_TABLE:
             yield key, value
+
+
+def _are_pairs(records: list[object]) -> bool:
+    return len(records) % 2 == 0 and all(type(record) is bytes for record in records)
 
 
 def _checksum_of(view: View) -> Checksum:

@@ -116,6 +116,8 @@ class Store:
         self._txn_events: list[Event] = []
         self._txn_revision = 0
         self._purge: Purge | None = None
+        self.purged_records = 0
+        """Removed by compactions, since the store was opened."""
         self._pins = 0
         """Readers that need compacted revisions to stay; the purge waits for them."""
 
@@ -469,7 +471,10 @@ class Store:
             return self.purging
         if self._purge is None:
             self._purge = Purge(self.index, self.buffer, self._marks.finished, self.compacted)
-        if not self._purge.step(records_max):
+        removed = self._purge.removed
+        more = self._purge.step(records_max)
+        self.purged_records += self._purge.removed - removed
+        if not more:
             self.buffer.write(*self._marks.finish(self._purge.target))
             self._purge = None
         return self.purging

@@ -51,6 +51,8 @@ class Statistics(NamedTuple):
     behind: int
     events_sent: int
     """Events delivered, counted once for each watcher."""
+    revisions_pending: int
+    """What watchers behind have yet to be shown: not more events than these revisions have."""
 
 
 class WatchHub:
@@ -209,7 +211,10 @@ class WatchHub:
     def statistics(self) -> Statistics:
         """Return the current numbers."""
         watchers = sum(len(stream.watchers) for stream in self._streams)
-        return Statistics(len(self._streams), watchers, len(self._behind), self._events_sent)
+        pending = sum(max(0, self.revision + 1 - watcher.next) for watcher in self._behind)
+        return Statistics(
+            len(self._streams), watchers, len(self._behind), self._events_sent, pending
+        )
 
     # the streams' side
 

@@ -19,11 +19,13 @@ class Item(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METADATA: _ClassVar[Item]
     PIPELINE: _ClassVar[Item]
     GOAWAY: _ClassVar[Item]
+    PART: _ClassVar[Item]
 
 class Flag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NO_FLAG: _ClassVar[Flag]
     ANY_MEMBER: _ClassVar[Flag]
+    PARTS: _ClassVar[Flag]
 HELLO: Item
 CALL: Item
 REPLY: Item
@@ -36,8 +38,10 @@ CREDIT: Item
 METADATA: Item
 PIPELINE: Item
 GOAWAY: Item
+PART: Item
 NO_FLAG: Flag
 ANY_MEMBER: Flag
+PARTS: Flag
 
 class Frame(_message.Message):
     __slots__ = ("body",)

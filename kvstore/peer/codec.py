@@ -43,6 +43,12 @@ _VERSION_BYTE = bytes((VERSION,))
 _KINDS = frozenset((NORMAL, CHANGE))
 _INT = frozenset((int,))
 _BYTES = frozenset((bytes,))
+_COPY_BYTES_MAX = 4096
+# Up to here a copy without the version byte is cheaper than a view.
+
+# `msgpack.packb` makes a Packer, with a buffer of 256 KiB, for every message. Not for threads.
+_pack = msgpack.Packer(autoreset=True).pack
+_unpack = msgpack.unpackb
 
 
 class CodecError(ValueError):
@@ -51,10 +57,7 @@ class CodecError(ValueError):
 
 def encode(message: Message) -> bytes:
     """Return the bytes of a message."""
-    kind, fields = _ENCODERS[type(message)]
-    packed: bytes = msgpack.packb(
-        [kind, message.sender, message.target, message.term, *fields(message)]
-    )
+    packed: bytes = _pack(_FIELDS[type(message)](message))
     return _VERSION_BYTE + packed
 
 
@@ -72,21 +75,26 @@ def decode(data: bytes | memoryview) -> Message:
             "run the same release on all members, or upgrade one minor release at a time"
         )
     try:
-        fields = msgpack.unpackb(memoryview(data)[1:], strict_map_key=False)
+        fields = _unpack(
+            data[1:] if len(data) <= _COPY_BYTES_MAX else memoryview(data)[1:], use_list=False
+        )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise CodecError(f"not msgpack: {error}") from error
-    if type(fields) is not list or len(fields) < 4:
+    if type(fields) is not tuple or len(fields) < 4:
         raise CodecError("not an array of at least four fields")
-    kind = fields[0]
+    kind, sender, target, term = fields[:4]
     if type(kind) is not int or not 0 < kind <= len(_DECODERS):
         raise CodecError("unknown kind of message: upgrade this member")
-    _, sender, target, term, *rest = fields
-    if not (type(sender) is type(target) is type(term) is int and min(sender, target, term) >= 0):
-        raise CodecError("a field is not a number of 0 or more")
-    if not sender or not target:
+    if not (
+        type(sender) is type(target) is type(term) is int
+        and sender > 0
+        and target > 0
+        and term >= 0
+    ):
+        _check_numbers(sender, target, term)
         raise CodecError("member id 0 is reserved")
     try:
-        return _DECODERS[kind - 1](sender, target, term, *rest)
+        return _DECODERS[kind - 1](*fields)
     except TypeError as error:
         # The number of fields is wrong; their types are checked by the decoders themselves.
         raise CodecError(f"wrong fields for kind {kind}: {len(fields)}") from error
@@ -101,8 +109,11 @@ def encode_entries(entries: Sequence[Entry]) -> list[Any]:
 
 
 def decode_entries(first_index: Index, flat: Any) -> list[Entry]:
-    """Return the entries of `encode_entries`, the first at `first_index`. Raises CodecError."""
-    if type(flat) is not list or len(flat) % 3:
+    """Return the entries of an unpacked `encode_entries`, a tuple, the first at `first_index`.
+
+    Raises CodecError.
+    """
+    if type(flat) is not tuple or len(flat) % 3:
         raise CodecError("entries are not a list of triples")
     if not flat:
         return []
@@ -140,42 +151,45 @@ def _check_flags(*values: Any) -> None:
 
 
 def _members(ids: Any) -> tuple[MemberId, ...]:
-    if type(ids) is not list or not _INT.issuperset(map(type, ids)):
+    if type(ids) is not tuple or not _INT.issuperset(map(type, ids)):
         raise CodecError("member ids are not a list of numbers")
-    members = tuple(ids)
-    if members and (members[0] <= 0 or members != tuple(sorted(set(members)))):
+    if ids and (ids[0] <= 0 or ids != tuple(sorted(set(ids)))):
         raise CodecError("member ids must be positive, ascending and different")
-    return members
+    return ids
 
 
 # --- one decoder per kind; what they return is checked for type -----------------------------------
+# Heartbeats and append answers are most of all messages: there a call for each check would be a
+# third of the time.
 
 
-def _pre_vote_request(s: int, t: int, term: int, last_index: Any, last_term: Any) -> Message:
+def _pre_vote_request(
+    _: int, s: int, t: int, term: int, last_index: Any, last_term: Any
+) -> Message:
     _check_numbers(last_index, last_term)
     return PreVoteRequest(s, t, term, last_index, last_term)
 
 
-def _pre_vote_response(s: int, t: int, term: int, granted: Any) -> Message:
+def _pre_vote_response(_: int, s: int, t: int, term: int, granted: Any) -> Message:
     _check_flags(granted)
     return PreVoteResponse(s, t, term, granted)
 
 
 def _vote_request(
-    s: int, t: int, term: int, last_index: Any, last_term: Any, transfer: Any
+    _: int, s: int, t: int, term: int, last_index: Any, last_term: Any, transfer: Any
 ) -> Message:
     _check_numbers(last_index, last_term)
     _check_flags(transfer)
     return VoteRequest(s, t, term, last_index, last_term, transfer)
 
 
-def _vote_response(s: int, t: int, term: int, granted: Any) -> Message:
+def _vote_response(_: int, s: int, t: int, term: int, granted: Any) -> Message:
     _check_flags(granted)
     return VoteResponse(s, t, term, granted)
 
 
 def _append_request(
-    s: int, t: int, term: int, prev_index: Any, prev_term: Any, commit: Any, flat: Any
+    _: int, s: int, t: int, term: int, prev_index: Any, prev_term: Any, commit: Any, flat: Any
 ) -> Message:
     _check_numbers(prev_index, prev_term, commit)
     return AppendRequest(
@@ -184,31 +198,35 @@ def _append_request(
 
 
 def _append_response(
-    s: int, t: int, term: int, index: Any, hint_index: Any = None, hint_term: Any = None
+    _: int, s: int, t: int, term: int, index: Any, hint_index: Any = None, hint_term: Any = None
 ) -> Message:
     if hint_index is None and hint_term is None:
-        _check_numbers(index)
+        if not (type(index) is int and index >= 0):
+            _check_numbers(index)
         return AppendResponse(s, t, term, index, None)
     _check_numbers(index, hint_index, hint_term)
     return AppendResponse(s, t, term, index, (hint_index, hint_term))
 
 
-def _heartbeat(s: int, t: int, term: int, commit: Any, round_: Any) -> Message:
-    _check_numbers(commit, round_)
+def _heartbeat(_: int, s: int, t: int, term: int, commit: Any, round_: Any) -> Message:
+    if not (type(commit) is type(round_) is int and commit >= 0 and round_ >= 0):
+        _check_numbers(commit, round_)
     return Heartbeat(s, t, term, commit, round_)
 
 
-def _heartbeat_response(s: int, t: int, term: int, round_: Any) -> Message:
-    _check_numbers(round_)
+def _heartbeat_response(_: int, s: int, t: int, term: int, round_: Any) -> Message:
+    if not (type(round_) is int and round_ >= 0):
+        _check_numbers(round_)
     return HeartbeatResponse(s, t, term, round_)
 
 
-def _commit_notice(s: int, t: int, term: int, commit: Any) -> Message:
+def _commit_notice(_: int, s: int, t: int, term: int, commit: Any) -> Message:
     _check_numbers(commit)
     return CommitNotice(s, t, term, commit)
 
 
 def _install_snapshot(
+    _: int,
     s: int,
     t: int,
     term: int,
@@ -226,11 +244,11 @@ def _install_snapshot(
     return InstallSnapshot(s, t, term, SnapshotMeta(index, index_term, configuration))
 
 
-def _timeout_now(s: int, t: int, term: int) -> Message:
+def _timeout_now(_: int, s: int, t: int, term: int) -> Message:
     return TimeoutNow(s, t, term)
 
 
-def _forward(s: int, t: int, term: int, forward_id: Any, kind: Any, data: Any) -> Message:
+def _forward(_: int, s: int, t: int, term: int, forward_id: Any, kind: Any, data: Any) -> Message:
     _check_numbers(forward_id, kind)
     if kind not in _KINDS:
         raise CodecError("unknown kind of entry: upgrade this member")
@@ -239,27 +257,25 @@ def _forward(s: int, t: int, term: int, forward_id: Any, kind: Any, data: Any) -
     return Forward(s, t, term, forward_id, kind, data)
 
 
-def _forward_refused(s: int, t: int, term: int, forward_id: Any) -> Message:
+def _forward_refused(_: int, s: int, t: int, term: int, forward_id: Any) -> Message:
     _check_numbers(forward_id)
     return ForwardRefused(s, t, term, forward_id)
 
 
-def _read_request(s: int, t: int, term: int, round_: Any) -> Message:
+def _read_request(_: int, s: int, t: int, term: int, round_: Any) -> Message:
     _check_numbers(round_)
     return ReadRequest(s, t, term, round_)
 
 
-def _read_response(s: int, t: int, term: int, round_: Any, index: Any) -> Message:
+def _read_response(_: int, s: int, t: int, term: int, round_: Any, index: Any) -> Message:
     _check_numbers(round_, 0 if index is None else index)
     return ReadResponse(s, t, term, round_, index)
 
 
-def _snapshot_fields(message: InstallSnapshot) -> tuple[Any, ...]:
-    snapshot = message.snapshot
-    configuration = snapshot.configuration
+def _snapshot_fields(m: InstallSnapshot) -> tuple[Any, ...]:
+    index, term, configuration = m.snapshot.index, m.snapshot.term, m.snapshot.configuration
     return (
-        snapshot.index,
-        snapshot.term,
+        *(10, m.sender, m.target, m.term, index, term),
         configuration.voters,
         configuration.outgoing,
         configuration.learners,
@@ -269,27 +285,48 @@ def _snapshot_fields(message: InstallSnapshot) -> tuple[Any, ...]:
 
 _TABLE: tuple[tuple[type[Message], Callable[[Any], tuple[Any, ...]], Callable[..., Message]], ...]
 _TABLE = (
-    (PreVoteRequest, lambda m: (m.last_index, m.last_term), _pre_vote_request),
-    (PreVoteResponse, lambda m: (m.granted,), _pre_vote_response),
-    (VoteRequest, lambda m: (m.last_index, m.last_term, m.transfer), _vote_request),
-    (VoteResponse, lambda m: (m.granted,), _vote_response),
+    (
+        PreVoteRequest,
+        lambda m: (1, m.sender, m.target, m.term, m.last_index, m.last_term),
+        _pre_vote_request,
+    ),
+    (PreVoteResponse, lambda m: (2, m.sender, m.target, m.term, m.granted), _pre_vote_response),
+    (
+        VoteRequest,
+        lambda m: (3, m.sender, m.target, m.term, m.last_index, m.last_term, m.transfer),
+        _vote_request,
+    ),
+    (VoteResponse, lambda m: (4, m.sender, m.target, m.term, m.granted), _vote_response),
     (
         AppendRequest,
-        lambda m: (m.prev_index, m.prev_term, m.commit, encode_entries(m.entries)),
+        lambda m: (
+            *(5, m.sender, m.target, m.term),
+            *(m.prev_index, m.prev_term, m.commit, encode_entries(m.entries)),
+        ),
         _append_request,
     ),
-    (AppendResponse, lambda m: (m.index, *(m.hint or ())), _append_response),
-    (Heartbeat, lambda m: (m.commit, m.round), _heartbeat),
-    (HeartbeatResponse, lambda m: (m.round,), _heartbeat_response),
-    (CommitNotice, lambda m: (m.commit,), _commit_notice),
+    (
+        AppendResponse,
+        lambda m: (6, m.sender, m.target, m.term, m.index, *(m.hint or ())),
+        _append_response,
+    ),
+    (Heartbeat, lambda m: (7, m.sender, m.target, m.term, m.commit, m.round), _heartbeat),
+    (HeartbeatResponse, lambda m: (8, m.sender, m.target, m.term, m.round), _heartbeat_response),
+    (CommitNotice, lambda m: (9, m.sender, m.target, m.term, m.commit), _commit_notice),
     (InstallSnapshot, _snapshot_fields, _install_snapshot),
-    (TimeoutNow, lambda _: (), _timeout_now),
-    (Forward, lambda m: (m.forward_id, m.kind, m.data), _forward),
-    (ForwardRefused, lambda m: (m.forward_id,), _forward_refused),
-    (ReadRequest, lambda m: (m.round,), _read_request),
-    (ReadResponse, lambda m: (m.round, m.index), _read_response),
+    (TimeoutNow, lambda m: (11, m.sender, m.target, m.term), _timeout_now),
+    (
+        Forward,
+        lambda m: (12, m.sender, m.target, m.term, m.forward_id, m.kind, m.data),
+        _forward,
+    ),
+    (ForwardRefused, lambda m: (13, m.sender, m.target, m.term, m.forward_id), _forward_refused),
+    (ReadRequest, lambda m: (14, m.sender, m.target, m.term, m.round), _read_request),
+    (ReadResponse, lambda m: (15, m.sender, m.target, m.term, m.round, m.index), _read_response),
 )
-"""Kind n is line n. Append only: a kind keeps its number for ever."""
+"""Kind n is line n, and the first of its fields. Append only: a kind keeps its number for ever."""
 
-_ENCODERS = {type_: (n, fields) for n, (type_, fields, _) in enumerate(_TABLE, start=1)}
+_FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    type_: fields for type_, fields, _ in _TABLE
+}
 _DECODERS = tuple(decoder for _, _, decoder in _TABLE)

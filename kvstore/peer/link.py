@@ -5,6 +5,7 @@ what it accepts it only reads. Heartbeats and answers have a channel of their ow
 never queue behind a large append. A frame is a 4-byte big-endian length and the payload. The first
 frame of a connection is the hello: magic, protocol version, then msgpack
 `[cluster_id, sender, target, channel]`; it is answered by one frame, empty or the refusal's text.
+Later on a control connection an empty frame asks for an empty frame, which tells the round trip.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import enum
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -35,6 +37,9 @@ UNSENT_MAX = 64 << 20
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 0.25
 HELLO_TIMEOUT_S = 5.0
+PROBE_S = 1.0
+"""Between an answered probe of the round trip and the next."""
+
 QUIET_S = 3.0
 """A peer may be away this long before it is worth a line in the log."""
 
@@ -206,10 +211,18 @@ class Inbound(asyncio.Protocol):
         received = self._links.received_bytes
         received[hello.sender] = received.get(hello.sender, 0) + len(data)
         if self._sink is None:
+            if b"" in payloads:
+                payloads = self._answer_probes(payloads)
             self._links.receiver.receive(hello.sender, payloads)
             return
         for payload in payloads:
             self._sink.frame(payload)
+
+    def _answer_probes(self, payloads: list[bytes]) -> list[bytes]:
+        assert self._transport is not None
+        rest = [payload for payload in payloads if payload]
+        self._transport.write(frame(b"") * (len(payloads) - len(rest)))
+        return rest
 
     @property
     def sender(self) -> int:
@@ -278,9 +291,22 @@ class Outbound(asyncio.Protocol):
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.transport: asyncio.Transport | None = None
+        self.probed: asyncio.Future[float] | None = None
+        """The probe under way: its result is the round trip in seconds."""
+
         self.writable = asyncio.Event()
         self.writable.set()
+        self._probe_sent_s = 0.0
         self._reader = FrameReader()
+
+    def probe(self) -> asyncio.Future[float]:
+        """Ask for an empty frame; return the future of the seconds until it comes."""
+        assert self.transport is not None
+        self.probed = asyncio.get_running_loop().create_future()
+        # Not the loop's clock: uvloop's counts milliseconds.
+        self._probe_sent_s = time.perf_counter()
+        self.transport.write(frame(b""))
+        return self.probed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -296,6 +322,9 @@ class Outbound(asyncio.Protocol):
                     self.transport.close()
             elif not self.opened.done():
                 self.opened.set_result(None)
+            elif self.probed is not None:
+                self.probed.set_result(time.perf_counter() - self._probe_sent_s)
+                self.probed = None
             elif not self.accepted.done():
                 self.accepted.set_result(None)
 
@@ -331,6 +360,9 @@ class Link:
         self.up = False
         self.up_since_s = 0.0
         """Loop time of the last hello that was accepted."""
+
+        self.losses = 0
+        """Connections that were open and ended."""
 
         self.dropped = 0
         self.sent_bytes = 0
@@ -370,6 +402,8 @@ class Link:
                 self._transport = protocol.transport
                 self.up_since_s = self._loop_time()
                 self.up = True
+                if self.channel is Channel.CONTROL:
+                    await self._probe(protocol)
                 await protocol.lost
             except (OSError, HelloError, TimeoutError) as error:
                 if str(error) == removal_text(self._links.own_id):
@@ -389,11 +423,21 @@ class Link:
                 if protocol is not None and protocol.transport is not None:
                     protocol.transport.abort()
             if was_up:
+                self.losses += 1
                 self._links.lost(self.peer, self.channel)
             # Jitter keeps members that restart together from dialling in step.
             spread = self._links.random.randrange(500, 1000) / 1000
             await asyncio.sleep(backoff_s * spread)
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    async def _probe(self, protocol: Outbound) -> None:
+        """Measure the round trip every now and then until the connection ends."""
+        while not protocol.lost.done():
+            answer = protocol.probe()
+            await asyncio.wait((answer, protocol.lost), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                self._links.on_round_trip(self.peer, answer.result())
+                await asyncio.wait((protocol.lost,), timeout=PROBE_S)
 
     async def close(self) -> None:
         """Stop dialling and end the connection."""
@@ -404,11 +448,13 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes sent to a peer and received from it, and messages that could not be sent."""
+    """What passed between us and a peer, and what did not."""
 
     sent: int
     received: int
     dropped: int
+    losses: int
+    """Control connections that ended."""
 
 
 class Links:
@@ -445,6 +491,9 @@ class Links:
         """By peer."""
         self.lost = on_lost
         self.on_removed = on_removed
+        self.on_round_trip: Callable[[int, float], None] = _no_matter
+        """Called with peer and seconds about once a second for each peer."""
+
         self.removed: set[int] = set()
         """Members that were removed; they are refused for ever."""
 
@@ -506,6 +555,7 @@ class Links:
             sum(link.sent_bytes for link in links),
             self.received_bytes.get(peer, 0),
             sum(link.dropped for link in links),
+            sum(link.losses for link in links if link.channel is Channel.CONTROL),
         )
 
     def is_up(self, peer: int, *, since_s: float | None = None) -> bool:
@@ -560,3 +610,7 @@ class Links:
             inbound.close()
         for task in list(self._closing):
             await task
+
+
+def _no_matter(_peer: int, _seconds: float) -> None:
+    """Nobody asked for round trips."""

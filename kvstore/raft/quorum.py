@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
+from itertools import repeat
 
 from kvstore.raft.messages import MemberId
 
 NO_LIMIT = 2**64
 """What an empty set of voters has acknowledged: it never holds the other set back."""
+
+
+_ZEROS = repeat(0)
 
 
 class Verdict(IntEnum):
@@ -27,7 +31,7 @@ def majority_acknowledged(voters: Sequence[MemberId], acknowledged: Mapping[Memb
     count = len(voters)
     if count == 0:
         return NO_LIMIT
-    numbers = sorted([acknowledged.get(voter, 0) for voter in voters])
+    numbers = sorted(map(acknowledged.get, voters, _ZEROS))
     # Ascending: the last (count // 2 + 1) of them are at or above this one.
     return numbers[(count - 1) // 2]
 

@@ -292,8 +292,16 @@ class Raft:
             return None
         self._dirty = False
         self.state.flush()
-        work = self._take_work()
         log = self.log
+        work = None
+        if (
+            self.promises
+            or log.handed != log.last_index
+            or log.snapshot is not None
+            or self._handed_hard_state[0] != self.term
+            or self._handed_hard_state[1] != self.vote
+        ):  # no in most turns
+            work = self._take_work()
         apply: list[Entry] = []
         if log.applying < log.committed and log.applying < (limit := log.apply_limit()):
             apply, _ = log.slice(
@@ -316,8 +324,6 @@ class Raft:
         log = self.log
         term, vote, commit = self._handed_hard_state
         elected = term != self.term or vote != self.vote
-        if not (elected or self.promises or log.handed != log.last_index or log.snapshot):
-            return None  # most turns
         entries = log.take_unhanded()
         snapshot, log.snapshot = log.snapshot, None
         promises = self.promises

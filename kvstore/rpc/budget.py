@@ -19,18 +19,18 @@ class Budget:
         self._used = 0.0
         self._since_s = 0.0
 
-    def spend(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Use one; False when none is left.
+    def spend(self, loop: asyncio.AbstractEventLoop, amount: int = 1) -> bool:
+        """Use so much of it; False when not as much is left.
 
         Looks at the clock only at the first use and when the burst is used up.
         """
-        if self._used + 1 > self._burst:
+        if self._used + amount > self._burst:
             now = loop.time()
             self._used = max(0.0, self._used - (now - self._since_s) * self._per_s)
             self._since_s = now
-            if self._used + 1 > self._burst:
+            if self._used + amount > self._burst:
                 return False
         elif not self._used:
             self._since_s = loop.time()  # nothing comes back for the time before the first use
-        self._used += 1
+        self._used += amount
         return True

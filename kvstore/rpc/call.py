@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kvstore.rpc import frames, grpc
@@ -241,6 +242,9 @@ class Call:
         connection = self.connection
         if connection is None or self.ending is not None:
             return False
+        route = self.head.route
+        if route is not None:
+            route.sent += 1
         flag = 0
         gzip = self.head.encoding == b"gzip"
         if gzip:
@@ -277,7 +281,12 @@ class Call:
         if connection is None or self.ending is not None:
             return False
         engine = connection.engine
-        if engine.counters.unsent_bytes + size_bytes > engine.limits.unsent_bytes_max:
+        bytes_max = engine.limits.unsent_bytes_max
+        waiting = connection.held_bytes
+        if engine.counters.unsent_bytes + size_bytes > bytes_max or (
+            # Any one reply may wait, however large; streams have their own bound.
+            waiting and waiting + size_bytes > bytes_max // 4 and self.stream is None
+        ):
             engine.counters.refused_replies += 1
             self.fail(grpc.RESOURCE_EXHAUSTED, _OVERLOADED_TEXT)
             if self.stream is not None:
@@ -314,6 +323,9 @@ class Call:
             self.connection.continue_receiving(self)
 
     # The engine's side
+
+    def over(self) -> None:
+        """Take note that nothing more happens with the call; see `TimedCall`."""
 
     def end(self) -> None:
         """Send the status; everything queued is out or dropped."""
@@ -374,3 +386,20 @@ class Call:
             self.stream.writable()
         except Exception as error:  # noqa: BLE001  # as above
             connection.handler_failed(self, error)
+
+
+class TimedCall(Call):
+    """A call whose route wants to know how long it took."""
+
+    __slots__ = ("_began_s",)
+
+    def __init__(self, connection: Requests, stream_id: int, head: Head) -> None:
+        super().__init__(connection, stream_id, head)
+        self._began_s = perf_counter()
+
+    def over(self) -> None:
+        """Tell the route."""
+        route = self.head.route
+        assert route is not None
+        assert route.on_handled is not None
+        route.on_handled(perf_counter() - self._began_s)

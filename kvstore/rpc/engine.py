@@ -45,6 +45,7 @@ class Counters:
 
     connections: int = 0
     connections_http1: int = 0
+    connections_refused: int = 0
     calls_closed: int = 0  # of connections that are gone; the living are summed when asked
     handler_errors: int = 0
     resets_received: int = 0
@@ -54,7 +55,8 @@ class Counters:
     sent_bytes: int = 0
     tls_handshakes: int = 0
     tls_failures: int = 0
-    unsent_bytes: int = 0  # a gauge: queued behind flow control or a slow reader
+    receiving_bytes: int = 0  # a gauge: of incomplete requests
+    unsent_bytes: int = 0  # a gauge: memory of what is queued behind windows or a slow reader
     refused_replies: int = 0
 
 
@@ -167,6 +169,15 @@ class Engine:
         self._empty = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout_s)
+
+    @property
+    def is_full(self) -> bool:
+        """No connection may come in beside those that are open."""
+        bound = self.limits.connections_max
+        if not bound:
+            return False
+        http1 = self.http1.open_count if self.http1 is not None else 0
+        return len(self.connections) + len(self.opening) + http1 >= bound
 
     def report(self, error: BaseException) -> None:
         """Hand a handler's exception to `on_error`; a bug in that hook is logged."""

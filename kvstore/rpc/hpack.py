@@ -42,6 +42,7 @@ _STATIC_COUNT = len(STATIC_TABLE)
 _INDEXED = (None, *STATIC_TABLE)  # by index; there is no 0
 _FIELD_OVERHEAD = 32  # RFC 7541 4.1
 _INTEGER_MAX = 2**31 - 1
+_RESIZES_BYTES_MAX = 16  # RFC 7541 4.2: two updates, and room for those who send some more
 
 # Bounds of the literal memo: it serves the handful of strings that a client repeats, and must
 # stay small beside a connection's memory.
@@ -51,6 +52,10 @@ _MEMO_STRING_BYTES_MAX = 256
 # Fields counted before the exact size of a list is summed: below this, no list whose strings are
 # references to table entries or parts of the block can be over any limit worth setting.
 _FIELDS_UNCOUNTED = 12
+
+# Decoding more than this only to keep the tables in step would be an attacker's profit: a field of
+# one byte takes 0.1 us, a frame of them milliseconds.
+_FIELDS_DECODED_MAX = 4096
 
 # RFC 9113 8.2.1. The colon is for pseudo-header fields.
 _NAME_LEGAL = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
@@ -65,6 +70,10 @@ class HeaderListTooLargeError(Exception):
     """The block was decoded and the tables are in step, but the list is over the limit."""
 
 
+class BombError(Exception):
+    """The list is so far over the limit that decoding went no further: the tables are lost."""
+
+
 class Decoder:
     """Decodes the header blocks of one connection, in order.
 
@@ -75,6 +84,7 @@ class Decoder:
 
     __slots__ = (
         "_entries",
+        "_fields_max",
         "_list_bytes_max",
         "_memo",
         "_size",
@@ -86,6 +96,7 @@ class Decoder:
 
     def __init__(self, list_bytes_max: int) -> None:
         self._list_bytes_max = list_bytes_max
+        self._fields_max = max(_FIELDS_DECODED_MAX, 2 * list_bytes_max // _FIELD_OVERHEAD)
         # Newest last, so that index 62 + i is [-1 - i]. At most 128 entries fit in 4,096 bytes,
         # so taking from the front of a list costs nothing worth a deque.
         self._entries: list[Field] = []
@@ -102,13 +113,17 @@ class Decoder:
         Raises:
             HpackError: The block is malformed; the connection must end.
             HeaderListTooLargeError: Over `list_bytes_max` by RFC 9113 6.5.2's measure.
+            BombError: Far more fields than any list has; the connection must end.
         """
         entries = self._entries
         fields: list[Field] = []
         position = 0
         end = len(block)
+        count_at = self._fields_max  # a field takes a byte at least
         try:
             while position < end:
+                if position > count_at:
+                    count_at = position + self._room(fields)
                 byte = block[position]
                 position += 1
                 if byte & 0x80:  # indexed field
@@ -129,9 +144,7 @@ class Decoder:
                     size = byte & 0x1F
                     if size == 0x1F:
                         size, position = _integer(block, position, 0x1F)
-                    if fields:
-                        raise HpackError("table size update after a field")
-                    self._resize(size)
+                    self._resize(size, is_first=not fields and position <= _RESIZES_BYTES_MAX)
                     continue
                 else:  # literal without indexing, or never indexed
                     mask = 0x0F
@@ -172,6 +185,11 @@ class Decoder:
             if size + len(fields) * _FIELD_OVERHEAD > self._list_bytes_max:
                 raise HeaderListTooLargeError
         return fields
+
+    def _room(self, fields: list[Field]) -> int:
+        if len(fields) > self._fields_max:
+            raise BombError
+        return self._fields_max - len(fields)
 
     def _string(self, block: bytes, position: int) -> tuple[bytes, int]:
         start = position
@@ -219,7 +237,9 @@ class Decoder:
         del self._entries[:count]
         del self._sizes[:count]
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, is_first: bool) -> None:
+        if not is_first:
+            raise HpackError("table size update after a field, or too many of them")
         # We never announce another HEADER_TABLE_SIZE than the default.
         if size > TABLE_SIZE_DEFAULT:
             raise HpackError(f"table size update to {size}, over {TABLE_SIZE_DEFAULT}")

@@ -1,20 +1,13 @@
-"""HTTP/1 connections, served by an aiohttp low-level server; the same handler as over HTTP/2."""
+"""Hands HTTP/1 connections to their server, which is loaded when the first one comes."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import HttpVersion11, web
-
-from kvstore.rpc.plain import FAILED, TOO_LARGE, TOO_SLOW, HttpRequest, HttpResponse
-
 if TYPE_CHECKING:
     from kvstore.rpc.engine import Engine, HttpHandler
-
-_KEEPALIVE_S = 75.0
-_BODY_S = 60.0
-_LINGER_S = 2.0
+    from kvstore.rpc.http1_server import Http1Server
 
 
 class Http1:
@@ -23,101 +16,53 @@ class Http1:
     def __init__(self, engine: Engine, handler: HttpHandler) -> None:
         self._engine = engine
         self._handler = handler
-        self._server = web.Server(
-            self._serve,
-            handler_cancellation=True,  # a client that goes away ends its stream's iterator
-            keepalive_timeout=_KEEPALIVE_S,
-            lingering_time=_LINGER_S,
-            access_log=None,
-        )
-        # aiohttp bounds the wait for later requests, not for a connection's first one.
-        self._first: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        self._server: Http1Server | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._waiting: list[tuple[asyncio.Transport, bytes]] = []
 
     @property
     def open_count(self) -> int:
         """HTTP/1 connections that are open now."""
-        return len(self._server.connections)
+        served = self._server.open_count if self._server is not None else 0
+        return served + len(self._waiting)
+
+    def load(self) -> asyncio.Task[None]:
+        """Begin to load the server, unless that was done; no connection has to come first."""
+        if self._loading is None:
+            self._loading = self._engine.loop.create_task(self._load())
+        return self._loading
 
     def adopt(self, transport: asyncio.Transport, data: bytes) -> None:
         """Serve a connection whose first bytes were read already."""
         self._engine.counters.connections_http1 += 1
-        protocol = self._server()
-        transport.set_protocol(protocol)
-        self._first[protocol] = self._engine.loop.call_later(
-            self._engine.limits.handshake_timeout_s, self._expire, protocol, transport
-        )
-        protocol.connection_made(transport)
-        protocol.data_received(data)
+        if self._server is not None:
+            self._server.adopt(transport, data)
+            return
+        # Nothing is read meanwhile, so no byte can come between these and the server.
+        transport.pause_reading()
+        self._waiting.append((transport, data))
+        self.load()
 
     async def close(self, grace_s: float) -> None:
         """Let requests finish for up to `grace_s`, then close every connection."""
-        self._server.pre_shutdown()
-        await self._server.shutdown(grace_s)
+        if self._loading is not None:
+            await self._loading
+        if self._server is not None:
+            await self._server.close(grace_s)
 
-    def _expire(self, protocol: web.RequestHandler, transport: asyncio.Transport) -> None:
-        del self._first[protocol]
-        transport.abort()
-
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        timer = self._first.pop(request.protocol, None)
-        if timer is not None:
-            timer.cancel()
-        response = await self._answer(request)
-        body = response.body
-        if isinstance(body, bytes):
-            return web.Response(status=response.status, headers=list(response.headers), body=body)
-        stream = web.StreamResponse(status=response.status, headers=list(response.headers))
-        try:
-            await stream.prepare(request)
-            async for chunk in body:
-                if chunk:
-                    await stream.write(chunk)
-            await stream.write_eof()
-        except ConnectionError:
-            pass  # the reader is gone; its iterator is closed below
-        except Exception as error:
-            self._engine.report(error)
-            raise
-        finally:
-            closer = getattr(body, "aclose", None)
-            if closer is not None:
-                await closer()
-        return stream
-
-    async def _answer(self, request: web.BaseRequest) -> HttpResponse:
-        bytes_max = self._engine.limits.http_body_bytes_max
-        parts = []
-        size = 0
-        expects = request.headers.get("expect", "").lower() == "100-continue"
-        if expects and request.version >= HttpVersion11:
-            # The client holds its body back until it hears this (RFC 9110 10.1.1).
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            async with asyncio.timeout(_BODY_S):
-                async for chunk in request.content.iter_any():
-                    size += len(chunk)
-                    if size > bytes_max:
-                        return TOO_LARGE
-                    parts.append(chunk)
-        except TimeoutError:
-            return TOO_SLOW
-        headers: dict[str, str] = {}
-        for name, value in request.headers.items():
-            headers.setdefault(name.lower(), value)
-        path, _, query = request.raw_path.partition("?")
-        plain = HttpRequest(
-            request.method, path, query, headers, b"".join(parts), _peer(request.transport)
-        )
-        try:
-            return await self._handler(plain)
-        except Exception as error:  # noqa: BLE001  # a handler's bug is a 500 for its client only
-            self._engine.report(error)
-            return FAILED
+    async def _load(self) -> None:
+        # Not on the loop: the import takes 0.1 s and more, and no turn may hold it that long.
+        loop = self._engine.loop
+        server_class = await loop.run_in_executor(None, _import_server)
+        self._server = server_class(self._engine, self._handler)
+        waiting, self._waiting = self._waiting, []
+        for transport, data in waiting:
+            if not transport.is_closing():
+                self._server.adopt(transport, data)
+                transport.resume_reading()
 
 
-def _peer(transport: asyncio.Transport | None) -> str:
-    name = transport.get_extra_info("peername") if transport is not None else None
-    if not isinstance(name, tuple):
-        return ""
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{host}:{name[1]}"
+def _import_server() -> type[Http1Server]:
+    from kvstore.rpc.http1_server import Http1Server  # noqa: PLC0415 (see `Http1._load`)
+
+    return Http1Server

@@ -36,6 +36,21 @@ class Limits:
     receive_buffer_bytes_max: int = 64 * MIB
     """Incomplete request messages of one connection; the call that goes beyond is refused."""
 
+    received_bytes_max: int = 512 * MIB
+    """Incomplete requests of all connections; the call that goes beyond is refused."""
+
+    unfinished_s: float = 30.0
+    """Time for a frame, a header block or the client's SETTINGS, once begun. A client that drips
+    bytes would hold them for ever otherwise. Looked at every few seconds, so it may be longer."""
+
+    body_s: float = 60.0
+    """Time for one request message or plain body, once begun: those who drip share
+    `received_bytes_max` with everybody."""
+
+    connections_max: int = 0
+    """Open connections; those beyond are closed at once. 0 is no bound. The process needs open
+    files for its own work too."""
+
     stream_high_bytes: int = 256 * KIB
     """`Call.send` returns False above this many unsent bytes of its stream."""
 
@@ -47,7 +62,8 @@ class Limits:
     the socket and not for WINDOW_UPDATE frames that we would have to read."""
 
     unsent_bytes_max: int = 512 * MIB
-    """Replies of all connections that wait for slow readers; beyond it new ones are refused."""
+    """Replies of all connections that wait for slow readers; beyond it new ones are refused. So
+    they are when one connection holds a quarter of it: the others need the rest."""
 
     write_turn_bytes: int = 256 * KIB
     """Bytes of DATA that one connection may write in one loop turn, so that a bulk reader does
@@ -61,7 +77,8 @@ class Limits:
 
     junk_burst: int = 2000
     """Frames that bring no work forward (SETTINGS, PRIORITY, empty DATA, unknown types, frames on
-    closed streams) before the connection is closed ..."""
+    closed streams, needless WINDOW_UPDATE, too large header lists) before the connection is closed
+    ..."""
 
     junk_per_s: float = 200.0
     """... and how fast that allowance comes back (CVE-2019-9512 to 9518)."""

@@ -50,6 +50,7 @@ class Outbound:
         "frame_bytes_max",
         "granted",
         "headers_sent",
+        "held_bytes",
         "holding",
         "out",
         "paused",
@@ -62,6 +63,7 @@ class Outbound:
         "table_min",
         "transport",
         "unprimable",
+        "yielding",
     )
 
     transport: asyncio.Transport
@@ -73,8 +75,10 @@ class Outbound:
         self.dirty = False
         self.closed = False
         self.paused = False  # the transport's buffer is full
-        self.holding = False  # we do not read
+        self.holding = False  # we do not read, since too many replies wait
+        self.yielding = False  # we do not read until our next turn, which is scheduled
         self.backlog_bytes = 0  # unsent bytes of all streams
+        self.held_bytes = 0  # the memory that they hold
         self.streams: dict[int, Call] = {}
         self.ready: deque[Call] | None = None
         self.granted = frames.WINDOW_DEFAULT
@@ -155,7 +159,7 @@ class Outbound:
             if hold:
                 self.transport.pause_reading()
             else:
-                self.transport.resume_reading()
+                self.yield_turn()  # what was read already comes first
 
     def pause_writing(self) -> None:
         """Stop DATA: the socket does not keep up."""
@@ -247,7 +251,7 @@ class Outbound:
         queue.extend(parts)
         call.unsent_bytes += size_bytes
         self.backlog_bytes += size_bytes
-        self.engine.counters.unsent_bytes += size_bytes
+        self._count_held(sum(map(_held_bytes, parts)))
         self.wake(call)
         if self.backlog_bytes > self.engine.limits.connection_high_bytes and not self.holding:
             self._balance()  # now: uvloop may read 8 MiB of requests before this turn ends
@@ -295,13 +299,13 @@ class Outbound:
         call.delta -= size
         call.unsent_bytes -= size
         self.backlog_bytes -= size
-        self.engine.counters.unsent_bytes -= size
         while size:
             part = queue[0]
             if len(part) <= size:
                 out.append(part)
                 size -= len(part)
                 queue.popleft()
+                self._count_held(-_held_bytes(part))
             else:
                 view = memoryview(part)  # a slice of a view: 100 MiB are not copied again
                 out.append(view[:size])
@@ -311,11 +315,20 @@ class Outbound:
     def drop_queue(self, call: Call) -> None:
         """Forget what a stream has not sent."""
         self.backlog_bytes -= call.unsent_bytes
-        self.engine.counters.unsent_bytes -= call.unsent_bytes
+        if call.queue is not None:
+            self._count_held(-sum(map(_held_bytes, call.queue)))
         call.unsent_bytes = 0
         call.queue = None
 
-    # Ends; the receiving half implements these
+    def _count_held(self, size_bytes: int) -> None:
+        self.held_bytes += size_bytes
+        self.engine.counters.unsent_bytes += size_bytes
+
+    # The receiving half implements these
+
+    def yield_turn(self) -> None:
+        """Go on with what was received in the next turn of the loop."""
+        raise NotImplementedError
 
     def close_stream(self, call: Call) -> None:
         """Forget a stream whose last frame was written."""
@@ -334,3 +347,9 @@ def can_prime(connection: Outbound) -> bool:
         and connection.table_min < 0
         and connection.table_final >= _PRIMED_TABLE_BYTES
     )
+
+
+def _held_bytes(part: bytes | memoryview) -> int:
+    # The last byte of a message keeps all of it in memory; a client chooses by its windows
+    # whether we ever get rid of that byte.
+    return len(part.obj) if isinstance(part, memoryview) else len(part)  # type: ignore[arg-type]

@@ -49,6 +49,7 @@ class HttpResponse:
 
 
 TOO_LARGE = HttpResponse(413, [("content-type", "text/plain")], b"request body too large\n")
+TOO_MANY = HttpResponse(503, [("content-type", "text/plain")], b"too many requests at once\n")
 TOO_SLOW = HttpResponse(408, [("content-type", "text/plain")], b"request body too slow\n")
 FAILED = HttpResponse(500, [("content-type", "text/plain")], b"internal error\n")
 

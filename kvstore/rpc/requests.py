@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvstore.rpc import frames, grpc, hpack
 from kvstore.rpc.budget import Budget
-from kvstore.rpc.call import Call
+from kvstore.rpc.call import Call, TimedCall
 from kvstore.rpc.head import Head, MalformedError, check_fields, check_trailers, parse
 from kvstore.rpc.outbound import Outbound
 from kvstore.rpc.plain import PlainExchange
@@ -26,6 +26,9 @@ _unpack_message_head = frames.unpack_message_head
 # Heads kept by block. Clients use one to a handful; a head takes under 1 KiB.
 _HEADS_MAX = 8
 _HEAD_BLOCK_BYTES_MAX = 512
+
+# What a header list over the limit costs its sender, in frames of no use: it took as long.
+_TOO_LARGE_JUNK = 50
 
 # Streams that we reset while the client may still be sending on them.
 _RESET_IDS_MAX = 256
@@ -50,10 +53,10 @@ class Requests(Outbound):
         "_junk",
         "_last_stream_id",
         "_receive_window",
-        "_receiving_bytes",
         "_reset_ids",
         "_resets",
         "draining",
+        "receiving_bytes",
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -65,7 +68,8 @@ class Requests(Outbound):
         self._last_stream_id = 0
         self._goaway_id = frames.STREAM_ID_MAX
         self._receive_window = limits.connection_window_bytes
-        self._receiving_bytes = 0
+        self.receiving_bytes = 0
+        """Of incomplete requests."""
         self._reset_ids: deque[int] | None = None
         self._resets = Budget(limits.resets_burst, limits.resets_per_s)
         self._junk = Budget(limits.junk_burst, limits.junk_per_s)
@@ -81,6 +85,8 @@ class Requests(Outbound):
             raise ConnectionFault(frames.COMPRESSION_ERROR, str(error)) from None
         except hpack.HeaderListTooLargeError:
             return None
+        except hpack.BombError:
+            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "header list too large") from None
         finally:
             if self._decoder.generation != generation:
                 self._heads.clear()
@@ -116,6 +122,7 @@ class Requests(Outbound):
             self._reset_id(stream_id, frames.REFUSED_STREAM)
             return
         if too_large:
+            self._spend_junk(_TOO_LARGE_JUNK)
             self._answer_early(
                 stream_id, flags, b"431", grpc.RESOURCE_EXHAUSTED, "header list too large"
             )
@@ -127,7 +134,9 @@ class Requests(Outbound):
             status = b"%d" % head.refusal.http_status
             self._answer_early(stream_id, flags, status, head.refusal.code, head.refusal.text)
             return
-        self._open(Call(self, stream_id, head), flags)
+        route = head.route
+        timed = route is not None and route.on_handled is not None
+        self._open((TimedCall if timed else Call)(self, stream_id, head), flags)
 
     def _understand(self, fields: list[hpack.Field]) -> Head | None:
         engine = self.engine
@@ -143,8 +152,8 @@ class Requests(Outbound):
         self.streams[call.stream_id] = call
         if head.timeout_s is not None:
             call.deadline_slot = self.engine.deadlines.add(call, head.timeout_s)
-        if head.route is not None:
-            head.route.started += 1
+        if head.tally is not None:
+            head.tally.started += 1
         if head.route is None:
             assert self.engine.http is not None
             call.stream = PlainExchange(call, self.engine.http)
@@ -259,15 +268,18 @@ class Requests(Outbound):
                 flag, size = _unpack_message_head(payload) if len(payload) >= 5 else (1, 0)
                 whole = flag == 0 and size == len(payload) - 5
                 if whole and size <= self.engine.limits.message_bytes_max:
+                    route.received += 1
                     self._guard(call, call.stream.message, payload[5:])
                     return
             self.keep(call, payload)
             self._take_messages(call)
-        if (
-            call.connection is not None
-            and self._receiving_bytes > self.engine.limits.receive_buffer_bytes_max
-        ):
+        if call.connection is None or not call.buffer:
+            return
+        engine = self.engine
+        if self.receiving_bytes > engine.limits.receive_buffer_bytes_max:
             call.fail(grpc.RESOURCE_EXHAUSTED, "too many incomplete messages on this connection")
+        elif engine.counters.receiving_bytes > engine.limits.received_bytes_max:
+            call.stop(grpc.RESOURCE_EXHAUSTED, "too many incomplete messages on this server")
 
     def keep(self, call: Call, payload: bytes) -> int:
         """Keep bytes of an incomplete request; returns how many this call has now."""
@@ -275,7 +287,7 @@ class Requests(Outbound):
         if buffer is None:
             buffer = call.buffer = bytearray()
         buffer += payload
-        self._receiving_bytes += len(payload)
+        self._count_kept(len(payload))
         return len(buffer)
 
     def _take_messages(self, call: Call) -> None:
@@ -295,9 +307,10 @@ class Requests(Outbound):
                 try:
                     message = grpc.take_message(buffer, call.head.encoding, bytes_max)
                 finally:
-                    self._receiving_bytes -= before - len(buffer)
+                    self._count_kept(len(buffer) - before)
                 if message is None:
                     return
+                route.received += 1
                 self._guard(call, call.stream.message, message)
         except grpc.GrpcError as error:
             call.fail(error.code, error.text)
@@ -346,8 +359,12 @@ class Requests(Outbound):
     def release_buffer(self, call: Call) -> None:
         """Forget what `keep` has kept."""
         if call.buffer is not None:
-            self._receiving_bytes -= len(call.buffer)
+            self._count_kept(-len(call.buffer))
             call.buffer = None
+
+    def _count_kept(self, size_bytes: int) -> None:
+        self.receiving_bytes += size_bytes
+        self.engine.counters.receiving_bytes += size_bytes
 
     # Handlers
 
@@ -404,6 +421,7 @@ class Requests(Outbound):
         if call.deadline_slot is not None:
             del call.deadline_slot[call]
             call.deadline_slot = None
+        call.over()
 
     @staticmethod
     def _count(call: Call, code: int) -> None:
@@ -439,8 +457,8 @@ class Requests(Outbound):
         if not self._resets.spend(self.engine.loop):
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many reset streams")
 
-    def _spend_junk(self) -> None:
-        if not self._junk.spend(self.engine.loop):
+    def _spend_junk(self, amount: int = 1) -> None:
+        if not self._junk.spend(self.engine.loop, amount):
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many frames without work")
 
     def maybe_finish_drain(self) -> None:

@@ -11,10 +11,11 @@ from kvstore.rpc.engine import Engine, HttpHandler, log_error
 from kvstore.rpc.head import Route
 from kvstore.rpc.http1 import Http1
 from kvstore.rpc.limits import Limits
-from kvstore.rpc.sniff import Sniffer
+from kvstore.rpc.sniff import Sniffer, TurnedAway
 from kvstore.rpc.tls import TlsTransport
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Callable
 
@@ -35,6 +36,12 @@ class MethodStatistics:
     started: int
     handled: dict[int, int]
     """Calls that ended, by gRPC code; OK (0) is always there."""
+    started_by: dict[str, int]
+    """Calls by the value of the field of `Server.tally_by`."""
+    received: int
+    """Messages from clients."""
+    sent: int
+    """Messages to clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,8 @@ class Statistics:
 
     connections_open: int
     connections_total: int
+    connections_refused: int
+    """Beyond `Limits.connections_max`."""
     connections_http1_open: int
     connections_http1_total: int
     streams_open: int
@@ -79,6 +88,7 @@ class Server:
             refused and other content types are answered with 415.
         on_error: Called with the exception of a handler that raised; the call in question is
             answered with UNKNOWN. The default logs it.
+        tally_by: Metadata field by whose value calls are counted apart (`MethodStatistics`).
     """
 
     def __init__(
@@ -87,10 +97,12 @@ class Server:
         limits: Limits | None = None,
         http: HttpHandler | None = None,
         on_error: Callable[[BaseException], None] = log_error,
+        tally_by: bytes = b"",
     ) -> None:
         self._limits = limits if limits is not None else Limits()
         self._http = http
         self._on_error = on_error
+        self._tally_by = tally_by
         self._routes: dict[bytes, Route] = {}
         self._services: set[str] = set()
         self._engine: Engine | None = None
@@ -105,11 +117,11 @@ class Server:
         later.
         `path` is `/package.Service/Method`. Register before clients come.
         """
-        self._add(Route(path, handler, unary=True))
+        self._add(Route(path, handler, unary=True, tally_by=self._tally_by))
 
     def stream(self, path: str, handler: Callable[[Call], StreamHandler]) -> None:
         """Serve a streaming method of any kind: `handler(call)` returns its receiver."""
-        self._add(Route(path, handler, unary=False))
+        self._add(Route(path, handler, unary=False, tally_by=self._tally_by))
 
     def _add(self, route: Route) -> None:
         service, slash, method = route.path[1:].rpartition("/")
@@ -118,10 +130,28 @@ class Server:
         self._routes[route.path.encode()] = route
         self._services.add(service)
 
-    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
+    def time_calls(self, observer: Callable[[str, bool], Callable[[float], None]]) -> None:
+        """Measure every call; each then costs some microseconds more. Call it before `listen`.
+
+        Args:
+            observer: Returns, for a method's path and whether it is unary, what takes the seconds
+                of each of its calls.
+        """
+        for route in self._routes.values():
+            route.on_handled = observer(route.path, route.unary)
+
+    async def listen(
+        self,
+        host: str = "",
+        port: int = 0,
+        *,
+        tls: ssl.SSLContext | None = None,
+        bound: socket.socket | None = None,
+    ) -> int:
         """Accept connections on an address; returns the port (the kernel's choice for port 0).
 
-        `tls` should offer ALPN "h2" and "http/1.1". OSError: the address cannot be used.
+        `tls` should offer ALPN "h2" and "http/1.1". `bound` is a socket that has its address
+        already, in place of host and port. OSError: the address cannot be used.
         """
         assert not self._draining
         if self._engine is None:
@@ -136,20 +166,32 @@ class Server:
         def sniff() -> asyncio.Protocol:
             return Sniffer(engine)
 
-        def wrap() -> asyncio.Protocol:
-            assert tls is not None
-            return TlsTransport(engine, tls, sniff)
+        def accept() -> asyncio.Protocol:
+            if engine.is_full:
+                engine.counters.connections_refused += 1
+                return TurnedAway()
+            return sniff() if tls is None else TlsTransport(engine, tls, sniff)
 
-        listener = await engine.loop.create_server(
-            sniff if tls is None else wrap, host, port, backlog=self._limits.backlog
-        )
+        backlog = self._limits.backlog
+        if bound is None:
+            listener = await engine.loop.create_server(accept, host, port, backlog=backlog)
+        else:
+            listener = await engine.loop.create_server(accept, sock=bound, backlog=backlog)
         self._listeners.append(listener)
-        bound: Any = listener.sockets[0].getsockname()
-        return int(bound[1])
+        name: Any = listener.sockets[0].getsockname()
+        return int(name[1])
+
+    async def load_http1(self) -> None:
+        """Load what serves HTTP/1 now; else the first of its connections waits for that."""
+        if self._engine is not None and self._engine.http1 is not None:
+            await self._engine.http1.load()
 
     def _schedule_sweep(self, engine: Engine) -> None:
         limits = self._limits
-        every_s = min(limits.keepalive_s / 4, limits.keepalive_timeout_s / 4, _SWEEP_S_MAX)
+        shortest_s = min(
+            limits.keepalive_s, limits.keepalive_timeout_s, limits.unfinished_s, limits.body_s
+        )
+        every_s = min(shortest_s / 4, _SWEEP_S_MAX)
         self._sweep = engine.loop.call_later(every_s, self._run_sweep, engine)
 
     def _run_sweep(self, engine: Engine) -> None:
@@ -212,18 +254,7 @@ class Server:
         open_now = Counter(
             call.path for connection in engine.connections for call in connection.streams.values()
         )
-        return [
-            MethodStatistics(
-                route.path,
-                route.unary,
-                route.started,
-                {
-                    0: route.started - open_now[route.path] - sum(route.failed.values()),
-                    **route.failed,
-                },
-            )
-            for route in self._routes.values()
-        ]
+        return [_statistics(route, open_now[route.path]) for route in self._routes.values()]
 
     def statistics(self) -> Statistics:
         """Return the counters; cheap, but it walks the open connections."""
@@ -234,6 +265,7 @@ class Server:
         return Statistics(
             connections_open=len(open_now),
             connections_total=counters.connections,
+            connections_refused=counters.connections_refused,
             connections_http1_open=engine.http1.open_count if engine.http1 is not None else 0,
             connections_http1_total=counters.connections_http1,
             streams_open=sum(len(connection.streams) for connection in open_now),
@@ -251,3 +283,18 @@ class Server:
             tls_failures=counters.tls_failures,
             tls_waiting=len(engine.handshakes),
         )
+
+
+def _statistics(route: Route, open_now: int) -> MethodStatistics:
+    started_by = {name: tally.started for name, tally in route.tallies.items()}
+    started = sum(started_by.values())
+    ended_ok = started - open_now - sum(route.failed.values())
+    return MethodStatistics(
+        route.path,
+        route.unary,
+        started,
+        {0: ended_ok, **route.failed},
+        started_by,
+        received=started if route.unary else route.received,
+        sent=ended_ok if route.unary else route.sent,
+    )

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 _PREFACE = frames.PREFACE
 
 
+class TurnedAway(asyncio.Protocol):
+    """A connection beyond `Limits.connections_max`: closed before it says a word."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it; the client can go to another member."""
+        cast("asyncio.Transport", transport).abort()
+
+
 class Sniffer(asyncio.Protocol):
     """Reads until the protocol is certain, then hands the transport and the bytes on."""
 

@@ -99,6 +99,9 @@ class ServerConfig:
     max_request_bytes: int = 1_572_864
     max_txn_ops: int = 128
     log_level: str = "info"
+    metrics: str = "basic"
+    """"extensive" adds how long each method's calls took, for some microseconds a call."""
+
     cert_file: str = ""
     key_file: str = ""
     trusted_ca_file: str = ""
@@ -157,6 +160,8 @@ class ServerConfig:
             )
         if self.log_level not in LEVELS:
             raise ConfigError(f"--log-level: {self.log_level!r} is none of {', '.join(LEVELS)}")
+        if self.metrics not in {"basic", "extensive"}:
+            raise ConfigError(f"--metrics: {self.metrics!r} is neither basic nor extensive")
 
     def _check_numbers(self) -> None:
         if self.heartbeat_interval < 10:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from kvstore.raft.messages import AppendWork
 from kvstore.wal import Wal, fatal
 
+Failed = Callable[[BaseException], object]
 Post = Callable[[Callable[[], None]], object]
 """Runs a callable on the loop; `loop.call_soon_threadsafe` fits."""
 
@@ -18,7 +19,11 @@ class DiskThread:
     """Owns the log. `on_saved` runs on the loop with each group, oldest first."""
 
     def __init__(
-        self, wal: Wal, post: Post, on_saved: Callable[[list[AppendWork], float], None]
+        self,
+        wal: Wal,
+        post: Post,
+        on_saved: Callable[[list[AppendWork], float], None],
+        failed: Failed = fatal,
     ) -> None:
         """Take the log; `start` starts the thread.
 
@@ -26,6 +31,7 @@ class DiskThread:
             wal: The open log; from now on only the thread touches it.
             post: How to reach the loop.
             on_saved: Takes the saved works and the seconds that write and fsync took.
+            failed: Takes any failure, on the thread, which ends with it at the latest.
         """
         self.inflight = 0
         """Works submitted and not yet reported as saved."""
@@ -33,6 +39,7 @@ class DiskThread:
         self._wal = wal
         self._post = post
         self._on_saved = on_saved
+        self._failed = failed
         self._queue: queue.SimpleQueue[AppendWork | int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
 
@@ -58,8 +65,8 @@ class DiskThread:
         try:
             while self._round():
                 pass
-        except Exception as error:  # noqa: BLE001 (every failure of the log ends the process)
-            fatal(error)
+        except Exception as error:  # noqa: BLE001 (every failure of the log is fatal)
+            self._failed(error)
 
     def _round(self) -> bool:
         """Do all that is queued, at least one thing; return whether the log is still open."""

@@ -247,13 +247,14 @@ class Failpoints:
         whole.install = self._around_install(install)
 
     def _around_install(
-        self, install: Callable[[Any], Awaitable[None]]
-    ) -> Callable[[Any], Awaitable[None]]:
-        async def install_with_points(message: Any) -> None:
+        self, install: Callable[[Any], Awaitable[bool]]
+    ) -> Callable[[Any], Awaitable[bool]]:
+        async def install_with_points(message: Any) -> bool:
             if self.hit("snapshot.install.before"):
-                return
-            await install(message)
+                return False
+            taken = await install(message)
             self.hit("snapshot.install.after")
+            return taken
 
         return install_with_points
 

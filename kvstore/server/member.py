@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -67,6 +68,7 @@ from kvstore.server.snapshots import (
     STORE_NAME,
     Incoming,
     SnapshotRefused,
+    Transfers,
     received_path,
     send,
     settle,
@@ -117,6 +119,10 @@ class Member:
         """Kept beside the cluster's list: it is looked at for every request."""
 
         self._removed = False
+        self.receiving: set[int] = set()
+        """Indexes of the snapshots that are on their way in."""
+
+        self.sending, self.receiving_from = Transfers(), Transfers()
         self.snapshots_sent = 0
         self.snapshots_installed = 0
         self.late_heartbeats = 0
@@ -149,6 +155,7 @@ class Member:
             on_lost=self._link_lost,
             on_removed=self._was_removed,
         )
+        self.links.on_round_trip = self._round_trip
         self.links.removed.update(self.cluster.removed)
         await self._listen_peers()
         self.disk = self.platform.disk_thread(self.wal, self._saved)
@@ -203,6 +210,7 @@ class Member:
             mark=self._mark,
             durable_index=lambda: self.raft.log.durable,
             committed=self._committed,
+            purged=self._purged,
             fatal=partial(store_failed, config.data_dir, self.platform.fatal),
         )
         self.observer = Observer(self)
@@ -212,9 +220,7 @@ class Member:
         if self.cluster.configuration().voters == (self.id,):
             self.raft.campaign()  # nobody else could win: why wait
         for work in (self._tick(), self._publish()):
-            task = loop.create_task(work)
-            task.add_done_callback(self._fatal_if_failed)
-            self._tasks.add(task)
+            self._keep(loop.create_task(work))
         await self._serve_clients()
         self.platform.started()
 
@@ -366,6 +372,7 @@ class Member:
             txn_ops_max=config.max_txn_ops,
             later=loop.call_soon,
             later_s=loop.call_later,
+            observe=self.metrics.range.series,
         )
         self.watch_service = WatchService(
             self.watches, lambda: bool(self.node.leader), loop.call_soon
@@ -388,6 +395,7 @@ class Member:
             time_s=loop.time,
             on_error=self._handler_failed,
         )
+        self.health = HealthService()
         guard = LearnerGuard(
             LeaderGuard(self.sessions, lambda: bool(self.node.leader)),
             lambda: self.is_learner,
@@ -400,10 +408,12 @@ class Member:
             MaintenanceService(
                 self.writes, self.observer.status, self._hash_kv, self.membership.transfer
             ),
-            HealthService(),
+            self.health,
         ):
             service.register(guard)
         self.sessions.register()
+        if config.metrics == "extensive":
+            self.server.time_calls(self.metrics.handled())
         for url in config.client_urls:
             await self._listen_clients(url)
 
@@ -428,6 +438,7 @@ class Member:
     async def stop(self) -> None:
         """Drain clients, hand the leadership over, commit, close."""
         if hasattr(self, "server"):
+            self.health.drain()
             self.sessions.drain()
             await self.server.drain(DRAIN_S)
         for task in self._tasks:
@@ -450,8 +461,14 @@ class Member:
 
     # what the parts call
 
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Cancel the task when the member stops."""
+        self._tasks.add(task)
+        task.add_done_callback(self._fatal_if_failed)
+
     def _fatal_if_failed(self, task: asyncio.Task[None]) -> None:
         """End the process when a task failed without which the member is only half alive."""
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the member failed", exc_info=error)
             self.platform.fatal(error, what="this member cannot go on")
@@ -523,10 +540,28 @@ class Member:
     ) -> SnapshotSink:
         """Begin to receive a snapshot (`kvstore.peer.link.Receiver`)."""
         log.info("receiving a snapshot", extra={"fields": {"member": f"{sender:x}"}})
-        return Incoming(self, self.platform, self.config, pause=pause, answer=answer)
+        end = self.receiving_from.begin(sender)
+
+        def answer_counted(text: str) -> None:
+            seconds = end(not text)
+            if not text:
+                self.metrics.snapshot_receive.series(f"{sender:x}").observe(seconds)
+            answer(text)
+
+        incoming = Incoming(self, self.platform, self.config, pause=pause, answer=answer_counted)
+        self._keep(incoming.task)
+        return incoming
+
+    def snapshot_saved(self, save_s: float, fsync_s: float) -> None:
+        """Take note of the times (`kvstore.server.snapshots.Installer`)."""
+        self.metrics.snapshot_save.observe(save_s)
+        self.metrics.snapshot_fsync.observe(fsync_s)
 
     def _send_call(self, peer: int, payload: bytes) -> bool:
         return self.links.send(peer, Channel.CONTROL, payload)
+
+    def _round_trip(self, peer: int, seconds: float) -> None:
+        self.metrics.round_trip.series(f"{peer:x}").observe(seconds)
 
     def _link_lost(self, peer: int, channel: Channel) -> None:
         self.node.unreachable(peer)
@@ -539,6 +574,7 @@ class Member:
         self.storage.log_saved()
 
     def _applied(self, applied: Applied) -> None:
+        self.metrics.applied(applied)
         events = self.store.take_events()
         if events:
             self.watches.notify(events)
@@ -562,6 +598,9 @@ class Member:
         if release > raft_log.offset:
             self.raft.compact(release)
             self.disk.release(release)
+
+    def _purged(self, held_s: float, total_s: float | None) -> None:
+        self.metrics.purged(held_s, total_s)
 
     def _role_changed(self, role: Role, leader: int, term: int) -> None:
         self.headers.set_term(term)
@@ -622,6 +661,7 @@ class Member:
         peer = request.target
         log.info("sending a snapshot", extra={"fields": {"member": f"{peer:x}"}})
         ok = False
+        end = self.sending.begin(peer)
         try:
             await self.storage.barrier()
             await send(self.backend, self.links, request)
@@ -630,6 +670,10 @@ class Member:
         except (OSError, HelloError, TimeoutError) as error:
             log.warning("snapshot to member %x failed: %s", peer, error or type(error).__name__)
         finally:
+            seconds = end(ok)
+            if ok:
+                self.metrics.snapshot_send.series(f"{peer:x}").observe(seconds)
+                self.metrics.backend_snapshot.observe(seconds)
             self.snapshot_sent(peer, ok=ok)
 
     def snapshot_sent(self, peer: int, *, ok: bool) -> None:
@@ -640,42 +684,52 @@ class Member:
         """Tell whether a snapshot would bring us forward (`kvstore.server.snapshots.Installer`)."""
         return not self.node.installing and self.raft.wants_snapshot(meta)
 
-    async def install(self, message: InstallSnapshot) -> None:
+    async def install(self, message: InstallSnapshot) -> bool:
         """Take the received file as our state (`kvstore.server.snapshots.Installer`)."""
         if not self.wants_snapshot(message.snapshot):
-            return
+            return False
         loop = asyncio.get_running_loop()
         async with self.storage.lock:
             index = message.snapshot.index
             path = received_path(self.config.data_dir, index)
             try:
                 replica = await loop.run_in_executor(None, self._open_replica, path)
-            except (StorageError, ValueError, lmdb.Error) as error:
+            except (OSError, StorageError, ValueError, lmdb.Error) as error:
                 raise SnapshotRefused(f"the received store cannot be opened: {error}") from error
             if not self.wants_snapshot(message.snapshot):
                 replica.backend.close()
-                return
+                return False
             # From here on the old store takes nothing more. The log marks the snapshot, then the
             # file takes its place.
             if not await self.node.install(message):
                 replica.backend.close()
                 raise SnapshotRefused("it is from a leader of an earlier term")
+            old = self.replica
             try:
                 swap_in(self.platform.disk, self.config.data_dir, index)
             except OSError as error:
                 self.platform.fatal(error)
-            old = self.replica
-            self._adopt(replica)
+            try:
+                self._adopt(replica)
+            except Exception as error:
+                # Some parts follow the new state, some the old one.
+                log.exception("a snapshot was adopted in part")
+                self.platform.fatal(error, what="this member cannot go on")
         self.snapshots_installed += 1
         # Ranges and hashes under way still read the old file.
         loop.call_later(OLD_STORE_S, old.backend.close)
         log.info("installed a snapshot", extra={"fields": {"index": message.snapshot.index}})
+        return True
 
     def _open_replica(self, path: str) -> Replica:
         backend = self.platform.open_backend(path, map_size_bytes=map_size_bytes(self.config))
         if self.failpoints is not None:
             self.failpoints.backend(backend)
-        return Replica(backend, self.config)
+        try:
+            return Replica(backend, self.config)
+        except BaseException:
+            backend.close()
+            raise
 
     def _adopt(self, replica: Replica) -> None:
         """Point every part at the new state and let the node go on."""
@@ -701,15 +755,16 @@ class Member:
         except RequestError as error:
             done(error)
             return
-        self._hash_slice(slices, done)
+        self._hash_slice(slices, done, time.perf_counter())
 
-    def _hash_slice(self, slices: HashSlices, done: HashDone) -> None:
+    def _hash_slice(self, slices: HashSlices, done: HashDone, start_s: float) -> None:
         try:
             next(slices)
         except StopIteration:
+            self.metrics.hash_by_revision.observe(time.perf_counter() - start_s)
             done(slices.result)
         else:
-            asyncio.get_running_loop().call_soon(self._hash_slice, slices, done)
+            asyncio.get_running_loop().call_soon(self._hash_slice, slices, done, start_s)
 
 
 def _no_matter(_: RemovedError) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kvstore.apply.applier import Applied, Applier
 from kvstore.peer.codec import CodecError, decode, encode
@@ -39,6 +39,7 @@ from kvstore.server.reads import Reads
 log = logging.getLogger("kvstore.node")
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 BULK_MESSAGES = (AppendRequest, Forward)
 
@@ -53,8 +54,8 @@ SLOW_APPLY_NS = 100_000_000
 
 
 def fatal_if_it_fails(
-    take: Callable[Concatenate[Node, P], None],
-) -> Callable[Concatenate[Node, P], None]:
+    take: Callable[Concatenate[Node, P], R],
+) -> Callable[Concatenate[Node, P], R]:
     """Let an exception of this input end the member.
 
     Part of what the core asked for is done and part is not, and it will not ask again: to go on
@@ -62,9 +63,9 @@ def fatal_if_it_fails(
     """
 
     @wraps(take)
-    def taken(self: Node, /, *arguments: P.args, **named: P.kwargs) -> None:
+    def taken(self: Node, /, *arguments: P.args, **named: P.kwargs) -> R:
         try:
-            take(self, *arguments, **named)
+            return take(self, *arguments, **named)
         except Exception as error:
             log.exception("the node failed")
             self.hooks.fatal(error)
@@ -250,14 +251,20 @@ class Node:
             True when the log has marked it: nothing is applied from now on until `installed`.
             False when the core does not take it, as from a leader of an earlier term.
         """
+        marking = self._mark_snapshot(message)
+        if marking is None:
+            return False
+        await marking
+        return True
+
+    @fatal_if_it_fails
+    def _mark_snapshot(self, message: InstallSnapshot) -> asyncio.Future[None] | None:
         assert self._installing is None
         self.raft.step(message)
         self._wake()
-        if not self.raft.log.snapshot_outstanding:
-            return False
-        self._installing = asyncio.get_running_loop().create_future()
-        await self._installing
-        return True
+        if self.raft.log.snapshot_outstanding:
+            self._installing = asyncio.get_running_loop().create_future()
+        return self._installing
 
     @fatal_if_it_fails
     def installed(self, applier: Applier, index: int, term: int) -> None:
@@ -440,7 +447,9 @@ class Node:
         self.hooks.reconfigured(entry)
 
     def _apply_normal(self, entry: Entry) -> None:
+        start_ns = self.clock.monotonic_ns()
         applied = self.applier.apply(entry)
+        applied.duration_ns = self.clock.monotonic_ns() - start_ns
         self.applied_index = entry.index
         if entry.term != self.applied_term:
             self.applied_term = entry.term

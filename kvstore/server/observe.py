@@ -251,6 +251,11 @@ class Observer:
         yield from readings.counters(member)
         rpc = member.server.statistics()
         yield Reading(
+            "kvstore_client_connections_refused",
+            "Connections closed at once because too many were open.",
+            rpc.connections_refused,
+        )
+        yield Reading(
             "etcd_network_client_grpc_sent_bytes",
             "The total number of bytes sent to grpc clients.",
             rpc.sent_bytes,

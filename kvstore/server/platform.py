@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 from kvstore.mvcc.backend_lmdb import LmdbBackend
@@ -25,6 +27,10 @@ from kvstore.wal import Options, RealDisk, Wal, fatal
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a busy loop may keep the disk thread from reporting an fsync (docs/decisions)."""
+
+FILES_RESERVED = 150
+"""Open files that clients cannot take from log, store and peers, as in etcd: without one for the
+next segment of the log a member would have to end."""
 
 GC_THRESHOLDS = (50_000, 20, 100)
 
@@ -83,6 +89,12 @@ class Platform(Protocol):
         """Tune the process now that the long-lived objects exist."""
 
 
+def connections_max() -> int:
+    """Return how many connections clients may open, by the process's limit of open files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 0 if soft == resource.RLIM_INFINITY else max(1, soft - FILES_RESERVED)
+
+
 class RealPlatform:
     """The system under a member."""
 
@@ -90,9 +102,10 @@ class RealPlatform:
         self.disk: Disk = RealDisk()
         self.clock: Clock = RealClock()
         self.random: Random = random.SystemRandom()
-        self.open_backend = LmdbBackend
+        self.open_backend: Callable[..., Backend] = LmdbBackend
         self.server = _server
         self.fatal = fatal
+        self.disk_failed: Callable[[BaseException], object] = fatal
 
     @staticmethod
     def wal_options() -> Options:
@@ -104,10 +117,12 @@ class RealPlatform:
         """See `Platform`."""
         return Raft(Config(**settings), restored)
 
-    @staticmethod
-    def disk_thread(wal: Wal, on_saved: Callable[[list[AppendWork], float], None]) -> DiskThread:
+    def disk_thread(
+        self, wal: Wal, on_saved: Callable[[list[AppendWork], float], None]
+    ) -> DiskThread:
         """See `Platform`."""
-        thread = DiskThread(wal, asyncio.get_running_loop().call_soon_threadsafe, on_saved)
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        thread = DiskThread(wal, post, on_saved, self.disk_failed)
         thread.start()
         return thread
 
@@ -130,15 +145,13 @@ class RealPlatform:
             on_removed=on_removed,
         )
 
-    @staticmethod
-    def starting() -> None:
+    def starting(self) -> None:
         """See `Platform`."""
         # The disk thread reports an fsync through the interpreter lock; a loop saturated with
         # reads would keep it waiting for many default intervals of 5 ms.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
-    @staticmethod
-    def started() -> None:
+    def started(self) -> None:
         """See `Platform`."""
         # What exists now lives as long as the process; collections need not look at it again.
         gc.collect()
@@ -147,4 +160,5 @@ class RealPlatform:
 
 
 def _server(limits: Limits, http: HttpHandler, on_error: Callable[[BaseException], None]) -> Server:
-    return Server(limits=limits, http=http, on_error=on_error)
+    limits = replace(limits, connections_max=connections_max())
+    return Server(limits=limits, http=http, on_error=on_error, tally_by=b"client-api-version")

@@ -9,12 +9,14 @@ steps is settled at the next start by `settle`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import lmdb
 
 from kvstore.mvcc.errors import StorageError
 from kvstore.mvcc.marks import AppliedMark, Marks
@@ -29,6 +31,8 @@ from kvstore.server.platform import Platform
 from kvstore.server.replica import map_size_bytes
 
 log = logging.getLogger("kvstore.snapshot")
+
+T = TypeVar("T")
 
 STORE_NAME = "store.lmdb"
 RECEIVED_PREFIX = "snapshot-"
@@ -81,11 +85,45 @@ def _next(chunks: Iterator[bytes]) -> bytes | None:
     return next(chunks, None)
 
 
+class Transfers:
+    """Counts snapshots one way, by peer."""
+
+    def __init__(self) -> None:
+        self.inflight: Counter[int] = Counter()
+        self.succeeded: Counter[int] = Counter()
+        self.failed: Counter[int] = Counter()
+
+    def begin(self, peer: int) -> Callable[[bool], float]:
+        """Count one as under way; call the result with its success: it returns the seconds."""
+        start_s = time.perf_counter()
+        self.inflight[peer] += 1
+
+        def end(ok: bool) -> float:
+            self.inflight[peer] -= 1
+            (self.succeeded if ok else self.failed)[peer] += 1
+            return time.perf_counter() - start_s
+
+        return end
+
+
 class Installer(Protocol):
     """The member, as a received snapshot needs it."""
 
-    async def install(self, message: InstallSnapshot) -> None:
-        """Take the file at `received_path`, which is durable, as the new state."""
+    receiving: set[int]
+    """Indexes of the snapshots that are on their way in."""
+
+    def snapshot_saved(self, save_s: float, fsync_s: float) -> None:
+        """Take note of how long it took to receive a file, and of its fsync."""
+
+    async def install(self, message: InstallSnapshot) -> bool:
+        """Take the file at `received_path`, which is durable, as the new state.
+
+        Returns:
+            False when it would not bring us forward any more.
+
+        Raises:
+            SnapshotRefused: It cannot be used. Nothing has changed.
+        """
 
     def wants_snapshot(self, meta: SnapshotMeta) -> bool:
         """Tell whether this snapshot would bring us forward."""
@@ -111,6 +149,8 @@ class Incoming:
             config: Names the folder and the map's size.
             pause: Stops (True) or continues (False) reading from the connection.
             answer: Tells the sender how it ended; an empty text is success.
+
+        Whoever makes it watches `task`: an exception that comes out of there is one of ours.
         """
         self._installer = installer
         self._platform = platform
@@ -122,7 +162,7 @@ class Incoming:
         self._paused = False
         self._more = asyncio.Event()
         self._lost = False
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self.task = asyncio.get_running_loop().create_task(self._run())
 
     def frame(self, payload: bytes) -> None:
         """Queue the next frame."""
@@ -156,7 +196,7 @@ class Incoming:
     async def _run(self) -> None:
         try:
             await self._receive()
-        except (OSError, TimeoutError, CodecError, ValueError, SnapshotRefused) as error:
+        except (OSError, TimeoutError, CodecError, SnapshotRefused) as error:
             log.warning("snapshot not taken: %s", error)
             self._answer(str(error) or type(error).__name__)
         else:
@@ -168,51 +208,72 @@ class Incoming:
             raise SnapshotRefused("the first frame of a snapshot must describe it")
         if not self._installer.wants_snapshot(message.snapshot):
             return  # we have caught up meanwhile; the sender learns so from our answers
-        run = partial(asyncio.get_running_loop().run_in_executor, None)
-        path = received_path(self._config.data_dir, message.snapshot.index)
-        receiver = await run(partial(_receiver, path, self._config, self._platform))
+        index = message.snapshot.index
+        receiving = self._installer.receiving
+        if index in receiving:
+            # Both would build the same file. The sender that is alive asks again.
+            raise SnapshotRefused(f"a snapshot of entry {index} is being received already")
+        receiving.add(index)
+        try:
+            await self._build(message)
+        finally:
+            receiving.remove(index)
+
+    async def _build(self, message: InstallSnapshot) -> None:
+        meta = message.snapshot
+        path = received_path(self._config.data_dir, meta.index)
+        receiver = SnapshotReceiver(
+            path,
+            map_size_bytes=map_size_bytes(self._config),
+            disk=self._platform.disk,
+            open_backend=self._platform.open_backend,
+        )
+        start_s = time.perf_counter()
         try:
             while payload := await self._next():
-                await run(_write, receiver, payload)
-            mark = await run(_finish, receiver)
+                await _on_thread(receiver.write, payload)
+            mark = await _on_thread(receiver.finish)
+            self._installer.snapshot_saved(time.perf_counter() - start_s, receiver.fsync_s)
         except BaseException:
             receiver.abort()
             raise
-        meta = message.snapshot
-        if (mark.index, mark.term) != (meta.index, meta.term):
-            raise SnapshotRefused(f"the snapshot is of entry {mark.index}, announced {meta.index}")
-        await self._installer.install(message)
+        # Turned away, the file goes at once: it can be as large as the store. Not so when the
+        # member stops meanwhile: the log may have marked it, and the next start settles that.
+        try:
+            _check_mark(mark, meta)
+            taken = await self._installer.install(message)
+        except SnapshotRefused:
+            await _on_thread(_remove, self._platform.disk, path)
+            raise
+        if not taken:
+            await _on_thread(_remove, self._platform.disk, path)
 
 
 class SnapshotRefused(Exception):  # noqa: N818 (the name says what happened)
     """The stream cannot be used."""
 
 
-def _receiver(path: str, config: ServerConfig, platform: Platform) -> SnapshotReceiver:
-    return SnapshotReceiver(
-        path,
-        map_size_bytes=map_size_bytes(config),
-        disk=platform.disk,
-        open_backend=platform.open_backend,
-    )
-
-
-def _write(receiver: SnapshotReceiver, payload: bytes) -> None:
-    with _as_refusal():
-        receiver.write(payload)
-
-
-def _finish(receiver: SnapshotReceiver) -> AppliedMark:
-    with _as_refusal():
-        return receiver.finish()
-
-
-@contextlib.contextmanager
-def _as_refusal() -> Iterator[None]:
+async def _on_thread(work: Callable[..., T], *arguments: object) -> T:
+    """Run one step on a thread, to its end: the file must not be closed under it when we stop."""
+    step = asyncio.get_running_loop().run_in_executor(None, partial(work, *arguments))
     try:
-        yield
-    except StorageError as error:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait([step])
+        raise
+    except (StorageError, ValueError, lmdb.Error) as error:
         raise SnapshotRefused(str(error)) from error
+
+
+def _check_mark(mark: AppliedMark, announced: SnapshotMeta) -> None:
+    if (mark.index, mark.term) != (announced.index, announced.term):
+        raise SnapshotRefused(f"the snapshot is of entry {mark.index}, announced {announced.index}")
+
+
+def _remove(disk: Disk, path: str) -> None:
+    for name in (path, f"{path}-lock"):
+        if disk.exists(name):
+            disk.remove(name)
 
 
 def received_path(folder: str, index: int) -> str:

@@ -41,6 +41,7 @@ class Storage:
         mark: Callable[[], AppliedMark],
         durable_index: Callable[[], int],
         committed: Callable[[AppliedMark, float], None],
+        purged: Callable[[float, float | None], None],
         fatal: Callable[[BaseException], NoReturn],
     ) -> None:
         """Join the parts.
@@ -51,6 +52,8 @@ class Storage:
             mark: Returns the log position that the store is at.
             durable_index: Returns up to where our own log is on disk.
             committed: Told of each mark that became durable, and the seconds it took.
+            purged: Told of each slice of a purge how many seconds it held the loop, and of the
+                last one what the whole purge took.
             fatal: Ends the process.
         """
         self.store = store
@@ -62,6 +65,8 @@ class Storage:
         self._mark = mark
         self._durable_index = durable_index
         self._committed = committed
+        self._purged = purged
+        self._purge_started_s: float | None = None
         self._fatal = fatal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self._wake = asyncio.Event()
@@ -96,6 +101,14 @@ class Storage:
         self._wake.set()
         if self._task is not None:
             await self._task
+        self._thread.shutdown()
+
+    async def abandon(self) -> None:
+        """End without a commit, after a failure: what is not committed is in the log."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
 
     async def _run(self) -> None:
@@ -137,6 +150,18 @@ class Storage:
     async def _purge(self) -> None:
         store = self.store
         while not self._stopping and store.buffered_records < PURGE_BUFFER_RECORDS:
-            if not store.purge(PURGE_RECORDS):
+            if not store.purging:
                 return
+            start_s = time.perf_counter()
+            if self._purge_started_s is None:
+                self._purge_started_s = start_s
+            removed = store.purged_records
+            more = store.purge(PURGE_RECORDS)
+            end_s = time.perf_counter()
+            if not more:
+                self._purged(end_s - start_s, end_s - self._purge_started_s)
+                self._purge_started_s = None
+                return
+            if store.purged_records != removed:  # else it waits for a reader
+                self._purged(end_s - start_s, None)
             await asyncio.sleep(0)

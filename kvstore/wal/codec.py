@@ -206,8 +206,17 @@ def entries_record(entries: Sequence[Entry]) -> list[Any]:
     return record
 
 
+def check_numbers(values: Sequence[Any]) -> None:
+    """Refuse with ValueError what is not all numbers of 0 or more."""
+    if set(map(type, values)) - {int} or min(values, default=0) < 0:
+        raise ValueError("a field is not a number of 0 or more")
+
+
 def entries_of(record: Sequence[Any]) -> list[Entry]:
-    """Return the entries of such a record."""
+    """Return the entries of such a record; ValueError if their fields are of other types."""
+    check_numbers([*record[1:2], *record[2::3], *record[3::3]])
+    if set(map(type, record[4::3])) - {bytes}:
+        raise ValueError("the data of an entry is not bytes")
     fields = iter(record[2:])
     return [
         Entry(index, term, kind, data)
@@ -237,6 +246,7 @@ def start_record(index: int, term: int, snapshot: SnapshotMeta | None) -> list[A
 
 
 def snapshot_of(record: Sequence[Any]) -> SnapshotMeta:
-    """Return the snapshot mark of such a record."""
+    """Return the snapshot mark of such a record; ValueError as `entries_of`."""
     _, index, term, *members = record
+    check_numbers([index, term, *(number for each in members for number in each)])
     return SnapshotMeta(index, term, Configuration(*map(tuple, members)))

@@ -104,8 +104,13 @@ class RealDisk:
 
     def open(self, path: str, *, create: bool = False) -> RealFile:
         """Open for reading and writing; `create` demands that the file is new."""
+        return RealFile(self.open_descriptor(path, create=create))
+
+    @staticmethod
+    def open_descriptor(path: str, *, create: bool) -> int:
+        """As `open`, for a file of another class."""
         flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
-        return RealFile(os.open(path, flags, 0o600))
+        return os.open(path, flags, 0o600)
 
     def rename(self, source: str, target: str) -> None:
         """Replace `target` atomically."""

@@ -92,6 +92,7 @@ class Replay:
                 self._append(entries)
                 highest = max(highest, entries[-1].index)
             elif kind == codec.HARD_STATE:
+                codec.check_numbers(record[1:])
                 state = HardState(*record[1:])
                 if state.term < self.hard_state.term:
                     raise ValueError(f"term goes back from {self.hard_state.term} to {state.term}")
@@ -107,6 +108,7 @@ class Replay:
         return highest, seal
 
     def _start(self, index: Index, term: Term, snapshot: list[Any] | None) -> None:
+        codec.check_numbers((index, term))
         if self.compacted is None:
             self.compacted = (index, term)
             self.snapshot = codec.snapshot_of(snapshot) if snapshot else None

@@ -26,6 +26,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.alone
 def test_a_clean_run_has_no_problems_and_real_costs(cluster: Cluster) -> None:
     preload(cluster, 800)
     load = replace(LOAD, put_share=0.5)

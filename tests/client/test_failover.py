@@ -20,6 +20,7 @@ from kvstore.client import (
     UnreachableError,
 )
 from tests.client.proxy import Proxy
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -360,3 +361,12 @@ async def test_closing_fails_the_calls_under_way(server: Cluster) -> None:
         assert isinstance(await asyncio.wait_for(reading, 5), ClosedError)
         with pytest.raises(ClosedError):
             await client.put(b"close", b"")
+
+
+async def test_many_calls_that_wait_for_a_refused_connection_fail_alike() -> None:
+    # They share each attempt to connect. The first to hear of a refusal begins the next attempt,
+    # and the others once took that one's result, which is not there yet: InvalidStateError.
+    [port] = free_ports(1)
+    async with AsyncClient([f"127.0.0.1:{port}"], timeout_s=0.3) as client:
+        failures = await asyncio.gather(*(outcome(client.put(b"k", b"v")) for _ in range(50)))
+    assert {type(failure) for failure in failures} == {UnreachableError}

@@ -129,6 +129,7 @@ async def test_a_cancel_from_outside_stays_a_cancel(client: AsyncClient, prefix:
     assert await client.get(prefix) is None
 
 
+@pytest.mark.alone
 async def test_a_lease_is_lost_when_no_server_answers(fresh_server: Cluster) -> None:
     # The server is frozen, not gone: the connection stands and nothing comes.
     async with AsyncClient(fresh_server.endpoints, timeout_s=0.5) as client:

@@ -65,6 +65,20 @@ async def test_a_long_pipeline_keeps_its_order_across_groups(
     assert listed.count == count + 1
 
 
+async def test_a_large_range_in_the_middle_holds_nothing_up(
+    client: AsyncClient, prefix: bytes
+) -> None:
+    # Longer than a part of a session's reply, and of more keys than are read in one turn.
+    keys = [prefix + b"%04d" % number for number in range(800)]
+    await client.pipeline().then(*(Op.put(key, bytes(1000)) for key in keys)).commit()
+    put = Op.put(prefix, b"")
+    everything = Op.get(prefix, prefix=True)
+    async with asyncio.timeout(30):
+        results = await client.pipeline().then(put, everything, everything, put).commit()
+    assert [len(result.kvs) for result in results[1:3]] == [801, 801]
+    assert results[3].revision == results[0].revision + 1
+
+
 async def test_a_wrong_operation_does_not_stop_the_others(
     client: AsyncClient, prefix: bytes
 ) -> None:

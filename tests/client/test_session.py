@@ -11,6 +11,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
+import grpc.aio
 import msgpack
 import pytest
 
@@ -27,6 +29,8 @@ from kvstore.client import (
     UnreachableError,
     UnsupportedError,
 )
+from kvstore.client.endpoint import Endpoint
+from kvstore.client.link import Link
 from kvstore.pb import rpc_pb2, session_pb2
 from kvstore.pb.session_pb2 import Frame
 from kvstore.rpc import Call, Server
@@ -118,8 +122,10 @@ async def test_what_arrives_while_a_frame_is_written_forms_the_next(
             await may_go.wait()
             await write(self, frame)
 
-        # The session's writer keeps the bound method: replace it where it looks.
+        # The session's writer keeps the bound method: replace it where it looks. Not while it
+        # writes, which the server may notice earlier than it: that would cancel the stream.
         session = client._transport.links[0].session
+        await served.until(lambda: session._sleeping is not None)
         session._writer.cancel()
         monkeypatch.setattr(type(stream), "write", slow)
         session._writer = asyncio.create_task(session._write())
@@ -510,3 +516,35 @@ def test_the_items_of_the_description_are_those_of_the_code() -> None:
     text = (Path(__file__).parents[2] / "docs/session.md").read_text()
     for name, number in session_pb2.Item.items():
         assert f"| {number} | {name} |" in text, name
+
+
+async def test_a_session_that_ended_with_its_first_frame_is_not_kept() -> None:
+    # Its end came before the callback that keeps it: the link would hold it for ever, and every
+    # call on it would wait for its deadline. Found by the simulated clients.
+    class Stream:
+        def __init__(self) -> None:
+            hello = [1, [0, {"methods": [], "frame_bytes": 1 << 20, "operations": 1, "bytes": 1}]]
+            self.frames = [Frame(body=msgpack.packb(hello))]
+
+        async def read(self) -> Frame:
+            if self.frames:
+                return self.frames.pop()
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "gone"
+            )
+
+        def cancel(self) -> bool:
+            return True
+
+    class Channel:
+        def stream_stream(self, *_: Any, **__: Any) -> Callable[..., Stream]:
+            return lambda metadata: Stream()
+
+    link = Link(Endpoint.parse("127.0.0.1:1"), None, lambda _: None)
+    link._channel = Channel()  # type: ignore[assignment]
+
+    session = await link.open_session((), 1.0)
+    await asyncio.sleep(0)  # the callback's turn
+
+    assert session.is_over
+    assert link.session is None

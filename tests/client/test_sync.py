@@ -140,3 +140,18 @@ def test_the_facade_has_every_method() -> None:
         ours, theirs = getattr(Client, name), getattr(AsyncClient, name)
         assert inspect.signature(ours) == inspect.signature(theirs)
         assert ours.__doc__ == theirs.__doc__
+
+
+def test_calls_after_a_close_tell_its_reason(server: Cluster, prefix: bytes) -> None:
+    # Whoever closes a client under its users, as an embedded member that fails does, can say why.
+    with Client(server.endpoints) as client:
+        client.put(prefix, b"")
+        with client.watch(prefix) as watcher:
+            client.close("the power is out")
+            assert watcher.next(timeout_s=1) is None
+        for call in (client.get, client.delete):
+            with pytest.raises(ClosedError, match="closed: the power is out"):
+                call(prefix)
+        client.close("another reason")
+        with pytest.raises(ClosedError, match="the power is out"):
+            client.get(prefix)

@@ -8,9 +8,10 @@ for that, and the election timeout is half of the usual one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pytest
 
@@ -20,6 +21,7 @@ from kvstore.client import (
     KvError,
     Member,
     MemberNotFoundError,
+    Op,
     OutcomeUnknownError,
     PreconditionError,
 )
@@ -191,6 +193,35 @@ async def test_a_learner_serves_little_until_it_is_promoted() -> None:
             cluster.kill(index)
             with pytest.raises(AvailabilityError):
                 await client.put(b"k", b"6", timeout_s=2)
+
+
+@pytest.mark.parametrize("transport", ["session", "unary"])
+async def test_a_client_that_meets_a_learner_goes_on_to_a_voter(
+    transport: Literal["session", "unary"],
+) -> None:
+    # As etcd's own (etcd 12641): a program that lists all members must survive that one of them
+    # has just been added as a learner.
+    with members_of(1) as cluster:
+        members = [0]
+        async with AsyncClient(cluster.endpoints) as client:
+            await add(client, cluster, members, is_learner=True)
+        both = [cluster.endpoints[1], cluster.endpoints[0]]
+
+        async def fresh() -> AsyncClient:
+            return await stack.enter_async_context(AsyncClient(both, transport=transport))
+
+        async with contextlib.AsyncExitStack() as stack, asyncio.timeout(20):
+            # Each with a client of its own, whose first endpoint is the learner.
+            put = await (await fresh()).put(b"k", b"1")
+            kv = await (await fresh()).get(b"k")
+            assert kv is not None
+            assert kv.value == b"1"
+            await (await fresh()).pipeline().then(Op.put(b"k", b"2"), Op.put(b"k", b"3")).commit()
+            watcher = (await fresh()).watch(b"k", start_revision=put.revision)
+            assert (await anext(watcher)).revision == put.revision
+            await watcher.aclose()
+            lease = await (await fresh()).lease_grant(30)
+            assert await (await fresh()).lease_keep_alive_once(lease.lease_id) == lease
 
 
 @pytest.mark.slow

@@ -302,7 +302,7 @@ def test_a_closed_stream_is_forgotten(rig: Rig, client: Client) -> None:
     rig.hub.progress(10**15)
 
     assert client.shown() == []
-    assert rig.hub.statistics() == (0, 0, 0, 0)
+    assert rig.hub.statistics() == (0, 0, 0, 0, 0)
     assert len(rig.hub._matcher) == 0
 
 

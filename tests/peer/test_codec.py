@@ -249,11 +249,11 @@ def test_flags_are_not_numbers() -> None:
 def test_entry_data_passes_untouched() -> None:
     data = bytes(range(256)) * 160
     entries = [Entry(8, 1, NORMAL, data), Entry(9, 1, NORMAL, b"")]
-    flat = encode_entries(entries)
+    flat = tuple(encode_entries(entries))
     assert flat[2] is data
     assert decode_entries(8, flat) == entries
     assert decode_entries(8, flat)[0].data is data
-    assert decode_entries(5, []) == []
+    assert decode_entries(5, ()) == []
 
 
 def test_indexes_follow_from_the_request() -> None:

@@ -131,6 +131,34 @@ async def test_messages_arrive_whole_and_in_order(members: list[Member]) -> None
     assert received == [(1, payload) for payload in sent]
 
 
+async def test_round_trips_are_measured_and_are_no_messages(members: list[Member]) -> None:
+    first, second = members
+    seen: asyncio.Queue[tuple[int, float]] = asyncio.Queue()
+    first.links.on_round_trip = lambda peer, seconds: seen.put_nowait((peer, seconds))
+    await join(members)
+    async with asyncio.timeout(10):
+        for _ in range(2):  # the next one comes by itself
+            peer, seconds = await seen.get()
+            assert peer == 2
+            assert 0 < seconds < 5
+    first.links.send(2, Channel.CONTROL, b"message")
+    assert await second.receiver.messages.get() == (1, b"message")
+
+
+async def test_probes_among_messages_are_answered_each(members: list[Member]) -> None:
+    # They arrive with heartbeats in one read.
+    _, second = members
+    reader, writer = await asyncio.open_connection("127.0.0.1", second.port)
+    writer.write(frame(encode_hello(Hello(CLUSTER, 1, 2, Channel.CONTROL))))
+    assert await reader.readexactly(4) == frame(b"")
+    writer.write(frame(b"a") + frame(b"") + frame(b"b") + frame(b""))
+    async with asyncio.timeout(10):
+        assert await reader.readexactly(8) == frame(b"") * 2
+        assert await second.receiver.messages.get() == (1, b"a")
+        assert await second.receiver.messages.get() == (1, b"b")
+    writer.close()
+
+
 async def test_a_message_to_an_absent_peer_is_known_to_be_unsent(members: list[Member]) -> None:
     # A forwarded proposal that was certainly not sent may be sent again; else it may not.
     first, _ = members

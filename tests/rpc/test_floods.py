@@ -14,6 +14,7 @@ from tests.rpc.wire import (
     DATA,
     ENHANCE_YOUR_CALM,
     GOAWAY,
+    HEADERS,
     PING,
     PRIORITY,
     REFUSED_STREAM,
@@ -65,6 +66,15 @@ FLOODS: dict[str, Callable[[Wire], bytes]] = {
     "empty data": lambda w: w.headers(1, request_fields("/t.Test/Chat")) + frame(DATA, 0, 1) * 3000,
     "resets of closed streams": lambda w: w.call(1) + rst(1) * 3000,
     "goaways": lambda w: frame(GOAWAY, 0, 0, b"\0" * 8) * 3000,
+    "window updates": lambda w: window_update(0, 1) * 3000,
+    "window updates of a closed stream": lambda w: w.call(1) + rst(1) + window_update(1, 1) * 3000,
+    "window swings": lambda w: (
+        b"".join(w.call(1 + 2 * n, b"", HOLD) for n in range(900))
+        + (settings(window=0) + settings(window=9)) * 200
+    ),
+    "header lists too large": lambda w: b"".join(
+        frame(HEADERS, 5, 1 + 2 * n, b"\x82" * 2100) for n in range(100)
+    ),
     "ping answers": lambda w: frame(PING, 1, 0, b"whatever") * 3000,
 }
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kvstore.rpc import huffman
 from kvstore.rpc.hpack import (
     STATIC_TABLE,
+    BombError,
     Decoder,
     HeaderListTooLargeError,
     HpackError,
@@ -134,12 +135,28 @@ def test_a_field_larger_than_the_table_empties_it() -> None:
 
 
 def test_a_bomb_is_refused_and_the_tables_stay_in_step() -> None:
-    # 3,935 bytes an entry, referred to 16,000 times: 63 MB of headers in 16 KB.
+    # 3,935 bytes an entry, referred to 4,000 times: 16 MB of headers in 4 KB.
     decoder = Decoder(LIST_MAX)
     decoder.decode(b"\x40\x01a" + encode_integer(3900, 7, 0) + b"v" * 3900)
     with pytest.raises(HeaderListTooLargeError):
-        decoder.decode(b"\xbe" * 16000 + b"\x40\x01b\x01c")
+        decoder.decode(b"\xbe" * 4000 + b"\x40\x01b\x01c")
     assert decoder.decode(b"\xbe") == [(b"b", b"c")]
+
+
+def test_a_bomb_of_many_fields_is_not_decoded_to_its_end() -> None:
+    # 65,536 bytes of them would take milliseconds each time; the connection ends instead.
+    decoder = Decoder(LIST_MAX)
+    with pytest.raises(BombError):
+        decoder.decode(b"\x82" * 16000)
+    padded = b"\x00\x01a" + encode_integer(5000, 7, 0) + b"v" * 5000
+    assert len(decoder.decode(padded + b"\x82" * 300)) == 301  # long, but of few fields
+
+
+def test_table_size_updates_are_few() -> None:
+    decoder = Decoder(LIST_MAX)
+    assert decoder.decode(b"\x20\x3f\xe1\x1f\x82") == [(b":method", b"GET")]
+    with pytest.raises(HpackError):
+        decoder.decode(b"\x20\x3f\xe1\x1f" * 8 + b"\x82")
 
 
 def test_one_large_literal_is_measured_too() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvstore.rpc import Limits, http1
+from kvstore.rpc import Limits
 from tests.certificates import Authority
 from tests.rpc.conftest import LOOPS, Running, running, server_tls
 from tests.rpc.wire import (
@@ -256,12 +256,12 @@ def test_incomplete_bodies_of_a_connection_are_bounded() -> None:
             wire.send(wire.headers(stream, post("/body")), part[:5] + stream.to_bytes(4) + part[9:])
         assert wire.reset(129)
         [connection] = served.connections
-        assert served.run(lambda: connection._receiving_bytes) == MIB
+        assert served.run(lambda: connection.receiving_bytes) == MIB
         wire.send(frame(DATA, END_STREAM, 1))
         assert wire.response(1)[1] == b"POST /body  16384\n"
         wire.send(*[rst(1 + 2 * number) for number in range(1, 64)])
         wire.alive()
-        assert served.run(lambda: connection._receiving_bytes) == 0
+        assert served.run(lambda: connection.receiving_bytes) == 0
 
 
 def test_a_refused_body_is_not_kept(served: Running) -> None:
@@ -274,7 +274,7 @@ def test_a_refused_body_is_not_kept(served: Running) -> None:
         assert wire.until(HEADERS, 1).fields[":status"] == "413"
         assert wire.reset(1) == 0
         [connection] = served.connections
-        assert served.run(lambda: connection._receiving_bytes) == 0
+        assert served.run(lambda: connection.receiving_bytes) == 0
         wire.alive()
 
 
@@ -310,8 +310,22 @@ def test_a_connection_must_say_in_time_what_it_wants(loop_name: str) -> None:
                 assert wire.closed_without_answer()
 
 
-def test_a_body_that_does_not_come_is_408(loop_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "_BODY_S", 0.1)
-    with running(loop_name) as served, Wire(served.port) as wire:
+def test_a_body_that_does_not_come_is_408(loop_name: str) -> None:
+    with running(loop_name, limits=Limits(body_s=0.1)) as served, Wire(served.port) as wire:
         wire.send(b"POST /body HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\nbo")
         assert wire.socket.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_bodies_of_all_connections_are_bounded(loop_name: str) -> None:
+    limits = Limits(received_bytes_max=100_000)
+    with running(loop_name, limits=limits) as served:
+        head = b"POST /body HTTP/1.1\r\nhost: localhost\r\ncontent-length: 90000\r\n\r\n"
+        with Wire(served.port) as first, Wire(served.port) as second:
+            counters = served.server._engine.counters
+            first.send(head + bytes(80_000))
+            served.until(lambda: counters.receiving_bytes == 80_000)
+            second.send(head + bytes(80_000))
+            assert second.socket.recv(4096).startswith(b"HTTP/1.1 503 ")
+            first.send(bytes(10_000))
+            assert first.socket.recv(4096).startswith(b"HTTP/1.1 200 ")
+        served.until(lambda: counters.receiving_bytes == 0)

@@ -278,6 +278,7 @@ def test_a_silent_client_that_does_not_answer_is_dropped(quick: Running) -> None
     quick.until(lambda: quick.service.log == ["cancelled"])
 
 
+@pytest.mark.alone  # a client that is kept from talking is rightly pinged
 def test_a_client_that_talks_is_not_pinged(quick: Running) -> None:
     with Wire(quick.port) as wire:
         wire.hello()

@@ -24,7 +24,8 @@ LISTED = """
 name data-dir listen-client-urls advertise-client-urls listen-peer-urls initial-advertise-peer-urls
 initial-cluster initial-cluster-state initial-cluster-token strict-reconfig-check max-learners
 heartbeat-interval election-timeout
-snapshot-count quota-backend-bytes max-request-bytes max-txn-ops log-level cert-file key-file
+snapshot-count quota-backend-bytes max-request-bytes max-txn-ops log-level metrics cert-file
+key-file
 trusted-ca-file client-cert-auth config-file
 """
 """The flags that the project promises."""
@@ -79,6 +80,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_request_bytes": ("4096", 4096),
     "max_txn_ops": ("9", 9),
     "log_level": ("warn", "warn"),
+    "metrics": ("extensive", "extensive"),
     "cert_file": ("c", "c"),
     "key_file": ("k", "k"),
     "trusted_ca_file": ("t", "t"),

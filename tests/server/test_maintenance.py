@@ -168,3 +168,28 @@ def test_a_request_that_is_no_message_is_refused(member: Kvstore, raw: Raw) -> N
     assert refused.value.code() is grpc.StatusCode.INTERNAL
     assert "unmarshalling" in refused.value.details()
     assert get(member.endpoints[0], "/health").status == 200
+
+
+def test_health_watch_says_that_the_member_stops() -> None:
+    # Clients that balance by it (gRPC's health checking) leave before calls fail.
+    with Kvstore(1) as cluster, Raw(cluster.endpoints[0]) as raw:
+        call = health_watch(raw)(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(call).status == health_pb2.HealthCheckResponse.SERVING
+        unknown = health_watch(raw)(health_pb2.HealthCheckRequest(service="nobody"), timeout=30)
+        assert next(unknown).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        assert cluster.terminate(0) == 0
+        assert next(call).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for ended in (call, unknown):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(ended)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_member_without_a_leader_is_serving_as_etcds(lonely: Kvstore) -> None:
+    # It serves serializable reads, and /readyz tells the rest.
+    with Raw(lonely.endpoints[0]) as raw:
+        call = health_watch(raw)(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(call).status == health_pb2.HealthCheckResponse.SERVING
+        answer = raw.call("Check", health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        call.cancel()

@@ -47,6 +47,7 @@ def ends(wire: Wire, count: int) -> Counter[tuple[str, str]]:
     return found
 
 
+@pytest.mark.alone
 def test_more_writes_than_may_wait_are_refused_at_once(lonely: Kvstore) -> None:
     # Without a leader every write waits, so the queue is as full as we like.
     endpoint = lonely.endpoints[0]

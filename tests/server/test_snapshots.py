@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NoReturn
 
+import google_crc32c
+import msgpack
 import pytest
 
 from kvstore.mvcc.backend_lmdb import LmdbBackend
@@ -17,11 +20,20 @@ from kvstore.peer.link import Endpoint, Links
 from kvstore.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig
-from kvstore.server.identity import Member
+from kvstore.server.identity import Member as Identity
+from kvstore.server.member import Member
 from kvstore.server.platform import RealPlatform
 from kvstore.server.replica import map_size_bytes
-from kvstore.server.snapshots import STORE_NAME, Incoming, received_path, send, settle
+from kvstore.server.snapshots import (
+    STORE_NAME,
+    Incoming,
+    SnapshotRefused,
+    received_path,
+    send,
+    settle,
+)
 from kvstore.wal import RealDisk
+from tests.servers import free_ports
 
 NEW, OLD = 50, 7
 META = SnapshotMeta(NEW, 3, Configuration(voters=(1, 2, 3)))
@@ -95,17 +107,30 @@ def test_a_start_long_after_changes_nothing(config: ServerConfig) -> None:
 
 
 class Installer:
-    """Takes what is installed; `wants` is the core's opinion."""
+    """Takes what is installed; `wants` is the core's opinion, `refusal` what stands against it."""
 
-    def __init__(self, *, wants: bool = True) -> None:
+    def __init__(
+        self, *, wants: bool = True, takes: bool = True, refusal: Exception | None = None
+    ) -> None:
         self.installed: list[int] = []
+        self.receiving: set[int] = set()
+        self.saved_s = (0.0, 0.0)
         self._wants = wants
+        self._takes = takes
+        self._refusal = refusal
 
     def wants_snapshot(self, meta: SnapshotMeta) -> bool:
         return self._wants
 
-    async def install(self, message: InstallSnapshot) -> None:
-        self.installed.append(message.snapshot.index)
+    def snapshot_saved(self, save_s: float, fsync_s: float) -> None:
+        self.saved_s = (save_s, fsync_s)
+
+    async def install(self, message: InstallSnapshot) -> bool:
+        if self._refusal is not None:
+            raise self._refusal
+        if self._takes:
+            self.installed.append(message.snapshot.index)
+        return self._takes
 
 
 class Transfer:
@@ -148,6 +173,8 @@ async def test_a_whole_stream_is_installed(config: ServerConfig, chunks: list[by
         transfer.incoming.frame(payload)
     assert await transfer.ended() == ""
     assert installer.installed == [NEW]
+    save_s, fsync_s = installer.saved_s
+    assert save_s > fsync_s > 0
     assert stored_index(received_path(config.data_dir, NEW), config) == NEW
 
 
@@ -198,6 +225,182 @@ async def test_an_unwanted_snapshot_is_answered_and_not_received(config: ServerC
     assert names(config) == {STORE_NAME}
 
 
+async def test_a_snapshot_that_is_turned_away_leaves_no_file(
+    config: ServerConfig, chunks: list[bytes]
+) -> None:
+    # As large as the store, it stayed until the next start, and every attempt left another.
+    other = InstallSnapshot(1, 2, 3, SnapshotMeta(NEW + 1, 3, META.configuration))
+    for message, installer in (
+        (MESSAGE, Installer(takes=False)),
+        (MESSAGE, Installer(refusal=SnapshotRefused("it is from a leader of an earlier term"))),
+        (other, Installer()),
+    ):
+        transfer = Transfer(config, installer)
+        for payload in (encode(message), *chunks, b""):
+            transfer.incoming.frame(payload)
+        await transfer.ended()
+        assert installer.installed == []
+        assert names(config) == {STORE_NAME}
+
+
+async def test_one_snapshot_of_an_entry_is_received_at_a_time(
+    config: ServerConfig, chunks: list[bytes]
+) -> None:
+    # Both were built in one file: the second removed it, and neither could be used.
+    installer = Installer()
+    first, second = Transfer(config, installer), Transfer(config, installer)
+    for transfer in (first, second):
+        for payload in (encode(MESSAGE), *chunks, b""):
+            transfer.incoming.frame(payload)
+    assert "being received already" in await second.ended()
+    assert await first.ended() == ""
+    assert installer.installed == [NEW]
+    third = Transfer(config, installer)
+    for payload in (encode(MESSAGE), *chunks, b""):
+        third.incoming.frame(payload)
+    assert await third.ended() == ""
+
+
+async def test_what_the_store_cannot_take_is_a_refusal(config: ServerConfig) -> None:
+    # The checksum is right and the chunk is not: a sender's bug is no reason to end.
+    for fields in ([1, "key", [b"odd"]], [1, "key", [1, 2]], [0], {}, [2, 1], [7]):
+        payload = msgpack.packb(fields)
+        chunk = google_crc32c.value(payload).to_bytes(4, "big") + payload
+        head = msgpack.packb([0, 1])
+        transfer = Transfer(config, Installer())
+        transfer.incoming.frame(encode(MESSAGE))
+        transfer.incoming.frame(google_crc32c.value(head).to_bytes(4, "big") + head)
+        transfer.incoming.frame(chunk)
+        assert "snapshot chunk" in await transfer.ended()
+        assert names(config) == {STORE_NAME}
+
+
+class EndedError(Exception):
+    """The member would have ended its process."""
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[tuple[Member, list[BaseException]]]:
+    """A member of three that hears nobody, and the errors that would have ended it."""
+    platform = RealPlatform()
+    fatal: list[BaseException] = []
+
+    def end(error: BaseException, *, what: str = "") -> NoReturn:
+        fatal.append(error)
+        raise EndedError(what) from error
+
+    platform.fatal = end
+    ports = free_ports(4)
+    own = f"http://127.0.0.1:{ports[1]}"
+    member = Member(
+        ServerConfig(
+            name="a",
+            data_dir=str(tmp_path / "member"),
+            listen_client_urls=f"http://127.0.0.1:{ports[0]}",
+            listen_peer_urls=own,
+            initial_advertise_peer_urls=own,
+            initial_cluster=f"a={own},b=http://127.0.0.1:{ports[2]},c=http://127.0.0.1:{ports[3]}",
+            quota_backend_bytes=1 << 20,
+        ).check(),
+        platform,
+    )
+    await member.start()
+    try:
+        yield member, fatal
+    finally:
+        try:
+            await member.stop()
+        except EndedError:
+            # Part of it follows the new state: its store refuses to commit, and the rest of
+            # `stop` did not run.
+            await member.links.close()
+            member.disk.close()
+
+
+async def receive(member: Member, tmp_path: Path) -> tuple[Incoming, asyncio.Future[str]]:
+    """Let the member receive a snapshot of its own members, further in the log."""
+    path = str(tmp_path / "source")
+    backend = LmdbBackend(path, map_size_bytes=map_size_bytes(member.config))
+    marks = Marks(AppliedMark(0, 0), -1, -1)
+    backend.commit([*marks.advance(AppliedMark(NEW, 3)), member.cluster.change()])
+    view = backend.view()
+    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    peer = next(each.id for each in member.cluster.list_plain() if each.id != member.id)
+    sink = member.snapshot_opened(peer, lambda _: None, answer.set_result)
+    assert isinstance(sink, Incoming)
+    meta = SnapshotMeta(NEW, 3, member.cluster.configuration())
+    sink.frame(encode(InstallSnapshot(peer, member.id, 3, meta)))
+    for chunk in snapshot_chunks(view):
+        sink.frame(chunk)
+    sink.frame(b"")
+    view.close()
+    backend.close()
+    return sink, answer
+
+
+async def test_a_member_goes_on_from_a_snapshot(
+    real: tuple[Member, list[BaseException]], tmp_path: Path
+) -> None:
+    member, fatal = real
+    _, answer = await receive(member, tmp_path)
+    async with asyncio.timeout(10):
+        assert await answer == ""
+    assert member.node.applied_index == NEW
+    assert member.snapshots_installed == 1
+    assert fatal == []
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        ("raft", "wants_snapshot"),  # in the task that receives
+        ("raft", "step"),  # in the core
+        ("peers", "refresh"),  # between the old state and the new one
+        ("node", "installed"),
+    ],
+)
+async def test_a_bug_while_a_snapshot_is_taken_ends_the_member(
+    real: tuple[Member, list[BaseException]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    method: str,
+) -> None:
+    # The event loop reported it and the member went on with a core or a state that is wrong. A
+    # ValueError was even taken for a broken stream.
+    member, fatal = real
+    bug = ValueError("a bug")
+
+    def fail(*_: object) -> None:
+        raise bug
+
+    monkeypatch.setattr(getattr(member, part), method, fail)
+    sink, answer = await receive(member, tmp_path)
+    async with asyncio.timeout(10):
+        await asyncio.wait([sink.task])
+    await asyncio.sleep(0)  # the task's callbacks run in the next turn
+    assert fatal
+    assert fatal[0] is bug
+    assert not answer.done()
+    monkeypatch.undo()
+
+
+async def test_a_member_can_stop_while_it_receives_a_snapshot(
+    real: tuple[Member, list[BaseException]], tmp_path: Path
+) -> None:
+    member, fatal = real
+    sink, answer = await receive(member, tmp_path)
+    async with asyncio.timeout(10):
+        while not member.receiving:  # noqa: ASYNC110 (nothing tells; it is the task's next turn)
+            await asyncio.sleep(0)
+    await member.stop()
+    assert sink.task.done()
+    assert not answer.done()
+    assert fatal == []
+    leftovers = {name for name in names(member.config) if name.startswith("snapshot-")}
+    assert leftovers == set()
+
+
 class Receiver:
     """The other end of a link; takes one snapshot."""
 
@@ -236,8 +439,8 @@ async def test_what_is_sent_names_the_members_as_of_its_own_index(config: Server
     # of its own. A member with the configuration of another moment would count wrong majorities.
     path = f"{config.data_dir}/{STORE_NAME}"
     backend = LmdbBackend(path, map_size_bytes=map_size_bytes(config))
-    members = {number: Member(number, "", (f"http://h:{number}",)) for number in (1, 2, 4)}
-    members[5] = Member(5, "", ("http://h:5",), (), True)
+    members = {number: Identity(number, "", (f"http://h:{number}",)) for number in (1, 2, 4)}
+    members[5] = Identity(5, "", ("http://h:5",), (), True)
     backend.commit([Cluster(9, members, (3,)).change()])
     receiver = Receiver()
     here, there = links(1, Receiver()), links(2, receiver)

@@ -24,7 +24,7 @@ async def main():
     store = open_state(backend, minimum_ttl_s=1).store
     storage = Storage(
         store, backend, mark=lambda: AppliedMark(1, 1), durable_index=lambda: 1,
-        committed=committed, fatal=fatal,
+        committed=committed, purged=lambda held_s, total_s: None, fatal=fatal,
     )
     storage.start()
     store.put(rpc_pb2.PutRequest(key=b"k", value=b"v"))

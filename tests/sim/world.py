@@ -62,10 +62,10 @@ class World:
 
     def run(self, events_max: int, until_ns: int | None = None) -> None:
         """Run until `events` reaches `events_max`, or nothing is due before `until_ns`."""
-        heap = self.heap
+        heap, pop = self.heap, heappop
         end = until_ns if until_ns is not None else 1 << 62
         while self.events < events_max and heap:
-            item = time_ns, _, act, argument = heappop(heap)
+            item = time_ns, _, act, argument = pop(heap)
             if time_ns > end:
                 heappush(heap, item)
                 self.now_ns = end

@@ -26,6 +26,7 @@ from kvstore.server.disk import DiskThread
 from kvstore.server.member import Member
 from kvstore.server.startup import StartError
 from kvstore.wal import Options, disk
+from tests.wal.small_member import unsynced
 from tests.wal.store_reader import answer
 
 KEY, VALUE = b"key/%06d", b"value %d."
@@ -81,7 +82,7 @@ def _release_ahead_of_store() -> None:
 
 def _lmdb_without_sync() -> None:
     real: Callable[..., Any] = lmdb.open
-    lmdb.open = partial(real, sync=False, metasync=False)  # type: ignore[misc]
+    lmdb.open = unsynced(real)  # type: ignore[misc]
 
 
 BUGS: dict[str, Callable[[], None]] = {

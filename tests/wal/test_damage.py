@@ -249,7 +249,8 @@ def test_a_refused_log_is_not_changed(written: Written) -> None:
 
 def test_records_that_make_no_sense_behind_a_good_checksum_are_refused() -> None:
     # A bug or an alien writer; the chain of CRCs alone would let it pass.
-    for records in ([[9, 1]], [7], [[2, 5, 1, 0, b"gap"]], [[2, 1, 1, 0]], [[1, 5]], "text"):
+    odd = ([[1, 5, 1, [7]]], [[1, 5, 1, -1]], [[2, 1, 1, 0, "text"]], [[2, 1, None, 0, b""]])
+    for records in ([[9, 1]], [7], [[2, 5, 1, 0, b"gap"]], [[2, 1, 1, 0]], [[1, 5]], "text", *odd):
         disk = MemoryDisk()
         wal = new_log(disk)
         wal._put(codec.encode_records(records))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from kvstore.cli.ctl.printers import Printer
     from kvstore.client import AsyncClient, KvError
+    from kvstore.client.transport import Mode
 
 Result = TypeVar("Result")
 
@@ -63,7 +64,9 @@ class Settings:
     key_file: str | None
     is_tls: bool
 
-    def client(self, endpoints: Sequence[str] | None = None) -> AsyncClient:
+    def client(
+        self, endpoints: Sequence[str] | None = None, *, transport: Mode = "auto"
+    ) -> AsyncClient:
         """Make the client that the flags describe."""
         from kvstore.client import AsyncClient, Tls
 
@@ -76,6 +79,7 @@ class Settings:
                 tls=tls,
                 timeout_s=self.command_timeout_s,
                 connect_timeout_s=self.dial_timeout_s,
+                transport=transport,
             )
         except ValueError as error:
             raise CtlError(str(error), BAD_ARGUMENTS) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 
 from kvstore.apply import ops
 from kvstore.mvcc.check import (
@@ -24,6 +26,7 @@ from kvstore.mvcc.store import Store
 from kvstore.pb import rpc_pb2
 from kvstore.server.errors import Code
 from kvstore.server.header import varint
+from kvstore.server.histogram import Series
 from kvstore.server.services.base import Routes, ServiceCall, fail, parse, with_header
 from kvstore.server.services.writes import Writes
 
@@ -32,6 +35,13 @@ AT_ONCE_MAX = 500
 
 REPLIES_SIZE_MAX = 512 << 20
 """Bytes of large replies being built or sent; above it a large range is refused."""
+
+LARGE_BYTES = 64 << 10
+"""A reply from this size on counts for the next."""
+
+TURN_BYTES_MAX = 8 << 20
+"""Bytes of large replies that are built in one turn. A round of ReadIndex releases all its reads
+at once: a thousand of 1 MiB each would hold the loop for half a second."""
 
 PURGE_POLL_S = 0.02
 """The purge goes on in slices of milliseconds; nobody waits for its end but this."""
@@ -51,15 +61,24 @@ class KvService:
         txn_ops_max: int,
         later: Callable[[Callable[[], None]], object],
         later_s: Callable[..., object],
+        observe: Callable[[str], Series],
     ) -> None:
-        """Join the parts; `later` is `loop.call_soon`, `later_s` is `loop.call_later`."""
+        """Join the parts; `later` is `loop.call_soon`, `later_s` is `loop.call_later`.
+
+        `observe` returns what takes the seconds of ranges that succeeded ("true") or failed.
+        """
         self.range_total = 0
+        self.ranged = observe("true")
+        self.range_failed = observe("false")
         self._writes = writes
         self.store = store
         self._txn_ops_max = txn_ops_max
         self._later = later
         self._later_s = later_s
         self._replies_bytes = 0
+        self._turn_bytes = 0
+        self._large_readers: set[str] = set()
+        self._held: deque[tuple[ServiceCall, rpc_pb2.RangeRequest]] = deque()
 
     def register(self, server: Routes) -> None:
         """Serve the methods."""
@@ -154,16 +173,42 @@ class KvService:
         if error is not None:
             fail(call, error)
             return
+        if self._turn_bytes >= TURN_BYTES_MAX and call.peer in self._large_readers:
+            self._held.append((call, request))
+            return
         self.range_total += 1
+        start_s = perf_counter()
         store = self.store
         try:
             if not request.range_end or self._is_small(request):
                 result = store.range(request)
-                call.reply(encode_range_response(self._writes.headers(result.revision), result))
+                self.ranged.observe(perf_counter() - start_s)
+                reply = encode_range_response(self._writes.headers(result.revision), result)
+                if len(reply) >= LARGE_BYTES:
+                    self._count_large(call.peer, len(reply))
+                call.reply(reply)
             else:
-                SlicedRange(self, call, store.range_slices(request)).step()
+                SlicedRange(self, call, store.range_slices(request), start_s).step()
         except RequestError as refusal:
+            self.range_failed.observe(perf_counter() - start_s)
             fail(call, refusal)
+
+    def _count_large(self, reader: str, size_bytes: int) -> None:
+        if not self._turn_bytes:
+            self._later(self._next_turn)
+        self._turn_bytes += size_bytes
+        self._large_readers.add(reader)
+
+    def _next_turn(self) -> None:
+        # Only those who read much wait for it, in their order; the others pass them.
+        self._turn_bytes = 0
+        held = self._held
+        if not held:
+            self._large_readers.clear()
+        while held and self._turn_bytes < TURN_BYTES_MAX:
+            call, request = held.popleft()
+            if not call.cancelled:
+                self._read(call, request, None)
 
     def _is_small(self, request: rpc_pb2.RangeRequest) -> bool:
         if 0 < request.limit <= AT_ONCE_MAX and not request.sort_target and not request.sort_order:
@@ -209,15 +254,18 @@ class KvService:
 class SlicedRange:
     """A range that is read one slice a turn, then answered."""
 
-    __slots__ = ("_call", "_chunks", "_service", "_size_bytes", "_slices")
+    __slots__ = ("_call", "_chunks", "_service", "_size_bytes", "_slices", "_start_s")
 
-    def __init__(self, service: KvService, call: ServiceCall, slices: RangeSlices) -> None:
+    def __init__(
+        self, service: KvService, call: ServiceCall, slices: RangeSlices, start_s: float
+    ) -> None:
         """Begin; call `step` once."""
         self._service = service
         self._call = call
         self._slices = slices
         self._chunks: list[bytes] = []
         self._size_bytes = 0
+        self._start_s = start_s
 
     def step(self) -> None:
         """Read one slice."""
@@ -227,10 +275,12 @@ class SlicedRange:
         try:
             part = next(self._slices)
         except StopIteration:
+            self._service.ranged.observe(perf_counter() - self._start_s)
             self._service.finish_sliced(self._call, self._slices, self._chunks, self._size_bytes)
             self._end()
             return
         except RequestError as error:
+            self._service.range_failed.observe(perf_counter() - self._start_s)
             fail(self._call, error)
             self._end()
             return

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from kvstore.pb import session_pb2
 from kvstore.server.errors import Code, TooManyRequestsError
-from kvstore.server.services.session_call import SessionCall, SessionStream
+from kvstore.server.services.session_call import PART_BYTES, SessionCall, SessionStream
 from kvstore.server.services.session_outbound import FORMAT, SessionOutbound
 from kvstore.server.services.session_pipeline import Pipeline, PipelineCall
 
@@ -40,13 +40,26 @@ _CALL = session_pb2.CALL
 _NUMBER_MAX = 1 << 63
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Served:
     """A method of the member; its number in a session is its place in the hello."""
 
     path: str
     unary: Unary | None = None
     stream: Stream | None = None
+    started: int = 0
+    """Calls that came in sessions."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What passed in all sessions since the start."""
+
+    opened: int = 0
+    frames_received: int = 0
+    frames_sent: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class Fault(Exception):  # noqa: N818  # a fault of the client, not an error of ours
@@ -88,6 +101,7 @@ class SessionService:
         self.methods: list[Served] = []
         self.sessions: set[Session] = set()
         self.queued_bytes = 0
+        self.traffic = Traffic()
         self.together = together
         self.later = later
         self.later_s = later_s
@@ -113,6 +127,7 @@ class SessionService:
     def _open(self, call: ServiceCall) -> Session:
         session = Session(self, call)
         self.sessions.add(session)
+        self.traffic.opened += 1
         return session
 
     def hello(self) -> dict[str, Any]:
@@ -123,6 +138,7 @@ class SessionService:
             "bytes": UNANSWERED_BYTES_MAX,
             "frame_bytes": self._frame_bytes_max,
             "streams": STREAMS_MAX,
+            "part_bytes": PART_BYTES,
         }
 
     def drain(self) -> None:
@@ -146,6 +162,9 @@ class Session(SessionOutbound):
 
     def message(self, data: bytes) -> None:
         """Take a frame."""
+        traffic = self.service.traffic
+        traffic.frames_received += 1
+        traffic.received_bytes += len(data)
         try:
             items = _parse(data)
             assert self._behind is None, "nothing arrives while receiving is paused"
@@ -177,6 +196,7 @@ class Session(SessionOutbound):
             if self.blocked:
                 return
             stream.pump()
+        self.has_drained()
 
     # items that arrive
 
@@ -202,6 +222,7 @@ class Session(SessionOutbound):
                 if served is None or handler is None:
                     self.push_end(call_id, Code.UNIMPLEMENTED, f"no unary method {number}")
                     continue
+                served.started += 1
                 call = calls[call_id] = SessionCall(
                     self,
                     call_id,
@@ -264,6 +285,7 @@ class Session(SessionOutbound):
             if served is None or handler is None:
                 raise Fault(f"no unary method {number} for a pipeline")
             size_bytes = len(payload)
+            served.started += 1
             call = PipelineCall(self, call_id, served.path, flags, size_bytes, deadline_s)
             work.append((call, handler, payload))
         for call, _, payload in work:
@@ -288,6 +310,7 @@ class Session(SessionOutbound):
         if served is None or handler is None:
             self.push_end(call_id, Code.UNIMPLEMENTED, f"no streaming method {number}")
             return
+        served.started += 1
         stream = SessionStream(self, call_id, served.path, flags, credit_bytes)
         self.streams[call_id] = stream
         if len(self.streams) > STREAMS_MAX:
@@ -314,6 +337,7 @@ class Session(SessionOutbound):
 
     def _cancel(self, call_id: Any) -> None:
         self._known(call_id)
+        self.drop_long(call_id)
         call = self.calls.get(call_id) or self.streams.get(call_id)
         if call is not None:
             self.guard(call, call.drop)
@@ -350,7 +374,8 @@ class Session(SessionOutbound):
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        idle = not (self.calls or self.streams or self._behind) and len(self.out) == 1
+        busy = self.calls or self.streams or self.long or self._behind
+        idle = not busy and len(self.out) == 1
         if self._half_closed and idle and not self.over:
             self._close()
             self.call.finish()
@@ -367,6 +392,8 @@ class Session(SessionOutbound):
         self.service.sessions.discard(self)
         for call in [*self.calls.values(), *self.streams.values()]:
             self.guard(call, call.drop)
+        for call_id in list(self.long):
+            self.drop_long(call_id)
 
 
 _TAKERS: dict[int, Callable[..., None]] = {

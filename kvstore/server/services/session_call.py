@@ -28,6 +28,9 @@ STREAM_LOW_BYTES = 64 << 10
 BIG_BYTES = 64 << 10
 """Replies from this size on are looked at before they join what waits for the client."""
 
+PART_BYTES = 256 << 10
+"""A longer reply is cut, for clients that take parts: other answers go between."""
+
 DEADLINE_TEXT = "context deadline exceeded"
 OVERLOADED_TEXT = (
     "too many reply bytes are waiting for slow readers; ask for less at a time (limit, pages)"
@@ -96,9 +99,13 @@ class SessionCall:
         session = self._session
         if session is None:
             return
-        if (session.blocked or len(message) > BIG_BYTES) and not session.has_room(len(message)):
-            self.fail(Code.RESOURCE_EXHAUSTED, OVERLOADED_TEXT)
-            return
+        if session.blocked or len(message) > BIG_BYTES:
+            if len(message) > PART_BYTES and self._flags & session_pb2.PARTS:
+                self.reply_parts((message,), len(message))
+                return
+            if not session.has_room(len(message)):
+                self.fail(Code.RESOURCE_EXHAUSTED, OVERLOADED_TEXT)
+                return
         # The hottest lines of the service: no call but the list's.
         self._session = None
         del session.calls[self.id]
@@ -110,8 +117,17 @@ class SessionCall:
         session.out_bytes += len(message)
 
     def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
-        """Answer with success, with a message in parts."""
-        self.reply(b"".join(parts))
+        """Answer with success, with a message in parts: a long one is never joined."""
+        session = self._session
+        if session is None:
+            return
+        if size_bytes <= PART_BYTES or not self._flags & session_pb2.PARTS:
+            self.reply(b"".join(parts))
+        elif session.has_room(size_bytes) and session.reserve(size_bytes):
+            self._leave(session)
+            session.push_long(self.id, parts, size_bytes)
+        else:
+            self.fail(Code.RESOURCE_EXHAUSTED, OVERLOADED_TEXT)
 
     def fail(self, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error status."""

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from kvstore.pb import session_pb2
 from kvstore.server.errors import Code
+from kvstore.server.services.session_call import PART_BYTES
 
 if TYPE_CHECKING:
     from kvstore.server.services.base import ServiceCall
@@ -25,6 +28,9 @@ OUT_HIGH_BYTES = 1 << 20
 
 FRAME_BYTES = 256 << 10
 """A frame leaves before the end of the turn when it has grown so large."""
+
+TURN_PARTS = 4
+"""Parts of long replies sent in one turn of the loop."""
 
 REPLIES_BYTES_MAX = 64 << 20
 """Unsent bytes of a session above which large replies are refused one by one."""
@@ -53,6 +59,11 @@ class SessionOutbound:
         self.blocked = False
         """The client does not keep up: streams wait, and no frames are taken."""
         self.over = False
+        self.long: dict[int, deque[bytes | memoryview]] = {}
+        """What is still to be sent of long replies, by id; the first is sent first."""
+        self._long_bytes = 0
+        self._full = False
+        """The connection's queue is above its mark: parts wait, other answers still join it."""
         self.later = service.later
         self.replaced_metadata: dict[bytes, bytes] = {}
         self._pauses = 0
@@ -85,7 +96,7 @@ class SessionOutbound:
 
     def has_room(self, size_bytes: int) -> bool:
         """Tell whether a reply of that size may join what is unsent. One alone always may."""
-        waiting = self.call.unsent_bytes + self.out_bytes
+        waiting = self.call.unsent_bytes + self.out_bytes + self._long_bytes
         return not waiting or waiting + size_bytes <= REPLIES_BYTES_MAX
 
     def push(self, item: tuple[Any, ...]) -> None:
@@ -113,6 +124,42 @@ class SessionOutbound:
         else:
             self.push((session_pb2.END, call_id, int(code), text))
 
+    def push_long(self, call_id: int, pieces: Sequence[bytes], size_bytes: int) -> None:
+        """Send a reply in parts, of `size_bytes` together; they are reserved already."""
+        if self.over:
+            self.reserve(-size_bytes)
+            return
+        self.long[call_id] = deque(piece for piece in pieces if piece)
+        self._long_bytes += size_bytes
+        if len(self.long) == 1:
+            self.later(self.pump_long)
+
+    def drop_long(self, call_id: int) -> None:
+        """Send nothing more of a long reply."""
+        rest_bytes = sum(map(len, self.long.pop(call_id, ())))
+        self._long_bytes -= rest_bytes
+        self.reserve(-rest_bytes)
+
+    def pump_long(self) -> None:
+        """Send some parts; no more than the connection takes, so that other answers pass."""
+        for _ in range(TURN_PARTS):
+            if self.over or self._full or not self.long:
+                break
+            [(call_id, pieces)] = islice(self.long.items(), 1)
+            part = _take_part(pieces)
+            self._long_bytes -= len(part)
+            self.reserve(-len(part))
+            if not pieces:
+                del self.long[call_id]
+            kind = session_pb2.PART if pieces else session_pb2.REPLY
+            self._send_items([FORMAT, (kind, call_id, part)])
+        if self.over:
+            return
+        if not self.long:
+            self.sent()
+        elif not self._full:
+            self.later(self.pump_long)
+
     def flush_later(self) -> None:
         """Send the frame at the end of this turn."""
         self.later(self._flush)
@@ -127,15 +174,28 @@ class SessionOutbound:
         raise NotImplementedError
 
     def _send_frame(self) -> None:
-        body = _pack(self.out)
-        self.out = [FORMAT]
+        items, self.out = self.out, [FORMAT]
         self.out_bytes = 0
+        self._send_items(items)
+
+    def _send_items(self, items: list[Any]) -> None:
+        body = _pack(items)
         frame = session_pb2.Frame(body=body).SerializeToString()
+        traffic = self.service.traffic
+        traffic.frames_sent += 1
+        traffic.sent_bytes += len(frame)
         # The call's own mark is lower; ours keeps the streams of one session apart from it.
-        self.call.send(frame)
+        if not self.call.send(frame):
+            self._full = True
         if not self.blocked and self.call.unsent_bytes > OUT_HIGH_BYTES:
             self.blocked = True
             self.pause(1)
+
+    def has_drained(self) -> None:
+        """The connection takes more: go on with long replies."""
+        self._full = False
+        if self.long:
+            self.pump_long()
 
     def pause(self, change: int) -> None:
         """Count reasons to take no frames; the client's window runs dry meanwhile."""
@@ -164,3 +224,17 @@ class SessionOutbound:
         ]:
             self.guard(call, call.expire)
         self.sweep_later()
+
+
+def _take_part(pieces: deque[bytes | memoryview]) -> bytes | memoryview:
+    """Remove and return the next `PART_BYTES`, or somewhat less where pieces end."""
+    first = pieces.popleft()
+    if len(first) > PART_BYTES:
+        view = memoryview(first)
+        pieces.appendleft(view[PART_BYTES:])
+        return view[:PART_BYTES]
+    part, size_bytes = [first], len(first)
+    while pieces and size_bytes + len(pieces[0]) <= PART_BYTES:
+        size_bytes += len(pieces[0])
+        part.append(pieces.popleft())
+    return first if len(part) == 1 else b"".join(part)

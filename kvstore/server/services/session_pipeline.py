@@ -62,6 +62,12 @@ class PipelineCall(SessionCall):
             super().reply(message)
             self._tell(Code.OK)
 
+    def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
+        """Answer with success, with a message in parts."""
+        if self._session is not None:
+            super().reply_parts(parts, size_bytes)
+            self._tell(Code.OK)  # unless it was refused, which has been told
+
     def fail(self, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error status."""
         if self._session is not None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tests.cluster.faults.run import Cell, World
+from tests.cluster.faults import replacing
+from tests.cluster.faults.run import ELECTION_S, Cell, World
 from tests.validate.history import Violation
-
-ELECTION_S = 1.0
-"""The members' election timeout."""
 
 EXIT_DISK = 74
 EXIT_PANIC = 70
@@ -70,6 +68,13 @@ async def pause_leader(world: World) -> None:
     # It wakes in the belief that it leads, with its clients' reads in its sockets.
     await asyncio.sleep(0.5)
     await world.do(f"resume member {leader}", world.members.resume, leader)
+
+
+async def pause_leaders_of_lessees(world: World) -> None:
+    # Each finds renewals in its sockets that its successor's clock knows nothing of.
+    for _ in range(3):
+        await pause_leader(world)
+        await world.goes_on()
 
 
 async def pause_follower(world: World) -> None:
@@ -417,6 +422,7 @@ CELLS: dict[str, Cell] = {
         Cell("kill-all-of-five", kill_all, nodes=5),
         Cell("kill-all-slow-disks", kill_all_slow_disks),
         Cell("pause-leader", pause_leader),
+        Cell("pause-leaders-of-lessees", pause_leaders_of_lessees, lessees=24),
         Cell("pause-follower", pause_follower),
         Cell("pause-all", pause_all),
         Cell("cut-leader", cut_leader),
@@ -446,6 +452,17 @@ CELLS: dict[str, Cell] = {
         Cell("snapshot-receiver-panics", snapshot_receiver_panics, flags=SNAPSHOTS),
         Cell("snapshot-sender-fails", snapshot_sender_fails, flags=SNAPSHOTS),
         Cell("snapshot-to-cut-link", snapshot_to_cut_link, flags=SNAPSHOTS),
+        Cell("replace-follower", replacing.replace_follower),
+        Cell("replace-leader", replacing.replace_leader),
+        Cell("replace-through-learner", replacing.replace_through_learner),
+        Cell("replace-each", replacing.replace_each),
+        Cell("replace-one-of-five", replacing.replace_leader, nodes=5),
+        Cell("replace-over-bad-links", replacing.replace_over_bad_links),
+        Cell("remove-leader", replacing.remove_leader),
+        Cell("remove-paused-leader", replacing.remove_paused_leader),
+        Cell("remove-cut-leader", replacing.remove_cut_leader),
+        Cell("move-leader", replacing.move_leader),
+        Cell("move-leader-to-paused", replacing.move_leader_to_paused),
         Cell(
             "clocks-apart",
             clocks_apart,

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from kvstore.client import Member
 from kvstore.server.identity import parse_initial_cluster
 from tests.cluster.faults.namespaces import Namespaces, run
 from tests.cluster.faults.proxies import Proxies
@@ -112,6 +113,17 @@ class Members(Kvstore):
     def environment(self, index: int) -> dict[str, str]:
         """Give a member what a test wants it to find."""
         return self.extra_environment.get(index, {})
+
+    def wipe(self, index: int) -> None:
+        """Take everything that a dead member has stored."""
+        shutil.rmtree(self.disk(index))
+
+    def rejoin(self, index: int, member: Member) -> None:
+        """Start a member without data that was added at the addresses of a removed one."""
+        if isinstance(self.network, Proxies):
+            self.network.know_also(member.member_id, index)
+        self.join(index, range(self.nodes))
+        self.wait(index)
 
     def start_only(self, index: int) -> None:
         """Start a member and do not wait: it may be about to die."""

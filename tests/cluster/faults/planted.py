@@ -19,7 +19,10 @@ from kvstore.peer.link import Channel, Links
 from kvstore.raft.messages import Forward, Role
 from kvstore.raft.raft import Raft
 from kvstore.server.disk import DiskThread
+from kvstore.server.leases import Leases
+from kvstore.server.member import Member
 from kvstore.server.node import Node
+from kvstore.server.replica import Replica
 from kvstore.wal import Wal
 from tests.pure import demand_pure_python
 
@@ -69,6 +72,35 @@ def end_leases_a_second_early() -> None:
         return proper(self, now_ns + 1_000_000_000, limit)
 
     LeaseClock.expired = expired  # type: ignore[method-assign]
+
+
+def believe_another_leaders_round() -> None:
+    proper: Any = Leases._confirmed
+
+    def confirmed(
+        self: Any, lease_id: int, ttl_s: int, term: int, again: Any, done: Any, error: Any
+    ) -> None:
+        if error is None and not self.clock.leading:
+            done(ttl_s if lease_id in self.lessor.leases else 0)
+        else:
+            proper(self, lease_id, ttl_s, term, again, done, error)
+
+    Leases._confirmed = confirmed  # type: ignore[method-assign]
+
+
+def keep_the_leases_of_before_a_snapshot() -> None:
+    proper = Member._adopt
+
+    def adopt(self: Member, replica: Replica) -> None:
+        clock, lessor = self.leases.clock, self.leases.lessor
+        proper(self, replica)
+        self.leases.clock, self.leases.lessor = clock, lessor
+
+    Member._adopt = adopt  # type: ignore[method-assign]
+
+
+def stay_although_removed() -> None:
+    Member._was_removed = lambda self: None  # type: ignore[method-assign]
 
 
 def forward_twice() -> None:
@@ -122,6 +154,17 @@ BUGS: dict[str, Bug] = {
         forget_what_a_snapshot_jumps_over, "snapshot-to-paused", "never heard of|come to rest",
     ),
     "end-leases-early": Bug(end_leases_a_second_early, "kill-follower", "s early"),
+    "believe-another-leaders-round": Bug(
+        # Was here: a leader that had been frozen told its clients what only its successor knew.
+        believe_another_leaders_round, "pause-leaders-of-lessees", "s early",
+    ),
+    "keep-leases-of-before-a-snapshot": Bug(
+        keep_the_leases_of_before_a_snapshot, "replace-each", "early|come to rest|overdue",
+    ),
+    "stay-although-removed": Bug(
+        # etcd 6114 and others: removed members that go on to disturb.
+        stay_although_removed, "remove-leader", "should have ended",
+    ),
     "forward-twice": Bug(
         # FoundationDB's layers: increments executed twice.
         forward_twice, "kill-follower", "two writes at|made at another|should be|nobody",

@@ -11,7 +11,10 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from kvstore.peer.link import FrameReader, decode_hello
+from kvstore.peer.link import Channel, FrameReader, decode_hello
+
+STRANGER = -1
+"""A caller that is no member; no link of it is ever cut."""
 
 
 class Proxies:
@@ -61,6 +64,14 @@ class Proxies:
 
         async def take() -> None:
             self._ids, self._targets = ids, targets
+
+        self._do(take())
+
+    def know_also(self, member_id: int, index: int) -> None:
+        """Say that a member with this id is about to take a removed one's place."""
+
+        async def take() -> None:
+            self._ids[member_id] = index
 
         self._do(take())
 
@@ -120,7 +131,10 @@ class Proxies:
             head = await reader.readexactly(4)
             head += await reader.readexactly(int.from_bytes(head))
             [hello] = FrameReader().feed(head)
-            caller = self._ids[decode_hello(hello).sender]
+            shown = decode_hello(hello)
+            # Who is to join asks for a description of the cluster before it knows who it is.
+            is_stranger = shown.channel is Channel.DESCRIBE
+            caller = STRANGER if is_stranger else self._ids[shown.sender]
             await self._passable(caller, target)
             there = await asyncio.open_connection("127.0.0.1", self._targets[target])
             writers.append(there[1])

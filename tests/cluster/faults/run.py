@@ -14,9 +14,12 @@ from kvstore.client import AsyncClient, KvError
 from tests.cluster.faults.members import Members, Network
 from tests.cluster.faults.namespaces import Namespaces
 from tests.cluster.faults.proxies import Proxies
-from tests.cluster.faults.traffic import Traffic, kv_of
+from tests.cluster.faults.traffic import LESSEES, Traffic, kv_of
 from tests.validate import final, leases, linearizable, timeline, watches
 from tests.validate.history import OK, REFUSED, UNKNOWN, Kv, Violation
+
+ELECTION_S = 1.0
+"""The members' election timeout."""
 
 OPERATIONS_MIN = 200
 """Answers before the fault and after it, without which a run is empty and fails."""
@@ -142,6 +145,7 @@ class Cell:
     flags: tuple[str, ...] = ()
     needs_root: bool = False
     small_disk: bool = False
+    lessees: int = LESSEES
     wrappers: dict[int, list[str]] = field(default_factory=dict)
 
 
@@ -248,7 +252,7 @@ def _leave(members: Members, report: Report, logs: Path) -> None:
 
 
 async def _run(cell: Cell, members: Members, network: Network, report: Report) -> None:
-    traffic = Traffic(members.endpoints, report.seed)
+    traffic = Traffic(members.endpoints, report.seed, cell.lessees)
     world = World(members, network, traffic, random.Random(report.seed))
     report.story = world.story
     traffic.start()

@@ -39,7 +39,7 @@ from tests.validate.history import (
 )
 
 KV_CLIENTS = 8
-LEASE_HOLDERS = 3
+LESSEES = 4
 KEYS = 12
 REGISTER_USES = 40
 """Operations on one register before the next: the search must stay short."""
@@ -62,8 +62,9 @@ def kv_of(kv: KeyValue) -> Kv:
 class Traffic:
     """Starts with `start`; `stop` ends the clients, `close` the watchers too."""
 
-    def __init__(self, endpoints: list[str], seed: int) -> None:
+    def __init__(self, endpoints: list[str], seed: int, lessees: int = LESSEES) -> None:
         self.history = History()
+        self._lessees = lessees
         self.endpoints = endpoints
         self.answered: list[float] = []
         """When each operation was answered (monotonic seconds)."""
@@ -92,8 +93,10 @@ class Traffic:
         for number in range(count):
             # At every member, whatever happens to it, somebody waits for a fresh read.
             self._work(self._reader(f"reader {number}", self._client([self.endpoints[number]])))
-        for number in range(LEASE_HOLDERS):
-            self._work(self._hold(self._client(self._from(number))))
+        for number in range(self._lessees):
+            # As above: half of them renew at one member only.
+            endpoints = self._from(number // 2)[: 1 if number % 2 else count]
+            self._work(self._hold(self._client(self._from(number)), endpoints))
         self._work(self._compact(self._client(self._from(0))))
         for number, (start, end, options, moves) in enumerate(
             (
@@ -315,9 +318,9 @@ class Traffic:
 
     # leases
 
-    async def _hold(self, client: AsyncClient) -> None:
+    async def _hold(self, client: AsyncClient, endpoints: list[str]) -> None:
         rng = self._fork()
-        channels = [grpc.aio.insecure_channel(target, OPTIONS) for target in self.endpoints]
+        channels = [grpc.aio.insecure_channel(target, OPTIONS) for target in endpoints]
         try:
             while not self._stopping:
                 asked_s = time.monotonic()
@@ -345,11 +348,15 @@ class Traffic:
             write = await self._put("lease holder", client, key, lease.lease_id)
             if write.outcome != REFUSED:
                 (lease.keys if write.outcome == OK else lease.unsure_keys).append(key)
+        # Some wait for long: a member that was frozen still finds their renewals in its sockets.
+        patience_s = rng.choice((1, 1, 2, 6))
         for _ in range(rng.randrange(0, 12)):
             if self._stopping or lease.ended_s is not None:
                 break
-            await asyncio.sleep(0.4)
-            await self._renew(rng.choice(channels), lease)
+            # Who renews all the time never sees that an answer promised too much.
+            late = rng.random() < 0.4
+            await asyncio.sleep(lease.ttl_s * rng.uniform(0.4, 0.9) if late else 0.4)
+            await self._renew(rng.choice(channels), lease, patience_s)
         if (self._stopping or rng.random() < 0.4) and lease.ended_s is None:
             lease.revoked = self.history.tick()
             try:
@@ -358,7 +365,7 @@ class Traffic:
                 return  # it ends by itself
         # Else it is left alone, and must end by itself.
 
-    async def _renew(self, channel: grpc.aio.Channel, lease: Lease) -> None:
+    async def _renew(self, channel: grpc.aio.Channel, lease: Lease, patience_s: float) -> None:
         stream: Any = channel.stream_stream(
             LEASE_KEEP_ALIVE.path,
             request_serializer=LEASE_KEEP_ALIVE.request.SerializeToString,
@@ -366,7 +373,7 @@ class Traffic:
         )()
         asked_s = time.monotonic()
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(patience_s):
                 await stream.write(pb.LeaseKeepAliveRequest(ID=lease.lease_id))
                 answer = await stream.read()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):

@@ -28,6 +28,7 @@ NOT_APPLIED = frozenset(
         "etcdserver: mvcc: database space exceeded",
         "etcdserver: requested lease not found",
         "etcdserver: key not found",
+        "etcdserver: rpc not supported for learner",
     )
 )
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
@@ -101,7 +102,13 @@ class KvClient:
                 # Too late for the client, but it must still be true.
                 cluster.judge(operation, body, late=True)
 
-        process.server.call(operation.path, operation.request.SerializeToString(), answer)
+        needs_leader = cluster.profile.needs_leader
+        process.server.call(
+            operation.path,
+            operation.request.SerializeToString(),
+            answer,
+            needs_leader=needs_leader == 1.0 or world.chance(needs_leader),
+        )
 
     def _done(self, operation: Operation, code: int, body: bytes | str) -> None:
         world, cluster = self.world, self.cluster
@@ -167,7 +174,7 @@ class KvClient:
 
     def _value(self) -> bytes:
         self.cluster.values += 1
-        size = self.world.random.choice((0, 0, 0, 50, 600))
+        size = self.world.random.choice(self.cluster.profile.value_bytes)
         return b"v%d." % self.cluster.values + b"." * size
 
     def _range(self) -> tuple[bytes, bytes]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
@@ -15,15 +17,17 @@ from kvstore.apply import ops
 from kvstore.apply.applier import Applied
 from kvstore.mvcc.results import DeleteResult, PutResult, RangeResult, TxnResult
 from kvstore.pb import rpc_pb2
-from kvstore.raft.messages import Entry, Role
+from kvstore.raft.messages import Configuration, Entry, Role
 from kvstore.server.config import ServerConfig
 from kvstore.server.replica import Replica
-from kvstore.server.startup import StartError
+from kvstore.server.startup import RemovedError, StartError
 from tests.sim.cluster import commit
 from tests.sim.full import profile as profiles
 from tests.sim.full.clients import Judge, KvClient
 from tests.sim.full.disk import SimBackend
 from tests.sim.full.lessees import Lessee
+from tests.sim.full.library import LibraryClient, LibraryLessee, LibraryWatch, drawn_from
+from tests.sim.full.lmdb_files import StoreFiles
 from tests.sim.full.loop import SimLoop, forget
 from tests.sim.full.machine import (
     REFUSED_START,
@@ -33,7 +37,9 @@ from tests.sim.full.machine import (
     SimMember,
     WatchedRaft,
 )
+from tests.sim.full.members import Listing, MemberBook
 from tests.sim.full.nemesis import FullNemesis
+from tests.sim.full.operators import Operator, check_refused
 from tests.sim.full.profile import FullProfile
 from tests.sim.full.truth import Truth
 from tests.sim.full.watchers import WatchClient
@@ -42,6 +48,20 @@ from tests.sim.network import Network
 from tests.sim.world import MS, SECOND, US, World
 
 SAME_HASH = "equal HashKV at equal applied index"
+MEMORY_FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""For files whose syncs shall cost nothing: what a crash leaves of them is simulated."""
+
+JOIN_REFUSED = {
+    "has run before": "empty disk refused",
+    "needs the members of the running cluster": "empty disk refused",
+    "no member of cluster": "joined before it was added",
+    "--initial-cluster differs": "joined with an old list",
+    "could tell who": "nobody describes the cluster",
+    "disk is full": "start refused, disk full or failed",
+    "Input/output error": "start refused, disk full or failed",
+}
+"""Reasons why a member without a store may refuse to start, while members change."""
+
 REOPENED = "a store holds what its applied index says"
 
 
@@ -115,7 +135,7 @@ class FullCluster:
         self.profile = profiles.draw(random.Random(f"full {seed}"), profile_name)
         profile = self.profile
         self.world = World(seed, trace=trace)
-        self.size = profile.nodes
+        self.size = profile.nodes + profile.machines
         self.invariants = Book(off)
         self.truth = Truth(self.invariants)
         self.judge = Judge(self)
@@ -123,10 +143,15 @@ class FullCluster:
         self.network.lost = self._lost
         self.nemesis = FullNemesis(self)  # type: ignore[arg-type]
         self.configs = self._configs()
+        self.book = MemberBook(self.invariants, self._founders())
         self.hosts = [Host(self, number) for number in range(1, self.size + 1)]
         self.members = [None, *self.hosts]
         """As `Nemesis` knows them, by number; index 0 stays unused."""
-        self.by_member_id = {host.member_id: host for host in self.hosts}
+        self.by_member_id = {host.member_id: host for host in self.hosts if host.member_id}
+        self.by_address = {host.addresses[0]: host for host in self.hosts}
+        self.addresses = 0
+        self.refused_urls: dict[str, None] = {}
+        """Of additions and updates that were certainly not applied."""
         self.network.receivers = [lambda _: None, *(host.receive for host in self.hosts)]
         self.roles: dict[Process, tuple[int, Role, int]] = {}
         self.leader_hint = 0
@@ -138,29 +163,54 @@ class FullCluster:
         """Values of operations that were certainly not applied."""
         self.hashes: dict[int, tuple[Any, ...]] = {}
         self.loops: list[SimLoop] = []
+        self._folder = TemporaryDirectory(dir=MEMORY_FOLDER) if profile.lmdb else None
+        self.store_files = StoreFiles(self._folder.name) if self._folder is not None else None
         for host in self.hosts:
             host.start()
-        self.clients = [KvClient(self, number) for number in range(profile.clients)]
-        self.watchers = [WatchClient(self, number) for number in range(profile.watch_streams)]
-        self.lessees = [Lessee(self, number) for number in range(profile.lease_clients)]
+        kinds: Any = (KvClient, WatchClient, Lessee)
+        if profile.library:
+            kinds = (LibraryClient, LibraryWatch, LibraryLessee)
+        self.clients: list[KvClient] = [kinds[0](self, n) for n in range(profile.clients)]
+        self.watchers: list[WatchClient] = [kinds[1](self, n) for n in range(profile.watch_streams)]
+        self.lessees: list[Lessee] = [kinds[2](self, n) for n in range(profile.lease_clients)]
+        self.operators = [Operator(self, number) for number in range(profile.operators)]
 
     def _configs(self) -> dict[int, ServerConfig]:
-        profile = self.profile
-        numbers = range(1, self.size + 1)
+        numbers = range(1, self.profile.nodes + 1)
         cluster = ",".join(f"m{n}=http://10.0.0.{n}:2380" for n in numbers)
         return {
-            n: ServerConfig(
-                name=f"m{n}",
-                data_dir="data",
-                listen_client_urls=f"http://10.0.0.{n}:2379",
-                listen_peer_urls=f"http://10.0.0.{n}:2380",
-                initial_cluster=cluster,
-                heartbeat_interval=profile.heartbeat_ms,
-                election_timeout=profile.election_ms,
-                snapshot_count=profile.snapshot_count,
-            ).check()
+            n: self.config(n, listen_peer_urls=f"http://10.0.0.{n}:2380", initial_cluster=cluster)
             for n in numbers
         }
+
+    def config(self, number: int, **settings: Any) -> ServerConfig:
+        """Return the flags of a member on a machine."""
+        profile = self.profile
+        return ServerConfig(
+            name=f"m{number}",
+            data_dir="data",
+            listen_client_urls=f"http://10.0.0.{number}:2379",
+            heartbeat_interval=profile.heartbeat_ms,
+            election_timeout=profile.election_ms,
+            snapshot_count=profile.snapshot_count,
+            strict_reconfig_check=profile.strict,
+            **settings,
+        ).check()
+
+    def _founders(self) -> Listing:
+        members = [config.member for config in self.configs.values()]
+        return tuple(sorted((one.id, one.peer_urls, False) for one in members))
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for host in self.hosts:
+            host.disk.life += 1
+        for loop in self.loops:
+            loop.kill()
+            forget(loop)
+        if self._folder is not None and self.store_files is not None:
+            self.store_files.close()
+            self._folder.cleanup()
 
     # what the machines tell
 
@@ -185,6 +235,19 @@ class FullCluster:
             self.compare(process, replica, index)
         process.point("applied")
 
+    def changed(
+        self, process: Process, entry: Entry, previous: int, configuration: Configuration | None
+    ) -> None:
+        """Hold an applied membership change against what the others made of it."""
+        invariants, index = self.invariants, entry.index
+        first = index == len(invariants.applied_data)
+        invariants.applied(process.id, entry, previous, 0)
+        if first:
+            self.truth.entry(index, entry.term, b"", [], self.world.now_ns)
+        self.book.changed(process, entry, configuration)
+        self.world.mark("membership changed")
+        process.point("applied")
+
     def compare(self, process: Process, replica: Replica, index: int) -> None:
         """Hold a whole state against those of the others at the same index."""
         state = state_of(replica)
@@ -198,6 +261,7 @@ class FullCluster:
     def opened(self, process: Process, replica: Replica) -> None:
         """Check what a process found in its store, or what a snapshot brought."""
         index, store = replica.applied.index, replica.store
+        self.book.opened(process, index)
         wanted = self.truth.revisions_at.get(index, 1)
         if store.revision != wanted:
             self.invariants.fail(
@@ -219,6 +283,11 @@ class FullCluster:
     def refused_to_start(self, process: Process, error: StartError) -> None:
         """A process does not come up: only a damaged or full disk is a reason."""
         host, world = process.host, self.world
+        if isinstance(error, RemovedError):
+            self.book.stopped(process, error)
+            process.end(f"was removed: {error}")
+        if self.operators and not hasattr(process.product, "replica"):
+            self._cannot_join(process, str(error))
         if host.disk.rotten:
             world.mark("rotten log refused")
             host.broken = True
@@ -228,6 +297,13 @@ class FullCluster:
             self.nemesis.restart_later(host)  # type: ignore[arg-type]
             process.end(f"cannot start: {error}")
         self.invariants.fail(REFUSED_START, f"member {host.id}: {error}")
+
+    def _cannot_join(self, process: Process, text: str) -> None:
+        """A member was told of another cluster than its flags say; operators start it again."""
+        for part, mark in JOIN_REFUSED.items():
+            if part in text:
+                self.world.mark(mark)
+                process.end(text)
 
     def is_cut(self, source: int, target: int) -> bool:
         """Tell whether a link is cut in either direction."""
@@ -266,6 +342,8 @@ class FullCluster:
         profile.snapshot_chunk_ns = min(profile.snapshot_chunk_ns, 200 * US)
         profile.reply_loss = profile.stalls = 0.0
         profile.patience_ns = 20 * SECOND
+        if self.operators:
+            return self._heal_members()
         # A log that rotted may be refused at the next start, so nobody relies on it.
         sound = [host for host in self.hosts if not host.disk.rotten]
         core = sound
@@ -292,6 +370,74 @@ class FullCluster:
         world.trace(f"HEALED {[host.id for host in core]}")
         return core
 
+    def _heal_members(self) -> list[Host]:
+        """Start everybody: which members there are shows only when changes have ended."""
+        for host in self.hosts:
+            host.end_mistake()
+            host.disk.slow_factor = 1
+            host.disk.full = host.disk.fail_sync = False
+            host.start()
+            host.resume()
+        self.world.trace("HEALED")
+        return []
+
+    def _settle_members(self, events: int) -> list[Host]:
+        """Let operators end what they began; return the machines of the members."""
+        for operator in self.operators:
+            operator.settling = True
+        self._wait(events, self._is_settled, self._unsettled)
+        self.world.run(self.world.events + events, self.world.now_ns + 2 * SECOND)
+        self._wait(events, self._is_settled, self._unsettled)
+        check_refused(self)
+        return self._member_hosts()
+
+    def _member_hosts(self) -> list[Host]:
+        configuration = self.book.configuration
+        return [
+            self.by_member_id[one]
+            for one in (*configuration.voters, *configuration.learners)
+            if one in self.by_member_id
+        ]
+
+    def _is_settled(self) -> bool:
+        """Every member runs and knows the members, no change is under way, who left is gone."""
+        configuration = self.book.configuration
+        for host in self.hosts:
+            process = host.process
+            if process is None or not process.up:
+                continue
+            product = process.product
+            if product.id in configuration.removed:
+                if process.links.is_told():
+                    return False
+            elif product.membership._count or product.raft.log.has_unapplied_change():
+                return False
+        members = (*configuration.voters, *configuration.learners)
+        hosts = self._member_hosts()
+        return len(hosts) == len(members) and all(
+            host.process is not None
+            and host.process.up
+            and host.process.product.id in members
+            and host.process.product.raft.configuration == configuration
+            for host in hosts
+        )
+
+    def _unsettled(self) -> str:
+        lines = [f"members are not settled: {self.book.configuration}"]
+        for host in self.hosts:
+            process = host.process
+            if process is None or not process.up:
+                state = "down" if process is None else "starting"
+                lines.append(f"    machine {host.id}: {state}, of {host.member_id:x}")
+            else:
+                product = process.product
+                lines.append(
+                    f"    machine {host.id}: {product.id:x}, {process.role.name} in term "
+                    f"{product.raft.term}, {product.raft.configuration}, "
+                    f"{product.membership._count} requests"
+                )
+        return "\n".join(lines)
+
     def converge(self, core: list[Host], events: int) -> None:
         """Every open operation is answered, new ones succeed, all members become equal."""
         for client in self.clients:
@@ -303,14 +449,17 @@ class FullCluster:
             lambda: all(client.operation is None for client in self.clients),
             lambda: "open operations were never answered",
         )
+        if self.operators:
+            core = self._settle_members(events)
+        voters = [host for host in core if host.member_id in self.book.configuration.voters]
         for watcher in self.watchers:
-            watcher.settle(self.world.random.choice(core).id)
+            watcher.settle(self.world.random.choice(voters).id)
         self._wait(
             events,
             lambda: all(watcher.is_created() for watcher in self.watchers),
             lambda: "watchers were not created",
         )
-        for host in core:
+        for host in voters:
             self._ask(host, events)
         self._wait(
             events, lambda: not self.truth.leases, lambda: f"leases stay: {self.truth.leases}"
@@ -320,7 +469,7 @@ class FullCluster:
         self._wait(events, lambda: self._agree(core), lambda: self._state(core))
         # A stream's progress is told only when no watcher on it begins in the future (as etcd).
         self.clients[0].only("put")
-        self._ask(core[0], events)
+        self._ask(voters[0], events)
         self._wait(events, self._watched, self._behind)
         self._wait(events, lambda: self._agree(core), lambda: self._state(core))
         for host in core:
@@ -452,7 +601,9 @@ def run(
     try:
         drawn = profiles.draw(random.Random(f"full {seed}"), profile)
         with profiles.turned(drawn.knobs):
-            return _run(FullCluster(seed, profile, parts, off, trace), events, liveness=liveness)
+            cluster = FullCluster(seed, profile, parts, off, trace)
+            with drawn_from(cluster.world.random):
+                return _run(cluster, events, liveness=liveness)
     finally:
         logging.disable(level)
         gc.enable()
@@ -474,11 +625,7 @@ def _run(cluster: FullCluster, events: int, *, liveness: bool) -> FullResult:
     failure = failure or cluster.invariants.first
     if failure is not None and failure.name in cluster.off:
         failure = None
-    for host in cluster.hosts:
-        host.disk.life += 1
-    for loop in cluster.loops:
-        loop.kill()
-        forget(loop)
+    cluster.close()
     return FullResult(
         cluster.seed,
         cluster.profile,

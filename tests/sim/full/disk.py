@@ -17,6 +17,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sortedcontainers import SortedDict
 
@@ -47,6 +48,8 @@ class Inode:
     data: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
     store: Tables | None = None
+    file: Any = None
+    """Of a store on real files (`tests.sim.full.lmdb_files`)."""
 
 
 @dataclass(slots=True)

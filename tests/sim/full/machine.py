@@ -16,9 +16,11 @@ from zlib import crc32
 
 from kvstore.apply.applier import Applied
 from kvstore.peer.link import Channel, Receiver
+from kvstore.ports import Backend
 from kvstore.raft.config import Config, Restored
 from kvstore.raft.messages import (
     AppendWork,
+    Configuration,
     Entry,
     HardState,
     InstallSnapshot,
@@ -28,16 +30,19 @@ from kvstore.raft.messages import (
 )
 from kvstore.raft.raft import Raft
 from kvstore.rpc import Limits
+from kvstore.server.config import ServerConfig
 from kvstore.server.disk import DiskThread
 from kvstore.server.join import Start
 from kvstore.server.member import Member
 from kvstore.server.replica import Replica
-from kvstore.server.startup import FULL, StartError
+from kvstore.server.startup import FULL, RemovedError, StartError
 from kvstore.wal import Options, Wal
-from tests.sim.full.disk import Handle, SimBackend, SimDisk
+from tests.sim.full.disk import Handle, SimDisk
+from tests.sim.full.lmdb_files import FileBackend
 from tests.sim.full.loop import Died, LocalClock, SimLoop
 from tests.sim.full.peers import HEAD_BYTES, SimLinks
 from tests.sim.full.rpc import SimServer
+from tests.sim.full.sockets import SimTransport, connect
 from tests.sim.invariants import MONOTONIC, PROMISES, LogView, Violation
 
 if TYPE_CHECKING:
@@ -101,8 +106,15 @@ class Host:
         self.cluster = cluster
         self.world = cluster.world
         self.id = number
-        self.config = cluster.configs[number]
-        self.member_id = self.config.member.id
+        self.config: ServerConfig | None = cluster.configs.get(number)
+        """None: a spare machine that belongs to nobody yet."""
+        self.member_id = self.config.member.id if self.config is not None else 0
+        self.addresses = [f"10.0.0.{number}"]
+        """Of its peer port; all that it ever had lead to it."""
+        self.reserved = False
+        """Somebody asked for a member on it, and was not refused."""
+        self.restore: Callable[[], None] | None = None
+        """Puts in the right disk again."""
         self.disk = SimDisk(cluster.world)
         self.durable = DurableLog()
         self.inflight: list[AppendWork] = []
@@ -118,10 +130,41 @@ class Host:
 
     def start(self) -> None:
         """Start a process on what the disk has; nothing if one runs."""
-        if self.process is None and not self.broken:
+        if self.process is None and self.config is not None and not self.broken:
             self.incarnation += 1
             self.process = self.cluster.parts.process(self)
             self.process.launch()
+
+    def assign(self, member_id: int, config: ServerConfig) -> None:
+        """Give the machine to another member: an empty disk, new flags."""
+        self.crash(power=False)
+        self.restore = None
+        self.reserved = False
+        self.config = config
+        self.member_id = member_id
+        self.cluster.by_member_id[member_id] = self
+        self.mount()
+
+    def mount(
+        self,
+        disk: SimDisk | None = None,
+        durable: DurableLog | None = None,
+        inflight: list[AppendWork] | None = None,
+        applied_seen: int = 0,
+    ) -> None:
+        """Put in another disk, of which one knows what must be on it; without one an empty one."""
+        assert self.process is None
+        usual = self.disk.usual_factor
+        self.disk = disk or SimDisk(self.world)
+        self.disk.usual_factor = self.disk.slow_factor = usual
+        self.durable, self.inflight = durable or DurableLog(), inflight or []
+        self.applied_seen = applied_seen
+
+    def end_mistake(self, _: object = None) -> None:
+        """Take out the wrong disk, if one is in."""
+        restore, self.restore = self.restore, None
+        if restore is not None:
+            restore()
 
     def crash(self, *, power: bool | None = None) -> None:
         """Kill the process, or cut the machine's power."""
@@ -161,7 +204,7 @@ class Host:
     def receive(self, frame: bytes) -> None:
         """Take a frame from the network."""
         process = self.process
-        if process is None or int.from_bytes(frame[2:HEAD_BYTES]) != self.incarnation:
+        if process is None or int.from_bytes(frame[2:6]) != self.incarnation:
             return
         world = self.world
         world.events += 1
@@ -195,6 +238,8 @@ class Process:
         self.log: LogView | None = None
         self.up = False
         self.inbox: dict[int, list[bytes]] = {}
+        self.sockets: dict[SimTransport, None] = {}
+        self.loop.connect = partial(connect, self)
         self.product = cluster.parts.member(self)
         self._death = ""
 
@@ -245,6 +290,14 @@ class Process:
         self.server.died()
         if hasattr(self, "links"):
             self.links.died()
+        for socket in self.sockets:
+            socket.broken()
+        self.sockets.clear()
+
+    def removed(self, error: RemovedError) -> None:
+        """The product learned that it was removed: the process ends, as `kvstore serve` has it."""
+        self.cluster.book.stopped(self, error)
+        self.end(f"was removed: {error}")
 
     def end(self, reason: str) -> NoReturn:
         """Die from inside."""
@@ -264,12 +317,12 @@ class Process:
             return
         if not self.inbox:
             self.loop.call_soon(self._read)
-        self.inbox.setdefault(frame[0], []).append(frame[HEAD_BYTES:])
+        sender = int.from_bytes(frame[6:HEAD_BYTES])
+        self.inbox.setdefault(sender, []).append(frame[HEAD_BYTES:])
 
     def _read(self) -> None:
         inbox, self.inbox = self.inbox, {}
-        for source, payloads in inbox.items():
-            sender = self.cluster.hosts[source - 1].member_id
+        for sender, payloads in inbox.items():
             self.links.receiver.receive(sender, payloads)
 
     def lost(self, peer: int, channel: Channel) -> None:
@@ -315,8 +368,10 @@ class SimMember(Member):
     """The product's member; only looks at what passes."""
 
     def __init__(self, process: Process) -> None:
+        assert process.host.config is not None
         super().__init__(process.host.config, process.platform)  # type: ignore[arg-type]
         self.process = process
+        self.on_removed = process.removed
 
     def _open_replica(self, path: str) -> Replica:
         replica = super()._open_replica(path)
@@ -359,20 +414,26 @@ class SimMember(Member):
             self.process.world.mark("compaction under way")
             self.process.point("compaction half done")
 
+    def _change_committed(self, entry: Entry) -> Configuration | None:
+        previous = self.node.applied_index
+        configuration = super()._change_committed(entry)
+        self.process.cluster.changed(self.process, entry, previous, configuration)
+        return configuration
+
     def _role_changed(self, role: Role, leader: int, term: int) -> None:
         super()._role_changed(role, leader, term)
         process = self.process
         if process.world.lines is not None:
             process.world.trace(f"{process.id} is {role.name} in term {term}")
 
-    async def install(self, message: InstallSnapshot) -> None:
-        before = self.snapshots_installed
-        await super().install(message)
-        if self.snapshots_installed != before:
+    async def install(self, message: InstallSnapshot) -> bool:
+        taken = await super().install(message)
+        if taken:
             self.process.world.mark("snapshot installed")
             self.process.host.applied_seen = message.snapshot.index
             self.process.cluster.opened(self.process, self.replica)
             self.process.point("snapshot installed")
+        return taken
 
 
 class WatchedApplier:
@@ -411,6 +472,7 @@ class WatchedRaft(Raft):
                 world.trace(f"{process.id} writes {_story(work)}")
             if invariants.appended(process.id, work, log):
                 world.mark("log truncated")
+            process.cluster.book.appended(process, self, ready.role, work)
         term, role, leader = process.cluster.roles.get(process, (0, Role.FOLLOWER, 0))
         now = (ready.term, ready.role, ready.leader)
         if now != (term, role, leader):
@@ -420,7 +482,8 @@ class WatchedRaft(Raft):
             if ready.role is Role.LEADER and (role is not Role.LEADER or ready.term > term):
                 world.mark("leader elected")
                 process.cluster.leader_hint = process.id
-                invariants.became_leader(process.id, ready.term, log)
+                process.cluster.book.leads(process, self)
+                invariants.became_leader(self.id, ready.term, log)
                 process.point("leader")
             elif ready.role is not Role.LEADER and role is Role.LEADER:
                 world.mark("leader stepped down")
@@ -570,7 +633,10 @@ class SimPlatform:
         profile = self._process.profile
         return Options(profile.segment_bytes, profile.zero_ahead_bytes)
 
-    def open_backend(self, path: str, *, map_size_bytes: int) -> SimBackend:
+    def open_backend(self, path: str, *, map_size_bytes: int) -> Backend:
+        files = self._process.cluster.store_files
+        if files is not None:
+            return FileBackend(self._process.handle, files, path, map_size_bytes=map_size_bytes)
         return self._process.cluster.parts.backend(
             self._process.handle, path, map_size_bytes=map_size_bytes
         )
@@ -598,7 +664,7 @@ class SimPlatform:
         on_lost: Callable[[int, Channel], None],
         on_removed: Callable[[], None],
     ) -> SimLinks:
-        self._process.links = SimLinks(self._process, receiver, on_lost)
+        self._process.links = SimLinks(self._process, member_id, receiver, on_lost, on_removed)
         return self._process.links
 
     def server(self, limits: Limits, http: Any, on_error: Any) -> SimServer:

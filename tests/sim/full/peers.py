@@ -11,17 +11,26 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvstore.peer.link import Channel, Endpoint, HelloError, Receiver, SnapshotSink
+from kvstore.peer.link import (
+    Channel,
+    Endpoint,
+    HelloError,
+    Inbound,
+    Receiver,
+    SnapshotSink,
+)
+from tests.sim.world import MS
 
 if TYPE_CHECKING:
-    from tests.sim.full.machine import Process
+    from tests.sim.full.machine import Host, Process
 
-HEAD_BYTES = 6
+HEAD_BYTES = 14
+DIAL_NS = 100 * MS
 
 
-def pack(source: int, channel: Channel, life: int, payload: bytes) -> bytes:
+def pack(source: int, channel: Channel, life: int, sender: int, payload: bytes) -> bytes:
     """Return the frame that the network carries."""
-    return bytes((source, channel)) + life.to_bytes(4) + payload
+    return bytes((source, channel)) + life.to_bytes(4) + sender.to_bytes(8) + payload
 
 
 class SimLinks:
@@ -30,47 +39,116 @@ class SimLinks:
     def __init__(
         self,
         process: Process,
+        own_id: int,
         receiver: Receiver,
         on_lost: Callable[[int, Channel], None],
+        on_removed: Callable[[], None],
     ) -> None:
         self.removed: set[int] = set()
-        self.sent_bytes = self.received_bytes = 0
+        self.inbound: set[Inbound] = set()
+        self.received_bytes: dict[int, int] = {}
+        self.sent_bytes = 0
         self.receiver = receiver
+        self.own_id = own_id
         self.on_lost = on_lost
+        self.on_removed = on_removed
         self.connections: dict[SnapshotConnection, None] = {}
         self._process = process
         self._peers: dict[int, Endpoint] = {}
+        self._up: dict[int, tuple[Process, float]] = {}
+        """By peer: the process that our connection leads to, and since when."""
 
     async def listen(self, host: str, port: int) -> int:
+        if self._process.profile.machines:
+            # Whoever has nothing to say learns only so that it was removed.
+            self._process.world.after(DIAL_NS, self._dial_all)
         return port
 
     def set_peers(self, peers: dict[int, Endpoint]) -> None:
         self._peers = dict(peers)
+        for peer in [peer for peer in self._up if peer not in peers]:
+            del self._up[peer]
 
     def endpoint(self, peer: int) -> Endpoint | None:
         return self._peers.get(peer)
 
     def is_up(self, peer: int, *, since_s: float | None = None) -> bool:
-        return peer in self._peers
+        process, up_since_s = self._up.get(peer, (None, 0.0))
+        return (
+            process is not None and process.alive() and (since_s is None or up_since_s <= since_s)
+        )
 
     def drop_inbound(self, member: int) -> None:
-        """Nothing to do: frames of a member that was removed are the receiver's to refuse."""
+        """End the connections of a member that was removed: it dials again and is told."""
+        host = self._process.cluster.by_member_id.get(member)
+        other = host.process if host is not None else None
+        if (
+            other is None
+            or not hasattr(other, "links")
+            or not other.links._up.pop(self.own_id, None)
+        ):
+            return
+        for channel in (Channel.CONTROL, Channel.BULK):
+            other.world.after(0, lambda _, channel=channel: other.lost(self.own_id, channel))  # type: ignore[misc]
 
     def send(self, peer: int, channel: Channel, payload: bytes) -> bool:
-        process = self._process
-        host = process.cluster.by_member_id.get(peer)
-        if host is None or peer not in self._peers or host.process is None:
+        host = self._connected(peer)
+        if host is None:
             return False
+        process = self._process
         source = process.host.id
         process.cluster.network.send(
-            source, host.id, pack(source, channel, host.incarnation, payload)
+            source, host.id, pack(source, channel, host.incarnation, self.own_id, payload)
         )
         return True
+
+    def _connected(self, peer: int) -> Host | None:
+        """Return the machine that a peer's connection leads to, None when there is none."""
+        process = self._process
+        cluster = process.cluster
+        endpoint = self._peers.get(peer)
+        host = cluster.by_address.get(endpoint.host) if endpoint is not None else None
+        target = host.process if host is not None else None
+        if host is None or target is None:
+            return None
+        if peer in self._up and self._up[peer][0] is target:
+            return host
+        hears = hasattr(target, "links") and not cluster.is_cut(process.host.id, host.id)
+        if hears and self.own_id in target.links.removed:
+            process.world.after(process.profile.client_ns, self._told)
+            return None
+        # A machine that belongs to another member by now refuses who asks for the one before.
+        if host.member_id != peer:
+            return None
+        if hears:
+            self._up[peer] = (target, process.loop.time())
+        return host
+
+    def is_told(self) -> bool:
+        """Tell whether a peer that this process dials knows that it was removed."""
+        cluster = self._process.cluster
+        hosts = [cluster.by_address[one.host] for one in self._peers.values()]
+        return any(
+            host.process is not None
+            and host.process.up
+            and self.own_id in host.process.links.removed
+            for host in hosts
+        )
+
+    def _told(self, _: object) -> None:
+        self._process.enter(self.on_removed)
+
+    def _dial_all(self, _: object) -> None:
+        if self._process.alive():
+            for peer in self._peers:
+                self._connected(peer)
+            self._process.world.after(DIAL_NS, self._dial_all)
 
     async def dial(self, peer: int, endpoint: Endpoint, channel: Channel) -> SnapshotConnection:
         process = self._process
         await asyncio.sleep(process.client_delay_ns() / 1e9)
-        target = process.cluster.by_member_id[peer].process
+        host = self._connected(peer)
+        target = host.process if host is not None else None
         if (
             target is None
             or not target.up
@@ -86,7 +164,7 @@ class SimLinks:
 
     def died(self) -> None:
         """The process is gone: peers learn that their connections broke."""
-        process = self._process
+        process, own_id = self._process, self.own_id
         for connection in list(self.connections):
             connection.break_off()
         for other in process.cluster.hosts:
@@ -97,7 +175,7 @@ class SimLinks:
                 process.world.after(
                     process.client_delay_ns(),
                     lambda _, peer=peer, channel=channel: peer.lost(  # type: ignore[misc]
-                        process.host.member_id, channel
+                        own_id, channel
                     ),
                 )
 
@@ -122,7 +200,7 @@ class SnapshotConnection:
 
     def _open(self) -> None:
         self._sink = self._target.links.receiver.snapshot_opened(
-            self._source.host.member_id, self._pause, self._answer
+            self._source.links.own_id, self._pause, self._answer
         )
 
     # the sender's side

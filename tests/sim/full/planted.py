@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kvstore.client import KvError, OutcomeUnknownError, UnreachableError
+from kvstore.client import transport as client_transport
+from kvstore.client.errors import error_from_rpc
+from kvstore.client.transport import Transport
+from kvstore.client.watch import Watcher as ClientWatcher
 from kvstore.lease.clock import LeaseClock
 from kvstore.lease.lessor import Lessor
 from kvstore.mvcc import watch_encode, watch_progress
@@ -21,21 +26,32 @@ from kvstore.mvcc.rebuild import rebuild
 from kvstore.mvcc.store import Store
 from kvstore.mvcc.watch import WatchHub
 from kvstore.peer import codec as peer_codec
-from kvstore.raft.messages import AppendResponse, AppendWork, Role
+from kvstore.raft import leader as leader_module
+from kvstore.raft.follower import Follower
+from kvstore.raft.leader import Leader
+from kvstore.raft.membership import Change, change_configuration
+from kvstore.raft.messages import AppendResponse, AppendWork, Configuration, Entry, Role
+from kvstore.raft.quorum import joint_acknowledged
+from kvstore.raft.raft import Raft
 from kvstore.server import member as server_member
+from kvstore.server import membership as server_membership
 from kvstore.server import node as server_node
-from kvstore.server import snapshots
+from kvstore.server import reconfig, snapshots
+from kvstore.server.cluster import Cluster
 from kvstore.server.leases import Leases
 from kvstore.server.member import Member
+from kvstore.server.membership import Membership
 from kvstore.server.node import Node
 from kvstore.server.proposals import Proposals
 from kvstore.server.reads import Reads
+from kvstore.server.reconfig import Request, Sight
 from kvstore.server.storage import Storage
 from kvstore.wal import recovery
 from kvstore.wal.log import Wal
 from tests.sim.full.cluster import REOPENED, FullResult, run
 from tests.sim.full.disk import Handle, SimFile
 from tests.sim.full.machine import SimDiskThread
+from tests.sim.full.members import ONE_CHANGE
 from tests.sim.invariants import DURABLE_FIRST
 
 Patch = tuple[Any, str, Any]
@@ -160,7 +176,7 @@ def keeps_old_lessor(self: Member, replica: Any) -> None:
 def swaps_before_the_log(real: Callable[..., Any]) -> Callable[..., Any]:
     """Put a received snapshot in place before the log knows of it."""
 
-    async def install(self: Node, message: Any) -> None:
+    async def install(self: Node, message: Any) -> bool:
         member = self.hooks.snapshot.__self__  # type: ignore[attr-defined]
         index = message.snapshot.index
         disk = member.platform.disk
@@ -168,8 +184,9 @@ def swaps_before_the_log(real: Callable[..., Any]) -> Callable[..., Any]:
         path = snapshots.received_path(folder, index)
         disk.rename(path, f"{folder}/{snapshots.STORE_NAME}")
         disk.sync_folder(folder)
-        await real(self, message)
+        taken: bool = await real(self, message)
         disk.rename(f"{folder}/{snapshots.STORE_NAME}", path)
+        return taken
 
     return install
 
@@ -430,6 +447,77 @@ def attaches_nothing_at_start(self: Any, backend: Any, **options: Any) -> None:
 real_store_init = Store.__init__
 
 
+# --- membership -----------------------------------------------------------------------------------
+
+
+def changes_side_by_side(self: Leader, data: bytes) -> tuple[int, int]:
+    """Append a change while another one is under way."""
+    self.pending_change = 0
+    return real_propose_change(self, data)
+
+
+real_propose_change = Leader.propose_change
+
+
+def in_force_when_appended(self: Leader, data: bytes) -> tuple[int, int]:
+    """Follow a change from when it is appended, and never take that back."""
+    place = real_propose_change(self, data)
+    raft = self.raft
+    raft.configuration = change_configuration(raft.configuration, Change.decode(data))
+    raft.state.reconfigured()
+    return place
+
+
+def learners_count(self: Leader) -> bool:
+    """Commit what as many members hold as there must be voters, learners among them."""
+    configuration = self.raft.configuration
+    everybody = (*configuration.voters, *configuration.learners)
+    held = sorted((self.matched.get(one, 0) for one in everybody), reverse=True)
+    index = held[len(configuration.voters) // 2]
+    leader_module.joint_acknowledged = lambda *_: index
+    try:
+        return real_maybe_commit(self)
+    finally:
+        leader_module.joint_acknowledged = joint_acknowledged
+
+
+real_maybe_commit = Leader._maybe_commit
+
+
+def whoever_asks(request: Request, cluster: Cluster, sight: Sight) -> Change:
+    """Promote a learner whatever it holds."""
+    return real_plan(request, cluster, replace(sight, progress=lambda member: 1.0))
+
+
+real_plan = reconfig.plan
+
+
+def change_not_stored(self: Membership, entry: Entry) -> Configuration | None:
+    """Follow a change in memory and forget to store it."""
+    write, self._write = self._write, lambda record: None
+    try:
+        return real_apply_change(self, entry)
+    finally:
+        self._write = write
+
+
+real_apply_change = Membership.apply
+
+
+def campaigns_after_removal(self: Raft) -> bool:
+    """Hold elections though this member is no voter."""
+    return (
+        bool(self.configuration.voters)
+        and not self.log.snapshot_outstanding
+        and not self.is_disk_stalled()
+    )
+
+
+def starts_at_nothing(self: Follower) -> bool:
+    """Let a member that joins replay the log over the members that it was told of."""
+    return True
+
+
 # --- peers ----------------------------------------------------------------------------------------
 
 
@@ -451,6 +539,32 @@ def last_entry_is_lost(payload: Any) -> Any:
     if entries and len(entries) > 1:
         entries[-1].data = entries[0].data
     return message
+
+
+# --- the client library ---------------------------------------------------------------------------
+
+
+def repeats_what_is_open(self: Transport, failure: KvError, *, write: bool) -> KvError:
+    """Call a write that was sent and not answered "not applied", so that it is sent again."""
+    if isinstance(failure, OutcomeUnknownError):
+        return UnreachableError(failure.text)
+    return failure
+
+
+def repeats_calls(error: Any, *, write: bool) -> KvError:
+    """Do the same for calls outside of sessions."""
+    failure = error_from_rpc(error, write=write)
+    return UnreachableError(failure.text) if isinstance(failure, OutcomeUnknownError) else failure
+
+
+async def resumes_late(self: ClientWatcher) -> None:
+    """Resume a watch one revision behind where it stopped."""
+    if self._registrations:
+        self._next_revision += 1
+    await real_serve(self)
+
+
+real_serve = ClientWatcher._serve_one_stream
 
 
 @dataclass(frozen=True)
@@ -774,6 +888,83 @@ def _bugs() -> tuple[FullBug, ...]:
             ((Store, "__init__", attaches_nothing_at_start),),
             "lease",
             30_000,
+        ),
+        FullBug(
+            "two membership changes at a time",
+            "membership",
+            "etcd raft: the one pending change forgotten at a change of leader",
+            ((Leader, "propose_change", changes_side_by_side),),
+            "members",
+            220_000,
+            frozenset((ONE_CHANGE,)),
+            slow=True,
+        ),
+        FullBug(
+            "a change is in force when it is appended",
+            "membership",
+            "rules of the Raft thesis 4.1 without its way back when the entry is lost",
+            ((Leader, "propose_change", in_force_when_appended),),
+            "members",
+            60_000,
+        ),
+        FullBug(
+            "what learners hold counts for the commit",
+            "membership",
+            "non-voters counted in the quorum",
+            ((Leader, "_maybe_commit", learners_count),),
+            "members",
+            400_000,
+        ),
+        FullBug(
+            "a learner is promoted whatever it holds",
+            "membership",
+            "etcd before 3.4: a new voter without a log holds the quorum back",
+            ((server_membership, "plan", whoever_asks),),
+            "members",
+            60_000,
+        ),
+        FullBug(
+            "a membership change is not stored",
+            "membership",
+            "etcd 3.5: removed members that are back after a restart",
+            ((Membership, "apply", change_not_stored),),
+            "members",
+            60_000,
+        ),
+        FullBug(
+            "a removed member campaigns",
+            "membership",
+            "Raft thesis 4.2.3: removed servers disrupt the cluster",
+            ((Raft, "_may_campaign", campaigns_after_removal),),
+            "members",
+            120_000,
+        ),
+        FullBug(
+            "a member that joins replays the log",
+            "membership",
+            "found here: a joining member counted itself as the only voter",
+            ((Follower, "_has_start", starts_at_nothing),),
+            "members",
+            60_000,
+        ),
+        FullBug(
+            "a write of unknown outcome is repeated",
+            "client",
+            "writes retried after an error that leaves them open",
+            (
+                (Transport, "_unless_closed", repeats_what_is_open),
+                (client_transport, "error_from_rpc", repeats_calls),
+            ),
+            "client",
+            60_000,
+        ),
+        FullBug(
+            "a watch resumes one revision too late",
+            "client",
+            "client libraries that resume behind the header's revision",
+            ((ClientWatcher, "_serve_one_stream", resumes_late),),
+            "client",
+            60_000,
         ),
         FullBug(
             "a rejection reads as an acknowledgement",

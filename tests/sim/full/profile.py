@@ -119,6 +119,21 @@ class FullProfile:
     points: dict[str, float] = field(default_factory=dict)
     point_actions: tuple[str, ...] = ("crash", "crash", "isolate", "pause")
     report_cuts: float = 0.3
+    value_bytes: tuple[int, ...] = (0, 0, 0, 50, 600)
+    """Sizes of values; large ones make batches of several sectors, which tear."""
+    lmdb: bool = False
+    """The store is LMDB on real files."""
+    library: bool = False
+    """Clients use `kvstore.client` itself."""
+    needs_leader: float = 1.0
+    """How often a client asks to be refused at once where there is no leader."""
+    operators: int = 0
+    machines: int = 0
+    """Spare ones, for members that operators add."""
+    strict: bool = True
+    """--strict-reconfig-check."""
+    operator_ns: int = SECOND
+    """How long operators think on average."""
 
     @property
     def tick_ns(self) -> int:
@@ -375,6 +390,80 @@ def _narrow_rot(profile: FullProfile, rng: random.Random) -> None:
     profile.fault_weights |= {"bit rot": 6, "full disk": 3, "fsync error": 3, "crash": 3}
 
 
+def _narrow_lmdb(profile: FullProfile, rng: random.Random) -> None:
+    """The product's own store file: crashes, snapshots and compaction on LMDB."""
+    profile.lmdb = True
+    profile.nodes = rng.choice((1, 3))
+    profile.snapshot_count = rng.choice((1, 5))
+    profile.segment_bytes = rng.choice((1 << 13, 1 << 16))
+    profile.knobs["INTERVAL_S"] = rng.choice((0.01, 0.05))
+    profile.knobs["chunk_bytes"] = rng.choice((200, 4000))
+    _only(profile, "isolate", "crash leader", "power cut everywhere")
+    profile.fault_weights |= {"crash leader": 4, "power cut everywhere": 8}
+    profile.restart_ns = rng.choice((1, 10)) * MS
+    profile.weights |= {"put": 6, "compact": 1}
+    # The power goes while a batch of several sectors is being written: torn tails.
+    profile.value_bytes = (600, 3000)
+    profile.clients = 8
+    profile.think_ns = 1 * MS
+    profile.needs_leader = 0.5
+    profile.knobs["DISK_DEPTH"] = 1
+    profile.power_cuts = 1.0
+    profile.sync_ns, profile.disk_skew = 10 * MS, 1
+    profile.knobs["ENTRY_OPS_MAX"] = 1024
+    profile.heartbeat_ms, profile.election_ms = 10, 100
+    profile.fault_every_ns = 100 * MS
+    profile.points = {"snapshot marked": 0.1, "snapshot installed": 0.1}
+
+
+def _narrow_client(profile: FullProfile, rng: random.Random) -> None:
+    """The client library's failover and retries: members die and pause, answers are lost."""
+    profile.library = True
+    profile.nodes = 3
+    profile.clients = rng.choice((3, 6))
+    profile.watch_streams = rng.choice((1, 3))
+    profile.lease_clients = rng.choice((0, 2))
+    profile.ttl_s = 1
+    profile.think_ns = rng.choice((1, 5)) * MS
+    profile.heartbeat_ms, profile.election_ms = 20, 100
+    profile.patience_ns = rng.choice((200, 1000, 5000)) * MS
+    profile.reply_loss = rng.choice((0.0, 0.01, 0.05))
+    profile.weights = {"put": 4, "txn": 1, "delete": 1, "range": 2, "old": 1, "compact": 0}
+    profile.weights["compact"] = rng.choice((0, 1))
+    _only(profile, "crash", "crash leader", "isolate", "pause", "transfer", "split", "crash all")
+    profile.fault_every_ns = rng.choice((100, 300)) * MS
+    # Longer than a lease lives, sometimes: the library must notice by itself.
+    profile.fault_ns = rng.choice((100, 400, 1000)) * MS
+    profile.restart_ns = rng.choice((20, 100)) * MS
+
+
+def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
+    """Operators add, promote, move, remove and replace members while everything breaks."""
+    profile.nodes = rng.choice((1, 3, 3, 3))
+    profile.machines = 6 - profile.nodes
+    profile.operators = rng.choice((1, 3, 4))
+    # With few ticks between elections a run of some thousand events sees many changes.
+    profile.heartbeat_ms, profile.election_ms = rng.choice(((10, 50), (20, 100), (50, 250)))
+    profile.operator_ns = profile.election_ms * MS * rng.choice((1, 2, 4))
+    # The guards count a member as healthy only after five election timeouts; some do without.
+    profile.strict = rng.choice((True, False, False))
+    profile.fault_every_ns = profile.election_ms * MS * rng.choice((2, 5, 10))
+    profile.fault_ns = profile.election_ms * MS * rng.choice((1, 3))
+    profile.restart_ns = profile.election_ms * MS * rng.choice((1, 2))
+    profile.patience_ns = profile.election_ms * MS * 5
+    profile.snapshot_count = rng.choice((1, 5, 30, 300))
+    profile.clients = rng.choice((1, 2))
+    profile.watch_streams = rng.choice((0, 1))
+    profile.lease_clients = 0
+    profile.think_ns = rng.choice((5, 20)) * MS
+    profile.fault_weights["bit rot"] = 0
+    profile.fault_weights["isolate"] += 2
+    # One call to the leader for each change, over one connection: nothing comes twice.
+    profile.link.duplication = 0.0
+    profile.needs_leader = 0.5
+    profile.points["change appended"] = rng.choice((0.0, 0.1, 0.3))
+
+
 PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "swarm": _narrow_swarm,
     "calm": _narrow_calm,
@@ -385,6 +474,9 @@ PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "watch": _narrow_watch,
     "lease": _narrow_lease,
     "rot": _narrow_rot,
+    "members": _narrow_members,
+    "lmdb": _narrow_lmdb,
+    "client": _narrow_client,
 }
 
 _KNOBS: dict[str, Any] = {

@@ -25,25 +25,39 @@ Answer = Callable[[int, "bytes | str"], None]
 class UnaryCall:
     """One call, as its handler sees it."""
 
-    __slots__ = ("_answer", "_process", "cancelled", "deadline_s", "on_cancel", "path")
+    __slots__ = (
+        "_answer",
+        "_needs_leader",
+        "_process",
+        "cancelled",
+        "deadline_s",
+        "on_cancel",
+        "path",
+    )
 
     peer_certificate = None
     peer = "client"
     unsent_bytes = 0
 
-    def __init__(self, process: Process, path: str, answer: Answer | None) -> None:
+    def __init__(
+        self, process: Process, path: str, answer: Answer | None, *, needs_leader: bool
+    ) -> None:
         self._process = process
         self._answer = answer
+        self._needs_leader = needs_leader
         self.path = path
         self.cancelled = False
         self.deadline_s: float | None = None
         self.on_cancel: Callable[[], None] | None = None
 
     def metadata(self, name: bytes) -> bytes | None:
-        return b"true" if name == b"hasleader" else None
+        return b"true" if name == b"hasleader" and self._needs_leader else None
 
     def reply(self, message: bytes) -> None:
         self.end(0, message)
+
+    def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
+        self.reply(b"".join(parts))
 
     def fail(self, code: int, text: str, metadata: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.end(code, text)
@@ -81,6 +95,8 @@ class StreamCall:
 
     def __init__(self, process: Process, path: str, client: Client, *, room_bytes: int) -> None:
         self.path = path
+        self.fields: dict[bytes, bytes] = {}
+        """What the client sent as metadata."""
         self.cancelled = False
         self.on_cancel: Callable[[], None] | None = None
         self.unsent_bytes = 0
@@ -98,7 +114,7 @@ class StreamCall:
     # the handler's side
 
     def metadata(self, name: bytes) -> bytes | None:
-        return None
+        return self.fields.get(name)
 
     def send(self, message: bytes) -> bool:
         if self._client is None or self._end is not None:
@@ -215,8 +231,12 @@ class SimServer:
 
     # the clients' side
 
-    def call(self, path: str, data: bytes, answer: Answer) -> None:
-        """Make a unary call; `answer` may never run, when the reply is lost."""
+    def call(self, path: str, data: bytes, answer: Answer, *, needs_leader: bool = True) -> None:
+        """Make a unary call; `answer` may never run, when the reply is lost.
+
+        `needs_leader`: as our own client, ask to be refused at once where there is no leader;
+        other clients wait.
+        """
         process = self._process
 
         def arrive(_: object) -> None:
@@ -224,7 +244,7 @@ class SimServer:
                 answer(LOST, "connection refused")
                 return
             process.world.events += 1
-            call = UnaryCall(process, path, answer)
+            call = UnaryCall(process, path, answer, needs_leader=needs_leader)
             self.calls[call] = None
             process.enter(self._unary[path], call, data)
 

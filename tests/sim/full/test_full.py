@@ -20,25 +20,51 @@ pytestmark = [pytest.mark.sim, pytest.mark.timeout(600)]
 
 PROFILES = tuple(name for name in profile.PROFILES if name != "calm")
 
+REACHED_MIN = 3
+SEEDS = {"rot": 7, "lmdb": 7, "members": 13, "client": 6}
+"""How many of each profile in the quick suite, else 4. The disks of one run in ten fail, the power
+seldom goes in the middle of a batch, and members have many states."""
+
 REACHED = (
+    "change refused: URL exists",
+    "change refused: asked a learner",
+    "change refused: lagging learner",
+    "change refused: no such member",
+    "change refused: unhealthy",
+    "change with unknown outcome",
     "client gave up",
     "compacted by a client",
     "compaction under way",
     "crash inside a round of the disk thread",
+    "crash at: change appended",
     "disk failed: Input/output error",
     "disk failed: No space left on device",
+    "empty disk refused",
     "forwarded proposal refused",
+    "isolate at: change appended",
     "leader elected",
     "leader stepped down",
     "lease expired",
     "lease granted",
     "lease renewed",
     "lease revoked by its client",
+    "library: NoLeaderError",
+    "library: OutcomeUnknownError",
+    "library: answered",
+    "library: lease granted",
+    "library: watch resumed",
     "liveness with a dead minority",
     "liveness with a deaf minority",
     "log compacted",
     "log rotted",
     "log truncated",
+    "machine given to a new member",
+    "member add",
+    "member add learner",
+    "member moved",
+    "member promoted",
+    "member removed",
+    "membership change appended",
     "outcome unknown",
     "power cut",
     "power cut lost writes",
@@ -48,6 +74,7 @@ REACHED = (
     "read refused",
     "refused, compacted",
     "refused, not applied",
+    "removed member stopped",
     "restart with a store",
     "rotten log refused",
     "segment released",
@@ -58,6 +85,7 @@ REACHED = (
     "start refused, disk full or failed",
     "states compared",
     "store committed",
+    "torn tail repaired",
     "transfer asked",
     "watch cancelled by compaction",
     "watch client moved on",
@@ -65,18 +93,18 @@ REACHED = (
     "watch events delivered",
     "watch progress",
 )
-"""States that the quick suite must have been in. A run that never gets there proves nothing."""
+"""States that the quick suite must have been in, several times so that a small change of the
+product does not lose one by chance. A run that never gets there proves nothing."""
 
 
 def test_every_profile_passes_and_every_state_is_reached() -> None:
     marks: Counter[str] = Counter()
     for name in PROFILES:
-        # The disks of one run in ten fail.
-        for seed in range(10, 17 if name == "rot" else 14):
+        for seed in range(10, 10 + SEEDS.get(name, 4)):
             result = cluster.run(seed, name, 2_000)
             assert result.failure is None, str(result)
             marks.update(result.marks)
-    assert [name for name in REACHED if not marks[name]] == []
+    assert {name: marks[name] for name in REACHED if marks[name] < REACHED_MIN} == {}
 
 
 @pytest.mark.slow
@@ -115,9 +143,11 @@ def test_a_planted_bug_is_found_from_anywhere(bug: FullBug) -> None:
 def test_the_list_of_planted_bugs_covers_every_layer() -> None:
     layers = {bug.layer for bug in BUGS}
     assert layers == {
+        "client",
         "compaction",
         "leases",
         "log",
+        "membership",
         "peer codec",
         "proposals",
         "reads",

@@ -1,0 +1,213 @@
+"""Makes the first corpus: python -m tests.fuzz.seeds. Right inputs that mutation bends.
+
+What fuzzing found is added to the corpus by hand, under any name.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+
+from kvstore.mvcc.snapshot import snapshot_chunks
+from kvstore.pb import rpc_pb2, session_pb2
+from kvstore.peer.codec import encode
+from kvstore.peer.describe import Described, Description, encode_description
+from kvstore.peer.link import Channel, Hello, encode_hello
+from kvstore.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    Configuration,
+    Entry,
+    Forward,
+    InstallSnapshot,
+    ReadResponse,
+    SnapshotMeta,
+    VoteRequest,
+)
+from kvstore.wal import codec as wal_codec
+from tests.fuzz.targets import fingerprint, joined
+from tests.mvcc.harness import Member
+from tests.rpc import wire as w
+from tests.rpc.test_floods import FLOODS
+from tests.rpc.test_fuzz import SESSION
+
+CORPUS = Path(__file__).parent / "corpus"
+pb = session_pb2
+
+
+class Unsent(w.Wire):
+    """Encodes frames as `Wire` does, without a connection."""
+
+    def __init__(self) -> None:
+        self.encoder = w.hpack.Encoder()
+        self.own_stream = 100_001
+
+
+def rpc() -> Iterator[bytes]:
+    session = b"".join(SESSION[1:])
+    for chunk_bytes in (0, 1, 7, 100):
+        yield bytes((chunk_bytes,)) + session
+    for flood in FLOODS.values():
+        yield b"\0" + w.settings() + flood(Unsent())[:900]
+    wire = Unsent()
+    body = w.message(b"z" * 300)
+    yield b"\x10" + w.settings(window=0) + wire.headers(1) + w.frame(w.DATA, 0, 1, body[:99])
+    plain = [(":method", "POST"), *w.request_fields("/x")[1:4]]
+    yield (
+        b"\0" + w.settings() + Unsent().headers(1, plain) + w.frame(w.DATA, 0, 1, b"half a body")
+    )
+
+
+def hpack() -> Iterator[bytes]:
+    encoder = w.hpack.Encoder()
+    blocks = [
+        encoder.encode([*w.request_fields(path), ("token", "t" * size)])
+        for path, size in (("/a.B/C", 1), ("/a.B/D", 40), ("/a.B/C", 1))
+    ]
+    yield joined(*blocks)
+    yield joined(blocks[0], b"\x20\x3f\xe1\x1f" + blocks[0], blocks[1])
+    yield joined(b"\x40\x01a\x01b" * 40, b"\xbe\xbf\xc0", b"\x20", b"\x82")
+
+
+def messages() -> Iterator[bytes]:
+    body = w.message(b"one") + w.message(b"") + w.message(b"three" * 50)
+    yield b"\0" + joined(body)
+    yield b"\0" + joined(*[body[at : at + 7] for at in range(0, len(body), 7)])
+    yield b"\xff" + joined(w.message(gzip.compress(b"x" * 500), 1) + w.message(b"plain"))
+
+
+def requests() -> Iterator[bytes]:
+    range_, put, delete, txn, compact, watch, grant, revoke, alarm = range(9)
+
+    def part(method: int, message: object) -> bytes:
+        return bytes((method,)) + message.SerializeToString()  # type: ignore[attr-defined]
+
+    a, b = (rpc_pb2.PutRequest(key=key, value=b"v", prev_kv=True) for key in (b"a", b"b"))
+    everything = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")
+    nested = rpc_pb2.TxnRequest(
+        compare=[
+            rpc_pb2.Compare(key=b"a", target=rpc_pb2.Compare.VERSION, version=1),
+            rpc_pb2.Compare(key=b"a", range_end=b"c", target=rpc_pb2.Compare.VALUE, value=b"v"),
+        ],
+        success=[
+            rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"c", ignore_lease=True)),
+            rpc_pb2.RequestOp(request_range=everything),
+            rpc_pb2.RequestOp(
+                request_txn=rpc_pb2.TxnRequest(
+                    failure=[
+                        rpc_pb2.RequestOp(
+                            request_delete_range=rpc_pb2.DeleteRangeRequest(key=b"a", prev_kv=True)
+                        )
+                    ]
+                )
+            ),
+        ],
+        failure=[rpc_pb2.RequestOp(request_range=everything)],
+    )
+    create = rpc_pb2.WatchCreateRequest(
+        key=b"a", range_end=b"z", start_revision=1, prev_kv=True, fragment=True,
+        filters=[rpc_pb2.WatchCreateRequest.NOPUT], watch_id=3, progress_notify=True,
+    )  # fmt: skip
+    watches = [
+        part(watch, rpc_pb2.WatchRequest(create_request=create)),
+        part(watch, rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())),
+        part(watch, rpc_pb2.WatchRequest(cancel_request=rpc_pb2.WatchCancelRequest(watch_id=3))),
+    ]
+    sorted_ = rpc_pb2.RangeRequest(
+        key=b"a", range_end=b"z", limit=1, sort_order=2, sort_target=4, min_mod_revision=1,
+        max_create_revision=9, keys_only=True,
+    )  # fmt: skip
+    yield joined(part(put, a), part(put, b), part(range_, everything), part(range_, sorted_))
+    yield joined(part(put, a), part(txn, nested), part(put, b), part(txn, nested))
+    yield joined(watches[0], part(put, a), *watches[1:], part(put, b))
+    yield joined(
+        part(put, a),
+        part(delete, rpc_pb2.DeleteRangeRequest(key=b"\0", range_end=b"\0", prev_kv=True)),
+        part(put, a),
+        part(compact, rpc_pb2.CompactionRequest(revision=3, physical=True)),
+        watches[0],
+        part(range_, rpc_pb2.RangeRequest(key=b"a", revision=2)),
+    )
+    yield joined(
+        part(grant, rpc_pb2.LeaseGrantRequest(ID=7, TTL=60)),
+        part(put, rpc_pb2.PutRequest(key=b"l", lease=7)),
+        part(put, rpc_pb2.PutRequest(key=b"l", ignore_value=True, ignore_lease=True)),
+        part(revoke, rpc_pb2.LeaseRevokeRequest(ID=7)),
+        part(alarm, rpc_pb2.AlarmRequest(action=1, memberID=1, alarm=1)),
+        part(put, a),
+    )
+
+
+def peer() -> Iterator[bytes]:
+    configuration = Configuration((1, 2), (1,), (3,), (4,))
+    entries = [Entry(11, 3, 0, b"ab"), Entry(12, 4, 1, b"")]
+    for message in (
+        AppendRequest(1, 2, 4, 10, 3, 9, entries),
+        AppendResponse(1, 2, 3, 4, (5, 6)),
+        VoteRequest(1, 2, 3, 4, 5, transfer=False),
+        InstallSnapshot(1, 2, 3, SnapshotMeta(9, 2, configuration)),
+        Forward(1, 2, 3, 4, 0, b"data"),
+        ReadResponse(1, 2, 3, 4, None),
+    ):
+        yield encode(message)
+    yield encode_hello(Hello(1, 2, 3, Channel.CONTROL))
+    member = Described(1, ("http://a:1",), is_learner=False, is_started=True)
+    yield encode_description(Description(1, 2, (member,), (3,)))
+    yield b"\xc1" + msgpack.packb([True, 1 << 32, "", [1, 2]])
+
+
+def wal() -> Iterator[bytes]:
+    for records in ([[2, 12, 1, 0, b"data"]], [[1, 5, 6, 7]], [[2, 5, 1, 0, b"x"], [9]], "text"):
+        yield b"\0" + wal_codec.encode_records(records)  # type: ignore[arg-type]
+    yield b"\x80" + bytes((0x10, 0x10, 1, 0, 0x40, 7))
+    yield b"\xff" + bytes(100)
+
+
+def snapshot() -> Iterator[bytes]:
+    member = Member("memory", Path())
+    for number in range(3):
+        member.put(b"k%d" % number, b"v")
+    member.commit()
+    yield joined(*[chunk[4:] for chunk in snapshot_chunks(member.backend)])
+
+
+def session() -> Iterator[bytes]:
+    frames = [
+        [1, [pb.CALL, 1, 0, 0, 0, b"payload"], [pb.CALL, 2, 1, 50, 1, b"3 10"]],
+        [1, [pb.OPEN, 3, 7, 0, 1000], [pb.MESSAGE, 3, b"text"], [pb.CREDIT, 3, 50]],
+        [1, [pb.METADATA, {"token": "x"}], [pb.HALF_CLOSE, 3], [pb.CANCEL, 2]],
+        [1, [pb.PIPELINE, 4, 0, 0, [[9, b"a"], [10, b"b"]]]],
+    ]
+    yield joined(*map(msgpack.packb, frames))
+    for frame in frames:
+        yield joined(msgpack.packb(frame))
+
+
+def client() -> Iterator[bytes]:
+    from tests.fuzz.session_rig import HELLO  # noqa: PLC0415
+
+    frames = [
+        [1, [pb.HELLO, HELLO]],
+        [1, [pb.REPLY, 1, b"answer"], [pb.REPLY, 9, b"unknown"]],
+        [1, [pb.MESSAGE, 3, b""], [pb.END, 2, 5, "text"], [pb.END, 3, 0, ""]],
+        [1, [pb.GOAWAY]],
+    ]
+    yield joined(*map(msgpack.packb, frames))
+    for frame in frames:
+        yield joined(msgpack.packb(frame))
+
+
+def main() -> None:
+    """Write every seed that is not there yet."""
+    for make in (rpc, hpack, messages, requests, peer, wal, snapshot, session, client):
+        folder = CORPUS / make.__name__
+        folder.mkdir(parents=True, exist_ok=True)
+        for data in make():
+            (folder / fingerprint(data)).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Every kept input still holds, fuzzing still finds planted bugs, and its command works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.rpc import hpack
+from kvstore.rpc.requests import Requests
+from kvstore.server.services import watch
+from tests.fuzz.__main__ import CORPUS, NAMES, corpus
+from tests.fuzz.mutate import search
+from tests.fuzz.targets import TARGETS
+
+CORPUS_BYTES_MAX = 200 * 1024
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_target_is_known_to_the_command() -> None:
+    assert tuple(TARGETS) == NAMES
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*")) < CORPUS_BYTES_MAX
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_corpus(name: str) -> None:
+    inputs = corpus(name)
+    assert inputs
+    for data in inputs:
+        TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_some_mutations_with_a_fixed_seed(name: str) -> None:
+    found = search(TARGETS[name], corpus(name), seed=2, executions=150)
+    if found is not None:
+        raise AssertionError(found[0]) from found[1]
+
+
+# Planted bugs: if one survives, the product is fine and the fuzzing has gone blind.
+
+
+def no_eviction(patch: pytest.MonkeyPatch) -> None:
+    """The HPACK table grows for ever."""
+    patch.setattr(hpack.Decoder, "_evict", lambda self: None)
+
+
+def bytes_not_given_back(patch: pytest.MonkeyPatch) -> None:
+    """Incomplete requests are counted when they come and not when they go."""
+    count = Requests._count_kept
+    patch.setattr(Requests, "_count_kept", lambda self, size_bytes: count(self, max(0, size_bytes)))
+
+
+def unexpected_error(patch: pytest.MonkeyPatch) -> None:
+    """A request of any bytes raises in a watch's handler, which would end its stream untold."""
+    patch.setattr(watch, "DecodeError", ZeroDivisionError)
+
+
+PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
+    "no_eviction": (no_eviction, "hpack", 3000),
+    "bytes_not_given_back": (bytes_not_given_back, "rpc", 3000),
+    "unexpected_error": (unexpected_error, "requests", 3000),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_fuzzing_still_finds(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, name, executions = PLANTED[bug]
+    # Some kept inputs may show it by themselves; the search has to make one from those that do not.
+    inputs = [data for data in corpus(name) if holds(TARGETS[name], plant, data)]
+    plant(monkeypatch)
+    found = search(TARGETS[name], inputs, seed=1, executions=executions)
+    assert found is not None, f"{bug} survived {executions:,} executions"
+
+
+def holds(target: Callable[[bytes], Any], plant: Any, data: bytes) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        try:
+            target(data)
+        except AssertionError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("engine", ["random", pytest.param(None, marks=pytest.mark.slow)])
+def test_the_command_runs_and_counts(engine: str | None) -> None:
+    # With the engine of this machine, too, which is atheris where it is installed.
+    arguments = [] if engine is None else ["--engine", engine]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "--target", "peer", "--seconds", "2", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("peer"))
+    assert line.endswith("held")
+    assert int(line.split()[1].replace(",", "")) > 200

@@ -1,0 +1,221 @@
+"""What stands for `grpc.aio.Channel`: the connection of a client's library to one simulated member.
+
+Sessions, retries, failover and resumption above it are the library's own. Requests of a stream stay
+in order, a connection ends with the process that it leads to, and of a call that was under way then
+nobody can say whether it arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from grpc import ChannelConnectivity as State
+
+from tests.sim.full.rpc import LOST, StreamCall
+
+if TYPE_CHECKING:
+    from tests.sim.full.loop import SimLoop
+    from tests.sim.full.machine import Host, Process
+
+NEVER_SENT = "failed to connect to all addresses"
+ROOM_BYTES = 1 << 20
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def failure(code: int, text: str) -> grpc.aio.AioRpcError:
+    """Return what grpc.aio raises for the end of a call."""
+    status = grpc.StatusCode.UNAVAILABLE if code == LOST else CODES[code]
+    return grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details=text)
+
+
+class SimChannel:
+    """A channel to the client port of one machine."""
+
+    def __init__(self, loop: SimLoop, host: Host) -> None:
+        self.loop = loop
+        self._host = host
+        self._world = loop.world
+        self._process: Process | None = None
+        self._state = State.IDLE
+        self._changed: list[asyncio.Future[None]] = []
+
+    # the connection
+
+    def get_state(self, try_to_connect: bool = False) -> State:
+        if self._state is State.READY and not self._is_up():
+            self._become(State.IDLE)
+        if try_to_connect and self._state in (State.IDLE, State.TRANSIENT_FAILURE):
+            self._become(State.CONNECTING)
+            self._world.after(self._delay_ns(), self._connected)
+        return self._state
+
+    def _connected(self, _: object) -> None:
+        process = self._host.process
+        if process is not None and process.server.listening:
+            self._process = process
+            self._become(State.READY)
+        else:
+            self._become(State.TRANSIENT_FAILURE)
+
+    async def wait_for_state_change(self, last: State) -> None:
+        while self._state is last:
+            changed = self.loop.create_future()
+            self._changed.append(changed)
+            await changed
+
+    def _become(self, state: State) -> None:
+        self._state = state
+        changed, self._changed = self._changed, []
+        for future in changed:
+            if not future.done():
+                future.set_result(None)
+
+    def _is_up(self) -> bool:
+        process = self._process
+        return process is not None and process.alive() and process.server.listening
+
+    def _delay_ns(self) -> int:
+        world = self._world
+        return self._host.cluster.profile.client_ns + world.random.getrandbits(16)
+
+    def connected(self) -> Process:
+        """Return the process at the other end. Raises AioRpcError when nothing can be sent."""
+        if self.get_state() is not State.READY:
+            raise failure(LOST, NEVER_SENT)
+        assert self._process is not None
+        return self._process
+
+    async def close(self, grace: float | None = None) -> None:
+        self._become(State.SHUTDOWN)
+
+    # calls
+
+    def unary_unary(
+        self, path: str, request_serializer: Any, response_deserializer: Any
+    ) -> Callable[..., Any]:
+        async def call(request: Any, *, timeout: float, metadata: Any = ()) -> Any:  # noqa: ASYNC109
+            process = self.connected()
+            ended: asyncio.Future[tuple[int, Any]] = self.loop.create_future()
+
+            def answer(code: int, body: bytes | str) -> None:
+                if not ended.done():
+                    # Also of a connection that was refused: who writes to it learns no more.
+                    ended.set_result((code, "Socket closed" if code == LOST else body))
+
+            process.server.call(
+                path, request_serializer(request), answer,
+                needs_leader=("hasleader", "true") in metadata,
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(timeout):
+                    code, body = await ended
+            except TimeoutError:
+                raise failure(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "Deadline") from None
+            if code:
+                raise failure(code, body)
+            return response_deserializer(body)
+
+        return call
+
+    def stream_stream(
+        self, path: str, request_serializer: Any, response_deserializer: Any
+    ) -> Callable[..., SimStream]:
+        def call(metadata: Any = ()) -> SimStream:
+            fields = {name.encode(): value.encode() for name, value in metadata}
+            return SimStream(self, path, request_serializer, response_deserializer, fields)
+
+        return call
+
+
+class SimStream:
+    """A stream, with the methods that the library uses of grpc.aio's."""
+
+    def __init__(
+        self,
+        channel: SimChannel,
+        path: str,
+        serialize: Any,
+        parse: Any,
+        fields: dict[bytes, bytes],
+    ) -> None:
+        self._loop = channel.loop
+        self._world = channel.loop.world
+        self._serialize, self._parse = serialize, parse
+        self._messages: deque[bytes] = deque()
+        self._end: tuple[int, str] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._last_ns = 0
+        self._call: StreamCall | None = None
+        try:
+            self._process = channel.connected()
+        except grpc.aio.AioRpcError as error:
+            self._end = (LOST, error.details() or "")
+        else:
+            self._call = self._process.server.open(path, self, ROOM_BYTES)
+            self._call.fields = fields
+
+    # the connection
+
+    def message(self, data: bytes) -> None:
+        self._messages.append(data)
+        self._wake()
+
+    def ended(self, code: int, text: str) -> None:
+        self._end = (code, "Socket closed" if code == LOST else text)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # the library
+
+    async def write(self, message: Any) -> None:
+        if self._end is not None:
+            raise asyncio.InvalidStateError("the stream is over")
+        self._deliver("message", self._serialize(message))
+
+    async def done_writing(self) -> None:
+        if self._end is None:
+            self._deliver("half_closed")
+
+    def _deliver(self, what: str, *arguments: bytes) -> None:
+        self._last_ns = max(self._last_ns, self._world.now_ns + self._process.client_delay_ns())
+
+        def take() -> None:
+            # Looked up only now: a paused process has not opened the stream when this arrives.
+            call = self._call
+            if self._end is None and call is not None and call.handler is not None:
+                getattr(call.handler, what)(*arguments)
+
+        def arrive(_: object) -> None:
+            if self._end is None:
+                self._world.events += 1
+                self._process.enter(take)
+
+        self._world.at(self._last_ns, arrive, None)
+
+    async def read(self) -> Any:
+        while not self._messages:
+            if self._end is not None:
+                code, text = self._end
+                if code == 0:
+                    return grpc.aio.EOF
+                raise failure(code, text)
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return self._parse(self._messages.popleft())
+
+    def cancel(self) -> bool:
+        if self._end is None:
+            self._end = (grpc.StatusCode.CANCELLED.value[0], "cancelled")
+            if self._call is not None:
+                self._call.cancel()
+            self._wake()
+        return True
