@@ -170,11 +170,6 @@ class Attack:
     """How much more the member may hold meanwhile."""
 
 
-TWO_SHARES = (2 * 128 + 64) * MIB
-"""What a connection may hold of replies, twice: one that was ended and the next, opened at once;
-and what the allocator keeps. One attack under the 256 MiB of the shares alone took 262 to 266."""
-
-
 def allowed(*names: str) -> frozenset[str]:
     return frozenset(names)
 
@@ -232,12 +227,12 @@ ATTACKS: dict[str, Attack] = {
     "unknown-frames": Attack(repeated(frame(77, 0, 0, b"?"))),
     # windows and readers
     "window-swings": Attack(window_swings, memory_bytes=64 * MIB),
-    "zero-windows": Attack(zero_windows, allowed(CALM, "open"), memory_bytes=TWO_SHARES),
-    "negative-windows": Attack(negative_windows, allowed(CALM, "open"), memory_bytes=TWO_SHARES),
+    "zero-windows": Attack(zero_windows, allowed(CALM, "open"), memory_bytes=256 * MIB),
+    "negative-windows": Attack(negative_windows, allowed(CALM, "open"), memory_bytes=256 * MIB),
     "slow-reader": Attack(slow_reader, allowed("open"), reads=False, memory_bytes=96 * MIB),
-    "large-reads": Attack(large_reads, allowed(CALM, "open"), memory_bytes=TWO_SHARES),
+    "large-reads": Attack(large_reads, allowed(CALM, "open"), memory_bytes=256 * MIB),
     "large-reads-unread": Attack(
-        large_reads, allowed(CALM, "open"), reads=False, memory_bytes=TWO_SHARES
+        large_reads, allowed(CALM, "open"), reads=False, memory_bytes=256 * MIB
     ),
     # what is begun and not finished
     "half-open-streams": Attack(
