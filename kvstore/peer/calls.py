@@ -59,7 +59,7 @@ class PeerCalls:
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise ValueError(f"malformed call from member {sender:x}: {error}") from error
         if not isinstance(call_id, int) or not isinstance(kind, str):
-            raise ValueError(f"malformed call from member {sender:x}: odd types")
+            raise ValueError(f"malformed call from member {sender:x}: odd types")  # noqa: TRY004
         if is_reply:
             pending = self._pending.get(call_id)
             if pending is not None and pending[0] == sender:
