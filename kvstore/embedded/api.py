@@ -123,11 +123,10 @@ def _raise_or_note(failure: MemberFailedError, error: BaseException | None) -> N
     error.add_note(f"the embedded member failed: {failure}")
 
 
-class AsyncEmbeddedMember:
-    """A member on the event loop that entered `async with embed()`."""
+class _Embedded:
+    """What both forms tell of the member."""
 
-    def __init__(self, running: Running) -> None:
-        self._running = running
+    _running: Running
 
     @property
     def endpoint(self) -> str:
@@ -148,6 +147,13 @@ class AsyncEmbeddedMember:
         """Raise what `failure` holds, if anything."""
         if self.failure is not None:
             raise self.failure
+
+
+class AsyncEmbeddedMember(_Embedded):
+    """A member on the event loop that entered `async with embed()`."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
 
     def client(
         self,
@@ -166,7 +172,7 @@ class AsyncEmbeddedMember:
         return client
 
 
-class EmbeddedMember:
+class EmbeddedMember(_Embedded):
     """A member on a thread of its own. Its methods may be called on any thread."""
 
     def __init__(self, options: Options) -> None:
@@ -176,26 +182,6 @@ class EmbeddedMember:
         self._stopped: Future[None] = Future()
         # A daemon, so that a program that ends inside of the block ends; the log is made for that.
         self._thread = threading.Thread(target=self._run, name="kvstore-member", daemon=True)
-
-    @property
-    def endpoint(self) -> str:
-        """Where clients reach it, as host:port."""
-        return self._running.endpoint
-
-    @property
-    def data_dir(self) -> Path:
-        """Where its data is."""
-        return self._running.data_dir
-
-    @property
-    def failure(self) -> MemberFailedError | None:
-        """Why it stopped by itself; None while it serves."""
-        return self._running.failure
-
-    def check(self) -> None:
-        """Raise what `failure` holds, if anything."""
-        if self.failure is not None:
-            raise self.failure
 
     def client(
         self,

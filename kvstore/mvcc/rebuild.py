@@ -81,14 +81,16 @@ def rebuild(records: Iterable[tuple[bytes, bytes]]) -> Rebuilt:
                     histories[key] = revision_key
                 else:
                     extend(histories, key, revision_key[:8] + _VERSION_1, revision_key)
-                # A lease is behind the value; without one the value ends the record.
                 left = len(record) - end
-                if left > 130 and record[end] == 0x2A and record[end + 1] > 127:
-                    # Most values: of 128 to 16,383 bytes, read without a call.
-                    ends = left == 3 + (record[end + 1] & 127) + (record[end + 2] << 7)
-                else:
-                    ends = not left or _value_ends(record, end)
-                if not ends and not _value_ends(record, end):
+                if (
+                    left > 130
+                    and record[end] == 0x2A
+                    and record[end + 1] > 127
+                    and left == 3 + (record[end + 1] & 127) + (record[end + 2] << 7)
+                ):
+                    continue  # most values, 128 to 16,383 bytes and no lease, without a call
+                # A lease is behind the value; without one the value ends the record.
+                if left and not _value_ends(record, end):
                     leases[key] = keyvalue.decode(record).lease
                 continue
             fields = keyvalue.decode(record)

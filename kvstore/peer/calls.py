@@ -58,6 +58,8 @@ class PeerCalls:
             is_reply, call_id, kind, body = msgpack.unpackb(payload[1:], use_list=False)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise ValueError(f"malformed call from member {sender:x}: {error}") from error
+        if not isinstance(call_id, int) or not isinstance(kind, str):
+            raise ValueError(f"malformed call from member {sender:x}: odd types")  # noqa: TRY004
         if is_reply:
             pending = self._pending.get(call_id)
             if pending is not None and pending[0] == sender:

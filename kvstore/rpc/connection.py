@@ -125,6 +125,9 @@ class Connection(Requests, asyncio.Protocol):
         self.engine.forget(self)
         self.engine.counters.calls_closed += self.calls_started
         self.out.clear()
+        self._cancel_all()
+
+    def _cancel_all(self) -> None:
         self.ready = None
         for call in list(self.streams.values()):
             self._cancel(call)
@@ -150,6 +153,9 @@ class Connection(Requests, asyncio.Protocol):
         if self.holding or self.yielding:
             self.transport.resume_reading()
         self.engine.loop.call_later(_LINGER_S, self.transport.abort)
+        # Not only when the transport is gone: a client that opens connection after connection
+        # would have the replies of each held for as long as it lingers.
+        self._cancel_all()
 
     # Bytes in
 

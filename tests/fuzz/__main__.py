@@ -47,12 +47,12 @@ def keep(name: str, data: bytes) -> None:
     say(f"again: python -m tests.fuzz --target {name} --input {path}")
 
 
-def fuzz_at_random(name: str, seconds: float) -> None:
+def fuzz_at_random(name: str, seconds: float, seed: int) -> None:
     """Mutate until the time is over; an exception of the target ends the process."""
     from tests.fuzz.targets import TARGETS  # noqa: PLC0415
 
     target, inputs = TARGETS[name], corpus(name)
-    draw = random.Random()
+    draw = random.Random(seed)
     executions = 0
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
@@ -66,7 +66,7 @@ def fuzz_at_random(name: str, seconds: float) -> None:
     say(f"stat::number_of_executed_units: {executions}")
 
 
-def fuzz_by_coverage(name: str, seconds: float) -> NoReturn:
+def fuzz_by_coverage(name: str, seconds: float, seed: int) -> NoReturn:
     """Let atheris search; it ends the process itself."""
     import atheris  # noqa: PLC0415
 
@@ -87,6 +87,7 @@ def fuzz_by_coverage(name: str, seconds: float) -> NoReturn:
             [
                 *(sys.argv[0], folder, str(CORPUS / name), f"-max_total_time={int(seconds)}"),
                 *(f"-max_len={INPUT_BYTES_MAX}", "-print_final_stats=1", "-timeout=20"),
+                f"-seed={seed}",
                 f"-artifact_prefix={folder}/",
             ],
             one,
@@ -95,12 +96,12 @@ def fuzz_by_coverage(name: str, seconds: float) -> NoReturn:
         raise AssertionError("atheris ends the process")
 
 
-def run(name: str, seconds: float, engine: str) -> bool:
+def run(name: str, seconds: float, engine: str, seed: int) -> bool:
     """Fuzz one target in a process of its own; tell whether it held, and print its line."""
     command = [sys.executable, "-m", "tests.fuzz", "--child", "--target", name]
     began_s = time.monotonic()
     done = subprocess.run(
-        [*command, "--seconds", str(seconds), "--engine", engine],
+        [*command, "--seconds", str(seconds), "--engine", engine, "--seed", str(seed)],
         capture_output=True,
         text=True,
         check=False,
@@ -123,6 +124,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="for all targets together")
     parser.add_argument("--input", type=Path, help="run this input once")
     parser.add_argument("--engine", choices=("atheris", "random"))
+    parser.add_argument("--seed", type=int, help="of the mutations; a fresh one by default")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.input is not None:
@@ -135,12 +137,13 @@ def main() -> int:
         engine = "random" if importlib.util.find_spec("atheris") is None else "atheris"
     if options.child:
         (fuzz_by_coverage if engine == "atheris" else fuzz_at_random)(
-            options.target, options.seconds
+            options.target, options.seconds, options.seed
         )
         return 0
     names = NAMES if options.target is None else (options.target,)
-    say(f"fuzzing by {engine}")
-    held = [run(name, options.seconds / len(names), engine) for name in names]
+    seed = random.SystemRandom().randrange(1, 2**31) if options.seed is None else options.seed
+    say(f"fuzzing by {engine}, seed {seed}")
+    held = [run(name, options.seconds / len(names), engine, seed) for name in names]
     return 0 if all(held) else 1
 
 

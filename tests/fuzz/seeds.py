@@ -157,6 +157,7 @@ def peer() -> Iterator[bytes]:
     member = Described(1, ("http://a:1",), is_learner=False, is_started=True)
     yield encode_description(Description(1, 2, (member,), (3,)))
     yield b"\xc1" + msgpack.packb([True, 1 << 32, "", [1, 2]])
+    yield b"\xc1" + msgpack.packb([True, {}, {}, None])
 
 
 def wal() -> Iterator[bytes]:

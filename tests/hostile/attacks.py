@@ -238,8 +238,11 @@ ATTACKS: dict[str, Attack] = {
     "half-open-streams": Attack(
         half_open_streams, allowed("open"), connections=8, memory_bytes=160 * MIB
     ),
-    "incomplete-messages": Attack(
-        incomplete_messages, allowed("open"), connections=12, memory_bytes=640 * MIB
+    "incomplete-messages": Attack(  # the bound of all connections together ends some
+        incomplete_messages,
+        allowed("open", "ENHANCE_YOUR_CALM"),
+        connections=12,
+        memory_bytes=640 * MIB,
     ),
     "silent-connections": Attack(
         lambda: iter(()), allowed("open"), connections=2000, memory_bytes=64 * MIB

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvstore.peer.calls import PeerCalls
+import msgpack
+import pytest
+
+from kvstore.peer.calls import CALL_FRAME, PeerCalls
 
 ASKER, LEADER = 1, 2
 
@@ -34,3 +37,15 @@ def test_an_answer_to_the_process_before_a_restart_answers_nobody() -> None:
         restarted.receive(LEADER, payload)
 
     assert answers == [8]
+
+
+@pytest.mark.parametrize("is_reply", [True, False])
+@pytest.mark.parametrize(
+    ("call_id", "kind"), [({}, "renew"), ("1", "renew"), (1, {}), (1, None), ((1, {}), "renew")]
+)
+def test_a_frame_of_odd_types_is_malformed(is_reply: bool, call_id: object, kind: object) -> None:
+    calls = PeerCalls(lambda _peer, _payload: True, 1)
+    frame = bytes([CALL_FRAME]) + msgpack.packb([is_reply, call_id, kind, None])
+
+    with pytest.raises(ValueError, match="malformed call from member 2"):
+        calls.receive(2, frame)

@@ -382,6 +382,18 @@ def test_a_reset_frees_what_was_queued(served: Running) -> None:
         assert not [f for f in wire.seen if f.kind == GOAWAY]
 
 
+def test_a_connection_that_was_ended_holds_no_replies(served: Running) -> None:
+    # It stays open for a moment so that the client can read why; that may take no memory.
+    with Wire(served.port) as wire:
+        wire.hello(settings(window=0))
+        wire.send(big(wire, 1, MIB), wire.call(3, b"held", "/t.Test/Hold"))
+        served.until(lambda: served.server.statistics().unsent_bytes and served.service.held)
+        wire.send(frame(DATA, 0, 0, b"on no stream"))
+        wire.goaway()
+        assert served.run(lambda: served.server.statistics().unsent_bytes) == 0
+        assert served.service.log == ["cancelled"]
+
+
 def test_an_error_in_the_middle_of_a_message_is_a_reset(served: Running) -> None:
     # Trailers behind half a message would read as a broken message, not as the error.
     with Wire(served.port) as wire:

@@ -30,6 +30,10 @@ from kvstore.server.histogram import Series
 from kvstore.server.services.base import Routes, ServiceCall, fail, parse, with_header
 from kvstore.server.services.writes import Writes
 
+PIECE_BYTES = 256 << 10
+"""Slices of a large range are joined into pieces of this size: the allocator gives such blocks back
+to the system when they are freed, small ones it keeps."""
+
 AT_ONCE_MAX = 500
 """Keys that a range may touch before it runs in slices, so that others get their turn."""
 
@@ -254,7 +258,16 @@ class KvService:
 class SlicedRange:
     """A range that is read one slice a turn, then answered."""
 
-    __slots__ = ("_call", "_chunks", "_service", "_size_bytes", "_slices", "_start_s")
+    __slots__ = (
+        "_call",
+        "_chunks",
+        "_piece_start",
+        "_service",
+        "_size_bytes",
+        "_slices",
+        "_slices_read",
+        "_start_s",
+    )
 
     def __init__(
         self, service: KvService, call: ServiceCall, slices: RangeSlices, start_s: float
@@ -264,6 +277,9 @@ class SlicedRange:
         self._call = call
         self._slices = slices
         self._chunks: list[bytes] = []
+        self._slices_read: list[bytes] = []
+        """Of the piece that is being made."""
+        self._piece_start = 0
         self._size_bytes = 0
         self._start_s = start_s
 
@@ -276,6 +292,7 @@ class SlicedRange:
             part = next(self._slices)
         except StopIteration:
             self._service.ranged.observe(perf_counter() - self._start_s)
+            self._end_piece()
             self._service.finish_sliced(self._call, self._slices, self._chunks, self._size_bytes)
             self._end()
             return
@@ -295,12 +312,20 @@ class SlicedRange:
                 self._end()
                 return
             self._size_bytes += len(chunk)
-            self._chunks.append(chunk)
+            self._slices_read.append(chunk)
+            if self._size_bytes - self._piece_start >= PIECE_BYTES:
+                self._end_piece()
         self._service.run_later(self.step)
+
+    def _end_piece(self) -> None:
+        self._chunks.append(b"".join(self._slices_read))
+        self._slices_read.clear()
+        self._piece_start = self._size_bytes
 
     def _end(self) -> None:
         self._slices.close()
         self._chunks.clear()
+        self._slices_read.clear()
         self._service.reserve(-self._size_bytes)
         self._size_bytes = 0
 

@@ -19,7 +19,6 @@ from kvstore.peer.link import Channel, Links
 from kvstore.raft.messages import Forward, Role
 from kvstore.raft.raft import Raft
 from kvstore.server.disk import DiskThread
-from kvstore.server.leases import Leases
 from kvstore.server.member import Member
 from kvstore.server.node import Node
 from kvstore.server.replica import Replica
@@ -72,20 +71,6 @@ def end_leases_a_second_early() -> None:
         return proper(self, now_ns + 1_000_000_000, limit)
 
     LeaseClock.expired = expired  # type: ignore[method-assign]
-
-
-def believe_another_leaders_round() -> None:
-    proper: Any = Leases._confirmed
-
-    def confirmed(
-        self: Any, lease_id: int, ttl_s: int, term: int, again: Any, done: Any, error: Any
-    ) -> None:
-        if error is None and not self.clock.leading:
-            done(ttl_s if lease_id in self.lessor.leases else 0)
-        else:
-            proper(self, lease_id, ttl_s, term, again, done, error)
-
-    Leases._confirmed = confirmed  # type: ignore[method-assign]
 
 
 def keep_the_leases_of_before_a_snapshot() -> None:
@@ -154,10 +139,6 @@ BUGS: dict[str, Bug] = {
         forget_what_a_snapshot_jumps_over, "snapshot-to-paused", "never heard of|come to rest",
     ),
     "end-leases-early": Bug(end_leases_a_second_early, "kill-follower", "s early"),
-    "believe-another-leaders-round": Bug(
-        # Was here: a leader that had been frozen told its clients what only its successor knew.
-        believe_another_leaders_round, "pause-leaders-of-lessees", "s early",
-    ),
     "keep-leases-of-before-a-snapshot": Bug(
         keep_the_leases_of_before_a_snapshot, "replace-each", "early|come to rest|overdue",
     ),
