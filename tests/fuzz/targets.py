@@ -15,7 +15,7 @@ from typing import Any
 import google_crc32c
 import hpack as library
 
-from kvstore.apply import ops, responses
+from kvstore.apply import ops
 from kvstore.apply.errors import RefusedError
 from kvstore.apply.state import open_state
 from kvstore.lease.errors import LeaseError
@@ -31,10 +31,11 @@ from kvstore.peer.link import HelloError, decode_hello
 from kvstore.raft.messages import NORMAL, Entry
 from kvstore.rpc import grpc
 from kvstore.rpc.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
-from kvstore.server.errors import wire_error
+from kvstore.server.header import Headers
 from kvstore.server.metrics import Metrics
 from kvstore.server.services.kv import KvService
 from kvstore.server.services.watch import WatchService
+from kvstore.server.services.writes import Writes
 from kvstore.wal import WalError, recovery
 from tests.fuzz.engine_rig import EngineRig
 from tests.fuzz.session_rig import ClientRig
@@ -175,13 +176,20 @@ class SmallMember:
 
     def __init__(self) -> None:
         self.state = open_state(MemoryBackend(), minimum_ttl_s=1)
-        self.node = self
         self.store = self.state.store
+        self.writes = Writes(
+            self,
+            self.store,
+            Headers(1, 1),
+            size_bytes=lambda: 0,
+            request_size_max=3 << 19,
+            quota_bytes=1 << 30,
+        )
         self._index = 0
         self._later: list[Callable[[], None]] = []
         self.handlers: dict[str, Callable[..., Any]] = {}
         kv = KvService(
-            self,  # type: ignore[arg-type]
+            self.writes,
             self.store,
             txn_ops_max=128,
             later=self._later.append,
@@ -191,7 +199,7 @@ class SmallMember:
             observe=Metrics(lambda: (), lambda: ()).range.series,
         )
         kv.register(self)  # type: ignore[arg-type]
-        self.hub = WatchHub(self.store, self.headers)
+        self.hub = WatchHub(self.store, self.writes.headers)
         self.watch = WatchService(self.hub, lambda: True, lambda callback: None)
         self.watch.register(self)  # type: ignore[arg-type]
 
@@ -200,29 +208,17 @@ class SmallMember:
 
     stream = unary
 
-    def headers(self, revision: int) -> bytes:
-        return b"\x08\x01"
-
-    def has_room(self, call: Any, cost: int) -> bool:
-        assert cost >= 0
-        return True
-
     def linearizable(self, done: Callable[[None], None]) -> None:
         done(None)
 
-    def submit_put(self, call: Any, payload: bytes) -> None:
-        self.submit(call, ops.PUT, payload)
-
-    def submit(self, call: Any, kind: int, payload: bytes, reply: Any = None) -> None:
+    def propose(self, kind: int, payload: bytes, done: Callable[[Any], None]) -> None:
         self._index += 1
         batch = ops.encode_batch(1, 1, self._index, [(kind, payload)])
         [result] = self.state.applier.apply(Entry(self._index, 1, NORMAL, batch)).results
         self.hub.notify(self.store.take_events())
         if isinstance(result, Exception):
             assert isinstance(result, RequestError | LeaseError | RefusedError), result
-            call.fail(*wire_error(result))
-        else:
-            (reply or call.reply)(responses.encode(kind, result, self.headers(result[0])))
+        done(result)
 
     def turn(self) -> None:
         """Run what waits for the next turn."""
@@ -268,7 +264,7 @@ def requests(data: bytes) -> None:
             continue
         call = FuzzCall()
         if isinstance(name, int):
-            member.submit(call, name, part[1:])
+            member.writes.submit(call, name, part[1:])
         else:
             member.handlers[name](call, part[1:])
         member.settle()

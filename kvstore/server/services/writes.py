@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from kvstore.apply import ops
 from kvstore.apply.responses import encode
@@ -17,8 +17,18 @@ from kvstore.server.errors import (
     TooManyRequestsError,
 )
 from kvstore.server.header import Headers
-from kvstore.server.node import Node
+from kvstore.server.proposals import Done
 from kvstore.server.services.base import ServiceCall, fail
+
+
+class Proposer(Protocol):
+    """What services need of the node: `kvstore.server.node.Node`, or less than a whole one."""
+
+    def propose(self, kind: int, payload: bytes, done: Done) -> None:
+        """Bring one operation into the log; TooManyRequestsError when nothing was queued."""
+
+    def linearizable(self, done: Callable[[Exception | None], None]) -> None:
+        """Run `done(None)` when the store holds every write acknowledged before this call."""
 
 
 class Writes:
@@ -26,7 +36,7 @@ class Writes:
 
     def __init__(
         self,
-        node: Node,
+        node: Proposer,
         store: Store,
         headers: Headers,
         *,
