@@ -14,16 +14,18 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvstore.compiled import form
 
 ALLOWED = Path(__file__).parent / "allowed_skips.txt"
+OTHER_FORM = "compiled" if form() == "pure Python" else "pure_python"
 TABLE = "table: "
 skipped: dict[str, str] = {}
-unfit: list[pytest.Item] = []
-"""Tests that a run on compiled modules leaves out."""
+unfit: set[str] = set()
+"""Tests that only the other form can run, pure Python or compiled modules."""
 tables: dict[str, list[str]] = {}
 held = contextlib.ExitStack()
 holds = False
@@ -43,10 +45,11 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if form() != "pure Python":
-        unfit[:] = [item for item in items if item.get_closest_marker("pure_python")]
-        items[:] = [item for item in items if item not in unfit]
-        config.hook.pytest_deselected(items=unfit)
+    other = [item for item in items if item.get_closest_marker(OTHER_FORM)]
+    if other:
+        unfit.update(item.nodeid for item in other)
+        items[:] = [item for item in items if item.nodeid not in unfit]
+        config.hook.pytest_deselected(items=other)
     # All in one block of one process, at the start: the others wait once and not for each.
     items.sort(key=lambda item: not is_alone(item))
 
@@ -112,7 +115,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
                 tables.setdefault(name.removeprefix(TABLE), [str(head)]).append(str(line))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    # The process that prints the summary has collected nothing itself.
+    unfit.update(getattr(node, "workeroutput", {}).get("unfit", ()))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["unfit"] = sorted(unfit)
     # A machine without root, etcd or curl may skip; the gate may not pass by testing less.
     if os.environ.get("CI") != "true":
         return
@@ -121,8 +132,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for item in unfit:
-        terminalreporter.write_line(f"left out, needs pure Python: {item.nodeid}")
+    for name in sorted(unfit):
+        terminalreporter.write_line(f"left out, marked {OTHER_FORM}: {name}")
     for title, lines in tables.items():
         # A pass that did little should be seen.
         terminalreporter.write_sep("=", title)

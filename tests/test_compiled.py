@@ -76,6 +76,28 @@ def test_planted_bugs_are_refused_on_compiled_modules() -> None:
             demand_pure_python()
 
 
+SIMULATE = """
+from kvstore.compiled import form
+from tests.sim import cluster, profile
+print(form())
+for name in sorted({*profile.PROFILES} - {"script"}):
+    for seed in range(5):
+        print(name, cluster.run(seed, name, 3_000))
+"""
+
+
+@pytest.mark.compiled
+def test_the_simulated_core_takes_the_same_steps_in_both_forms(tree: Path) -> None:
+    # A digest is over every event of a run: what each member sent, stored, applied and answered.
+    compiled = run(sys.executable, "-c", SIMULATE, cwd=ROOT, PYTHONPATH=str(ROOT))
+    pure = run(sys.executable, "-c", SIMULATE, cwd=tree, PYTHONPATH=f"{tree}:{ROOT}")
+
+    runs = [told.stdout.splitlines() for told in (compiled, pure)]
+    assert [lines[:1] for lines in runs] == [["compiled"], ["pure Python"]], compiled.stderr
+    assert all(line.endswith(": passed") for line in runs[1][1:])
+    assert runs[0][1:] == runs[1][1:]
+
+
 @pytest.mark.timeout(600)
 def test_a_wheel_is_compiled_only_when_asked_for(tree: Path, tmp_path: Path) -> None:
     # In the compiled tree itself, where the C compiler has nothing left to do.

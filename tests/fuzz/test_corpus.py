@@ -67,6 +67,7 @@ PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
 }
 
 
+@pytest.mark.pure_python
 @pytest.mark.parametrize("bug", PLANTED)
 def test_fuzzing_still_finds(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, name, executions = PLANTED[bug]

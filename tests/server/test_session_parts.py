@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 
 from kvstore.client import AsyncClient
+from kvstore.client import session as client_session
 from kvstore.pb import kv_pb2, rpc_pb2
 from kvstore.pb import session_pb2 as pb
 from kvstore.server.errors import Code
@@ -173,9 +174,14 @@ async def test_our_client_takes_long_replies(
     served: Rig, monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
     if not cut:  # a server of the time before
-        hello = served.sessions.hello()
-        del hello["part_bytes"]
-        monkeypatch.setattr(served.sessions, "hello", lambda: hello)
+        read = client_session._hello
+
+        def without_parts(items: list[Any]) -> dict[str, Any]:
+            hello = read(items)
+            del hello["part_bytes"]
+            return hello
+
+        monkeypatch.setattr(client_session, "_hello", without_parts)
     async with AsyncClient([served.endpoint], transport="session") as client:
         waiting = asyncio.create_task(client.get(b"k", timeout_s=30))
         await served.until(lambda: served.kv.calls)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from kvstore.raft.config import Config, Restored
 from kvstore.raft.messages import Configuration, Role
 from kvstore.raft.raft import Raft
-from tests.pure import demand_pure_python
 from tests.sim import profile as profiles
 from tests.sim.clients import Client, History, Keys
 from tests.sim.disk import Disk
@@ -23,8 +22,6 @@ from tests.sim.network import Network
 from tests.sim.node import Member, Process
 from tests.sim.profile import Profile
 from tests.sim.world import US, World
-
-demand_pure_python()
 
 
 @dataclass

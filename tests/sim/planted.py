@@ -16,11 +16,14 @@ from kvstore.raft.log import RaftLog, entries_bytes
 from kvstore.raft.messages import AppendResponse, HardState, ReadReady, Ready, Role
 from kvstore.raft.quorum import joint_acknowledged
 from kvstore.raft.raft import Raft
+from tests.pure import demand_pure_python
 from tests.sim.cluster import Parts, Result, run
 from tests.sim.disk import Disk, Recovered
 from tests.sim.invariants import DURABLE_FIRST, MONOTONIC
 from tests.sim.machine import Image
 from tests.sim.node import Process
+
+demand_pure_python()
 
 
 class ForgetsTermAndVote(Disk):
