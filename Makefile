@@ -8,8 +8,9 @@ PY := $(VENV)/bin/python
 MINUTES ?= 10
 OPERATIONS ?= 100000
 COMPILED := build/compiled
-COMPILED_TESTS := tests/raft tests/mvcc tests/apply tests/rpc tests/peer tests/lease tests/server tests/client \
-  tests/test_compiled.py tests/cluster/test_three_members.py tests/cluster/test_membership.py
+COMPILED_TESTS := tests/raft tests/wal tests/mvcc tests/apply tests/rpc tests/peer tests/lease tests/server tests/fuzz \
+  tests/test_compiled.py tests/client/test_kv.py tests/client/test_watch.py tests/client/test_session.py \
+  tests/cluster/test_three_members.py::test_nothing_acknowledged_is_lost_when_the_leader_is_killed
 
 .PHONY: help setup up test check compiled test-compiled sim chaos compat fuzz bench bench-report micro proto clean
 help: ## list the targets
@@ -52,7 +53,7 @@ $(COMPILED)/.stamp: setup.py pyproject.toml $(shell find kvstore -name '*.py') |
 
 test-compiled: compiled ## a good part of the suite on the compiled modules
 	@cd $(COMPILED) && KVSTORE_TEST_FORM=compiled PYTHONPATH=$(abspath $(COMPILED)) \
-	  $(abspath $(PY)) -m pytest -q -m "not slow" $(or $(ARGS),$(COMPILED_TESTS))
+	  $(abspath $(PY)) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal $(or $(ARGS),$(COMPILED_TESTS))
 
 sim: setup ## simulate core and whole members for MINUTES; SEED=n replays one (ARGS=--full)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--minutes $(MINUTES)) $(ARGS)

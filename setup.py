@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import sys
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -50,7 +51,8 @@ def extensions() -> list[Extension]:
 choice = os.environ.get("KVSTORE_COMPILE", "")
 if choice not in {"", "0", "1"}:
     raise SystemExit(f"kvstore: KVSTORE_COMPILE may be 1 or not set, not {choice!r}")
-if choice == "1":
+# pip asks for metadata first, which no C code changes; and a source archive is without it.
+if choice == "1" and {"egg_info", "dist_info", "sdist"}.isdisjoint(sys.argv):
     setup(ext_modules=extensions(), cmdclass={"build_ext": Compile})
 else:
     setup()
