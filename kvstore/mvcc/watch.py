@@ -127,6 +127,10 @@ class WatchHub:
         if changes:
             first = changes[0][0]
             assert first > self.revision
+            if not self._matcher:
+                self.revision = changes[-1][0]
+                self._progress.answer()
+                return
             match = self._matcher.match
             touched: dict[Group, list[WatchEvent]] = {}
             for _, events in changes:
