@@ -59,6 +59,32 @@ def encode(
     return _join(parts)
 
 
+def encode_parts(
+    key_field: bytes, created: int, modified: int, version: int, sized_value: bytes
+) -> bytes:
+    """Return what `encode` does, without a lease, from a key field and a value behind its length.
+
+    Args:
+        key_field: Tag, length and key; the tag is that of PutRequest.key, too.
+        created: Create revision.
+        modified: Revision of this put.
+        version: Puts since the key was created.
+        sized_value: Length and value, not empty.
+    """
+    return _join(
+        (
+            key_field,
+            b"\x10",
+            _SMALL[created] if created < _LOW else varint(created),
+            b"\x18",
+            _SMALL[modified] if modified < _LOW else varint(modified),
+            _VERSION[version] if version < _LOW else b"\x20" + varint(version),
+            b"\x2a",
+            sized_value,
+        )
+    )
+
+
 def encode_tombstone(key: bytes) -> bytes:
     """Return what is stored for a deletion: a KeyValue with the key alone."""
     return b"\x0a" + varint(len(key)) + key

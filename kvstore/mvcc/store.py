@@ -7,7 +7,7 @@ entry.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kvstore.mvcc import keyvalue, revision, txn
 from kvstore.mvcc import range as ranges
@@ -17,17 +17,21 @@ from kvstore.mvcc.compact import Purge
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound, LeaseNotFound
 from kvstore.mvcc.events import DELETE, PUT, Event, Revision, event_of, new_event
 from kvstore.mvcc.hash import HashSlices
-from kvstore.mvcc.keyvalue import encode
+from kvstore.mvcc.keyvalue import encode, encode_parts
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.rebuild import rebuild
 from kvstore.mvcc.revision import pack_fields
+from kvstore.pb import rpc_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kvstore.mvcc.results import RangeResult, TxnResult
-    from kvstore.pb import rpc_pb2
     from kvstore.ports import Backend, Change, Table
+
+
+_PLAIN_PUT_BYTES_MIN: Final = 6
+"""Two tags, two lengths, a key and a value of one byte."""
 
 
 class LeaseBook(Protocol):
@@ -150,6 +154,45 @@ class Store:
         self.revision = main
         self.puts += 1
         return main, prev_kv
+
+    def put_bytes(self, request: bytes) -> tuple[int, bytes | None]:
+        """Carry out an encoded PutRequest, as `put`.
+
+        The form that nearly all have, key and value alone with lengths of one or two bytes, is
+        read and stored without a message object: its fields are those of the record but for a tag.
+
+        Raises:
+            google.protobuf.message.DecodeError: The bytes are no PutRequest.
+            RequestError: As of `put`.
+        """
+        size = len(request)
+        if size < _PLAIN_PUT_BYTES_MIN or request[0] != 0x0A:
+            return self.put(rpc_pb2.PutRequest.FromString(request))
+        key_end = request[1] + 2
+        # A longer key's length takes two bytes, the first of them above 127.
+        if not 2 < key_end < 130 or key_end + 2 >= size or request[key_end] != 0x12:
+            return self.put(rpc_pb2.PutRequest.FromString(request))
+        length = request[key_end + 1]
+        if length < 128:
+            end = key_end + 2 + length
+        else:
+            high = request[key_end + 2]
+            # 0 would be a length in more bytes than it needs, which nobody may store.
+            end = key_end + 3 + (length & 127 | high << 7) if 0 < high < 128 else 0
+        if end != size:
+            return self.put(rpc_pb2.PutRequest.FromString(request))
+        key = request[2:key_end]
+        main = self.revision + 1
+        revision_key = pack_fields(main, b"_", 0)
+        created, version = self.index.put(key, main, revision_key)
+        record = encode_parts(request[:key_end], created, main, version, request[key_end + 1 :])
+        self.buffer.put(revision_key, record)
+        if key in self._lease_of:
+            self._move_lease(key, 0)
+        self._events.append((main, [new_event((PUT, key, record, main))]))
+        self.revision = main
+        self.puts += 1
+        return main, None
 
     def delete_range(self, request: rpc_pb2.DeleteRangeRequest) -> tuple[int, int, list[bytes]]:
         """Delete a range; return the revision, the number of keys, and their KeyValues if asked.
