@@ -59,6 +59,9 @@ class ServiceCall(Protocol):
     def send(self, message: bytes) -> bool:
         """Queue one message of a stream; False above the high-water mark."""
 
+    def send_all(self, messages: Sequence[bytes]) -> bool:
+        """Queue several messages of a stream, as `send` does each."""
+
     def finish(
         self, code: int = 0, text: str = "", metadata: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
