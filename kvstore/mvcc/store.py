@@ -7,7 +7,7 @@ entry.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kvstore.mvcc import keyvalue, revision, txn
 from kvstore.mvcc import range as ranges
@@ -17,7 +17,7 @@ from kvstore.mvcc.compact import Purge
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound, LeaseNotFound
 from kvstore.mvcc.events import DELETE, PUT, Event, Revision, event_of, new_event
 from kvstore.mvcc.hash import HashSlices
-from kvstore.mvcc.keyvalue import encode, encode_parts
+from kvstore.mvcc.keyvalue import encode, encode_parts, plain_put
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.rebuild import rebuild
 from kvstore.mvcc.revision import pack_fields
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
     from kvstore.mvcc.results import RangeResult, TxnResult
     from kvstore.ports import Backend, Change, Table
-
-
-_PLAIN_PUT_BYTES_MIN: Final = 6
-"""Two tags, two lengths, a key and a value of one byte."""
 
 
 class LeaseBook(Protocol):
@@ -158,28 +154,15 @@ class Store:
     def put_bytes(self, request: bytes) -> tuple[int, bytes | None]:
         """Carry out an encoded PutRequest, as `put`.
 
-        The form that nearly all have, key and value alone with lengths of one or two bytes, is
-        read and stored without a message object: its fields are those of the record but for a tag.
+        A plain one, as nearly all are, is read and stored without a message object: its fields are
+        those of the record but for a tag.
 
         Raises:
             google.protobuf.message.DecodeError: The bytes are no PutRequest.
             RequestError: As of `put`.
         """
-        size = len(request)
-        if size < _PLAIN_PUT_BYTES_MIN or request[0] != 0x0A:
-            return self.put(rpc_pb2.PutRequest.FromString(request))
-        key_end = request[1] + 2
-        # A longer key's length takes two bytes, the first of them above 127.
-        if not 2 < key_end < 130 or key_end + 2 >= size or request[key_end] != 0x12:
-            return self.put(rpc_pb2.PutRequest.FromString(request))
-        length = request[key_end + 1]
-        if length < 128:
-            end = key_end + 2 + length
-        else:
-            high = request[key_end + 2]
-            # 0 would be a length in more bytes than it needs, which nobody may store.
-            end = key_end + 3 + (length & 127 | high << 7) if 0 < high < 128 else 0
-        if end != size:
+        key_end = plain_put(request)
+        if not key_end:
             return self.put(rpc_pb2.PutRequest.FromString(request))
         key = request[2:key_end]
         main = self.revision + 1
