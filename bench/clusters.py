@@ -47,7 +47,7 @@ def executable(kind: str) -> list[str]:
     if kind == ETCD:
         path = shutil.which("etcd")
         if path is None:
-            raise ClusterError("etcd is not installed (Debian package etcd-server)")
+            raise ClusterError("etcd is not installed: apt-get install etcd-server")
         return [path]
     return [sys.executable, "-m", "kvstore.cli.kvstore", "serve"]
 
@@ -226,7 +226,8 @@ class Member:
 
 
 def _stopped(member: Member) -> bool:
-    return bool(psutil.Process(member.pid).status() == psutil.STATUS_STOPPED)
+    # A member that died needs no freezing; why it died is for the next measurement to find.
+    return not member.running or psutil.Process(member.pid).status() == psutil.STATUS_STOPPED
 
 
 class Cluster:
