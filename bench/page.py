@@ -28,7 +28,7 @@ body { max-width: 1100px; } h2 { margin-top: 2.5rem; }
 h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 .wide { overflow-x: auto; } table { font-size: 13px; } th { vertical-align: bottom; }
 td { vertical-align: top; } th, td { padding: .2rem .5rem; } td { overflow-wrap: anywhere; }
-td.number { white-space: nowrap; } td.text, th.text { text-align: left; }
+td.number, td:first-child { white-space: nowrap; } td.text, th.text { text-align: left; }
 td.verdict { text-align: left; font-weight: 600; min-width: 9rem; }
 td.verdict small { display: block; font-weight: normal; color: var(--dim); }
 .box { border: 1px solid var(--warn); border-radius: 6px; padding: .5rem 1rem; margin: 1rem 0; }

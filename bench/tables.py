@@ -72,7 +72,7 @@ def verdict_table(run: Run, ours: str) -> Table:
         )
         for verdict in verdicts
     ]
-    columns = ("", "work", "wanted", "figure", "spread", ours, "etcd", "verdict")
+    columns = ("", "work", "wanted (x: of etcd's)", "figure", "spread", ours, "etcd", "verdict")
     return Table(f"Targets: {ours}, {summary(verdicts)}", columns, rows)
 
 

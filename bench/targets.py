@@ -55,17 +55,20 @@ class Target:
 
     def wanted(self) -> str:
         """Return the target as text: first, then the goal."""
+        if self.first == 0:
+            return "none"
         sign = "≥" if self.is_least else "≤"
-        texts = [f"{sign} {number(bound)}{self._suffix}" for bound in self._bounds]
-        return " first, ".join(texts) + (" the goal" if len(texts) > 1 else "")
+        first, *goal = (f"{sign} {number(bound)}{self.suffix}" for bound in self._bounds)
+        return f"{first} first, {goal[0]} goal" if goal else first
+
+    @property
+    def suffix(self) -> str:
+        """What stands behind a figure: x is a ratio to etcd's."""
+        return "x" if self.is_ratio else f" {self.unit}".rstrip()
 
     @property
     def _bounds(self) -> list[float]:
         return [self.first] if self.goal in (None, self.first) else [self.first, self.goal]
-
-    @property
-    def _suffix(self) -> str:
-        return "x etcd" if self.is_ratio else f" {self.unit}".rstrip()
 
     def state(self, figure: float) -> str:
         """Return how a figure stands to the target."""
@@ -138,12 +141,11 @@ def _judge(run: Run, target: Target, ours: str) -> Verdict:
             return Verdict(target, OPEN, ours=our_text, remarks=("etcd's figure is 0",))
         figure = statistics.median(mine.values()) / base
         found = [mine[key] / theirs[key] for key in mine if theirs.get(key)]
-    suffix = "x" if target.is_ratio else f" {target.unit}".rstrip()
     spread = f"{number(min(found))} to {number(max(found))}" if found else ""
     return Verdict(
         target,
         target.state(figure),
-        figure=f"{number(figure)}{suffix}",
+        figure=f"{number(figure)}{target.suffix}",
         spread=spread,
         ours=our_text,
         theirs=their_text,
@@ -254,18 +256,28 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "P6",
         "P6",
-        "restart of one member to serving",
+        "a million keys: restart of one member to serving",
         _figure("one member restart s"),
         0.7,
         unit="s",
     ),
     Target(
-        "P6", "P6", "restart of the cluster to serving", _figure("cluster restart s"), 0.7, unit="s"
+        "P6",
+        "P6",
+        "a million keys: restart of the cluster to serving",
+        _figure("cluster restart s"),
+        0.7,
+        unit="s",
     ),
     *(
         Target(
-            *("P6", "P6", f"{what} rate, of our own with 10 k keys", _figure(f"{what} ratio"), 0.8),
-            unit="x",
+            *(
+                "P6",
+                "P6",
+                f"a million keys: {what} rate over our own with 10 k keys",
+                _figure(f"{what} ratio"),
+                0.8,
+            ),
             is_ratio=False,
             is_least=True,
         )
@@ -273,7 +285,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     _promise(
         "P6",
-        "longest stall of others by calls that touch all keys",
+        "a million keys: longest stall of others by calls that touch all",
         _over(max, lambda name: name.endswith("stall ms")),
         100.0,
         "ms",
@@ -286,7 +298,7 @@ TARGETS: tuple[Target, ...] = (
         1.0,
         unit="ms/s",
     ),
-    _promise("P7", "log entries in steady state", _figure("log entries"), 0),
+    _promise("P7", "10,000 leases: log entries in steady state", _figure("log entries"), 0),
     Target(
         *("P8", "P8", "leader killed: writes resume, p50", _figure("p50"), 1.4),
         unit="election timeouts",
