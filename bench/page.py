@@ -27,16 +27,20 @@ STYLE = """
 body { max-width: 1100px; } h2 { margin-top: 2.5rem; }
 h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 .wide { overflow-x: auto; } table { font-size: 13px; } th { vertical-align: bottom; }
-td { vertical-align: top; } th, td { padding: .2rem .5rem; } td { overflow-wrap: anywhere; }
-td.number, td:first-child { white-space: nowrap; } td.text, th.text { text-align: left; }
-td.verdict { text-align: left; font-weight: 600; min-width: 9rem; }
-td.verdict small { display: block; font-weight: normal; color: var(--dim); }
+th, td { padding: .2rem .5rem; } td { vertical-align: top; }
+td.number, td:first-child { white-space: nowrap; }
+td.text, th.text { text-align: left; } td.text { max-width: 26rem; overflow-wrap: break-word; }
+.targets td:nth-child(2) { min-width: 13rem; } .targets td:nth-child(3) { min-width: 8.5rem; }
+.targets th:nth-child(n+4):nth-child(-n+7) { text-align: right; }
+td.verdict { text-align: left; font-weight: 600; min-width: 9rem; max-width: 16rem; }
+td.verdict small { display: block; font-weight: normal; color: var(--dim);
+                   overflow-wrap: break-word; }
 .box { border: 1px solid var(--warn); border-radius: 6px; padding: .5rem 1rem; margin: 1rem 0; }
 .box p { margin: .3rem 0; } .open { color: var(--dim); } .dim { color: var(--dim); }
-.grid2 { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr));
+.small { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr));
          gap: 0 1.5rem; }
 .spread { stroke: var(--text); stroke-width: 1.3; fill: none; } svg .value { fill: var(--text); }
-code { font-size: 12px; overflow-wrap: anywhere; } details { margin: 1rem 0; }
+code { font-size: 12px; overflow-wrap: anywhere; }
 """
 
 
@@ -57,7 +61,7 @@ def page_of(run: Run) -> str:
         "hold the worst round counts.</p>"
     )
     parts += _section("Throughput", plots.throughput(run), "")
-    parts += _section("Latency by percentile, milliseconds", plots.latencies(run), "grid2")
+    parts += _section("Latency by percentile, milliseconds", plots.latencies(run), "small")
     if gaps := plots.gaps(run):
         parts += ["<h2>P8: seconds until writes resume, by share of kills</h2>", gaps]
     parts += _section("Growth: microseconds of a member's CPU per operation", plots.growth(run), "")
@@ -98,7 +102,7 @@ def _verdicts(run: Run, ours: str) -> str:
             + "".join(f"<td class='number'>{text(cell)}</td>" for cell in numbers)
             + f"<td class='verdict {_class(verdict)}'>{text(verdict.words)}{remarks}</td></tr>"
         )
-    return _framed(table.columns, rows)
+    return _framed(table.columns, rows, "targets")
 
 
 def _class(verdict: Verdict) -> str:
@@ -126,9 +130,9 @@ def _align(cell: str) -> str:
     return "number" if cell[:1].isdigit() and len(cell) < 40 else "text"
 
 
-def _framed(columns: Sequence[str], rows: Sequence[str]) -> str:
+def _framed(columns: Sequence[str], rows: Sequence[str], style: str = "") -> str:
     head = "".join(f"<th class='text'>{text(column)}</th>" for column in columns)
-    return f"<div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    return f"<div class='wide {style}'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def render(run: Run, folder: Path) -> Path:

@@ -25,7 +25,8 @@ PERCENTILES = ("p50", "p90", "p99", "p99.9")
 SYSTEMS = ("kvstore", "etcd", "zookeeper", "pysyncobj", "kvstore-compiled")
 """A system has the same colour everywhere."""
 
-WIDTH, LABEL, VALUE, BAR, GAP, AXIS = 760, 250, 150, 14, 10, 26
+WIDTH, LABEL, VALUE, BAR, GAP, AXIS = 1000, 320, 110, 15, 9, 26
+HEIGHT = 320
 SMALL_WIDTH, SMALL_HEIGHT = 380, 220
 
 
@@ -73,7 +74,7 @@ def _groups(run: Run) -> list[tuple[str, str, list[Bars]]]:
         ("P3: ranges", "ranges per second", rows["P3"]),
         ("P4: a Python program", "puts per second", rows["P4"]),
         ("Beside other systems, from a Python program", "puts per second", _rival_bars(run)),
-        ("P5: events to 1,000 watchers", "events per second", _scenario_bars(run, "P5", SHAPES)),
+        ("P5: events to watchers", "events per second", _scenario_bars(run, "P5", SHAPES)),
         *_million(run),
     ]
 
@@ -166,7 +167,7 @@ def _bar(found: Sequence[float], system: str, x, y: float) -> str:  # type: igno
     return f"<g class='{colour(colour_of(system))}'>{''.join(parts)}</g>"
 
 
-def _fit(name: str, most: int = 40) -> str:
+def _fit(name: str, most: int = 52) -> str:
     """Return a label no longer than its room, the whole of it in a tooltip."""
     return text(name) if len(name) <= most else f"{text(name[: most - 1])}…"
 
@@ -240,7 +241,8 @@ def growth(run: Run) -> list[tuple[str, str]]:
         costs = [cost for each in series for cost in each.costs_us.values()]
         marks = [(float(size), short(size)) for size in sizes]
         x = Scale(sizes[0], max(sizes[-1], sizes[0] + 1), marks, is_log=True)
-        frame = Frame(x, logarithmic(min(costs), max(costs)), f"{part.title}: microseconds")
+        y, name = logarithmic(min(costs), max(costs)), f"{part.title}: microseconds"
+        frame = Frame(x, y, name, width=WIDTH, height=HEIGHT)
         shapes = [
             frame.line([(float(size), cost) for size, cost in each.costs_us.items()], n, marks=True)
             for n, each in enumerate(series)
@@ -266,6 +268,7 @@ def gaps(run: Run) -> str:
         Scale(0.0, 100.0, [(value, f"{value:.0f} %") for value in (0, 25, 50, 75, 100)]),
         y,
         "seconds until writes resume, by the share of kills",
+        width=WIDTH,
     )
     shapes = [
         frame.line(

@@ -48,7 +48,7 @@ def test_a_missed_target_is_shown_as_missed() -> None:
     [missed] = rows_with(whole(), "serializable range: rate")
     [reached] = rows_with(whole(), "put, 10 k keys, 10 x 50: rate")
 
-    assert words(missed) == "P3 serializable range: rate ≥ 3x 2x 2 to 2 200 /s 100 /s MISSED"
+    assert words(missed) == "P3 serializable range: rate ≥ 3x 2x 200 /s 100 /s MISSED"
     assert [cell.get("class") for cell in missed][-1] == "verdict bad"
     assert "goal reached" in words(reached)
     assert [cell.get("class") for cell in reached][-1] == "verdict good"
