@@ -10,7 +10,7 @@ from typing import Any
 from bench import rivals
 from bench.growth import COLUMNS as GROWTH_COLUMNS
 from bench.growth import Series
-from bench.record import DONE, GROWTH, RIVALS, ROW, SCENARIO, Part, Run, values
+from bench.record import GROWTH, RIVALS, ROW, SCENARIO, Part, Run, values
 from bench.targets import MISSED, OPEN, Verdict, judge, number
 
 IN_WORDS = {"waiting": "not run", "running": "broken off", "stopped": "broken off"}
@@ -185,11 +185,6 @@ def warnings(run: Run) -> list[str]:
     if run.settings["is_short"]:
         found.append("A short run, to see that everything works: its figures are worth little.")
     return found + run.notes
-
-
-def is_clean(run: Run) -> bool:
-    """Tell whether every part ran to its end."""
-    return all(part.state == DONE for part in run.parts)
 
 
 def markdown(run: Run) -> str:
