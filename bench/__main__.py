@@ -28,7 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line's settings."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="every target in small, about 8 minutes"
+        "--quick", action="store_true", help="every target in small, about 10 minutes"
     )
     parser.add_argument("--ci", action="store_true", help="P1 to P3 in about two minutes")
     parser.add_argument("--growth", action="store_true", help="also how costs grow with sizes")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import plots
+from bench.growth import MEANING
 from bench.record import RecordError, Run
 from bench.tables import (
     Table,
@@ -64,7 +65,9 @@ def page_of(run: Run) -> str:
     parts += _section("Latency by percentile, milliseconds", plots.latencies(run), "small")
     if gaps := plots.gaps(run):
         parts += ["<h2>P8: seconds until writes resume, by share of kills</h2>", gaps]
-    parts += _section("Growth: microseconds of a member's CPU per operation", plots.growth(run), "")
+    if grown := plots.growth(run):
+        parts += _section("Growth: microseconds of a member's CPU per operation", grown, "")
+        parts.append(f"<p class='dim'>{text(MEANING)}</p>")
     parts.append("<h2>All figures</h2>")
     first = len(run.ours())  # those tables stand above
     for table in tables(run)[first:]:

@@ -239,7 +239,7 @@ def growth(run: Run) -> list[tuple[str, str]]:
         series = [Series.of(sample) for sample in part.samples]
         sizes = sorted({size for each in series for size in each.costs_us})
         costs = [cost for each in series for cost in each.costs_us.values()]
-        marks = [(float(size), short(size)) for size in sizes]
+        marks = [(float(size), _size(size)) for size in sizes]
         x = Scale(sizes[0], max(sizes[-1], sizes[0] + 1), marks, is_log=True)
         y, name = logarithmic(min(costs), max(costs)), f"{part.title}: microseconds"
         frame = Frame(x, y, name, width=WIDTH, height=HEIGHT)
@@ -251,6 +251,14 @@ def growth(run: Run) -> list[tuple[str, str]]:
         state = f", {IN_WORDS[part.state]}" if part.state in IN_WORDS else ""
         found.append((f"By {series[0].holding}{state}", frame.draw(shapes) + legend(names)))
     return found
+
+
+def _size(size: int) -> str:
+    """Return a size as an axis shows it; those that are powers of two are bytes."""
+    for unit, suffix in ((1 << 20, " Mi"), (1 << 10, " Ki")):
+        if size % unit == 0:
+            return f"{size // unit}{suffix}"
+    return short(size)
 
 
 def gaps(run: Run) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 760, 240
 COLOURS = 8
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 14, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 14, 36
 
 Points = Sequence[tuple[float, float]]
 
