@@ -110,7 +110,8 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[Workload], list[str]]:
         raise SystemExit(f"no such workload: {unknown[0]}; there are {', '.join(known)}")
 
     def wanted(name: str) -> bool:
-        return name in names or name.split("-", 1)[0] in names
+        asked = arguments.growth and name in dimensions
+        return asked or name in names or name.split("-", 1)[0] in names
 
     return [row for row in rows if wanted(row.name)], [name for name in others if wanted(name)]
 
@@ -153,7 +154,7 @@ def plan(arguments: argparse.Namespace, argv: Sequence[str]) -> tuple[Run, Suite
             "systems": kinds,
             "rounds": rounds,
             "scale": settings.scale,
-            "is_short": brief or arguments.scale < 1,
+            "is_short": brief or arguments.scale < 1 or settings.seconds < 2,
         },
         missing=missing,
         parts=parts_of(rows, others),

@@ -50,6 +50,7 @@ def test_the_command_line_chooses_rows() -> None:
     assert quick == ["gate", "P8", "P5", "P6", "P7", "rivals"]
     assert "growth-keys" not in chosen(parse([]))[1]
     assert {"rivals", "growth-keys"} <= {*chosen(parse(["--growth"]))[1]}
+    assert chosen(parse(["--only", "P8", "--growth"]))[1][:2] == ["P8", "growth-keys"]
     assert chosen(parse(["--only", "growth"]))[1][:2] == ["growth-keys", "growth-value-bytes"]
     with pytest.raises(SystemExit, match=r"no such workload: P77; there are P1-h2load, .*, P8, "):
         chosen(parse(["--only", "P1,P77"]))
