@@ -125,13 +125,12 @@ class Applier:
         append = results.append
         alarms = self._alarms
         # The loop is flat for puts, which are most operations: every call counts on every member.
-        put = self._store.put
-        parse_put = rpc_pb2.PutRequest.FromString
+        put = self._store.put_bytes
         restricted = alarms.nospace or alarms.corrupt
         for op in ops:
             try:
                 if op[0] == _PUT and not restricted:
-                    append(put(parse_put(op[1])))
+                    append(put(op[1]))
                 else:
                     append(self._apply(op[0], op[1], entry.term))
                     restricted = alarms.nospace or alarms.corrupt
@@ -154,10 +153,10 @@ class Applier:
         if alarms.corrupt and kind in _REFUSED_WHEN_CORRUPT:
             raise Corrupt
         if kind == op_kinds.PUT:
-            put = rpc_pb2.PutRequest.FromString(payload)
             if alarms.nospace:
+                rpc_pb2.PutRequest.FromString(payload)  # its error comes first
                 raise NoSpace
-            return store.put(put)
+            return store.put_bytes(payload)
         if kind == op_kinds.TXN:
             txn = rpc_pb2.TxnRequest.FromString(payload)
             if alarms.nospace and has_puts(txn):

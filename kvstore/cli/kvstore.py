@@ -58,7 +58,7 @@ def _warn(text: str) -> None:
 
 
 @main.command()
-@click.option("--nodes", default=3, show_default=True, type=click.IntRange(1, 7))
+@click.option("--nodes", default=3, show_default=True, type=click.IntRange(1, 6))
 @click.option("--data-dir", default="kvstore-data", show_default=True, type=click.Path())
 @click.option(
     "--client-port",

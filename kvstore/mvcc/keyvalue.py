@@ -21,6 +21,9 @@ _VERSION: Final = tuple(b"\x20" + version for version in _SMALL)
 _VALUE: Final = tuple(b"\x2a" + length for length in _SMALL)
 _join: Final = b"".join
 
+_PLAIN_PUT_BYTES_MIN: Final = 6
+"""Two tags, two lengths, a key and a value of one byte."""
+
 
 def varint(number: int) -> bytes:
     """Return the protobuf varint of a 64-bit number; negative ones take ten bytes."""
@@ -57,6 +60,55 @@ def encode(
     if lease:
         return _join((*parts, b"\x30", varint(lease)))
     return _join(parts)
+
+
+def plain_put(request: bytes) -> int:
+    """Tell whether an encoded PutRequest is plain, and where the field of its key ends; 0 if not.
+
+    Plain is key and value alone, neither empty, in protobuf's canonical form and with lengths of
+    one byte and of two at most: what nearly all are. All others need a real parser.
+    """
+    size = len(request)
+    if size < _PLAIN_PUT_BYTES_MIN or request[0] != 0x0A:
+        return 0
+    key_end = request[1] + 2
+    # A longer key's length takes two bytes, the first of them above 127.
+    if not 2 < key_end < 130 or key_end + 2 >= size or request[key_end] != 0x12:
+        return 0
+    length = request[key_end + 1]
+    if length < 128:
+        return key_end if key_end + 2 + length == size else 0
+    high = request[key_end + 2]
+    # 0 would be a length in more bytes than it needs, which nobody may store.
+    if 0 < high < 128 and key_end + 3 + (length & 127 | high << 7) == size:
+        return key_end
+    return 0
+
+
+def encode_parts(
+    key_field: bytes, created: int, modified: int, version: int, sized_value: bytes
+) -> bytes:
+    """Return what `encode` does, without a lease, from a key field and a value behind its length.
+
+    Args:
+        key_field: Tag, length and key; the tag is that of PutRequest.key, too.
+        created: Create revision.
+        modified: Revision of this put.
+        version: Puts since the key was created.
+        sized_value: Length and value, not empty.
+    """
+    return _join(
+        (
+            key_field,
+            b"\x10",
+            _SMALL[created] if created < _LOW else varint(created),
+            b"\x18",
+            _SMALL[modified] if modified < _LOW else varint(modified),
+            _VERSION[version] if version < _LOW else b"\x20" + varint(version),
+            b"\x2a",
+            sized_value,
+        )
+    )
 
 
 def encode_tombstone(key: bytes) -> bytes:

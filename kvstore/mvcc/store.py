@@ -17,16 +17,16 @@ from kvstore.mvcc.compact import Purge
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound, LeaseNotFound
 from kvstore.mvcc.events import DELETE, PUT, Event, Revision, event_of, new_event
 from kvstore.mvcc.hash import HashSlices
-from kvstore.mvcc.keyvalue import encode
+from kvstore.mvcc.keyvalue import encode, encode_parts, plain_put
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.rebuild import rebuild
 from kvstore.mvcc.revision import pack_fields
+from kvstore.pb import rpc_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kvstore.mvcc.results import RangeResult, TxnResult
-    from kvstore.pb import rpc_pb2
     from kvstore.ports import Backend, Change, Table
 
 
@@ -150,6 +150,32 @@ class Store:
         self.revision = main
         self.puts += 1
         return main, prev_kv
+
+    def put_bytes(self, request: bytes) -> tuple[int, bytes | None]:
+        """Carry out an encoded PutRequest, as `put`.
+
+        A plain one, as nearly all are, is read and stored without a message object: its fields are
+        those of the record but for a tag.
+
+        Raises:
+            google.protobuf.message.DecodeError: The bytes are no PutRequest.
+            RequestError: As of `put`.
+        """
+        key_end = plain_put(request)
+        if not key_end:
+            return self.put(rpc_pb2.PutRequest.FromString(request))
+        key = request[2:key_end]
+        main = self.revision + 1
+        revision_key = pack_fields(main, b"_", 0)
+        created, version = self.index.put(key, main, revision_key)
+        record = encode_parts(request[:key_end], created, main, version, request[key_end + 1 :])
+        self.buffer.put(revision_key, record)
+        if key in self._lease_of:
+            self._move_lease(key, 0)
+        self._events.append((main, [new_event((PUT, key, record, main))]))
+        self.revision = main
+        self.puts += 1
+        return main, None
 
     def delete_range(self, request: rpc_pb2.DeleteRangeRequest) -> tuple[int, int, list[bytes]]:
         """Delete a range; return the revision, the number of keys, and their KeyValues if asked.

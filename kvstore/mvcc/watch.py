@@ -36,6 +36,10 @@ FRAGMENT_BYTES: Final = 2 * 1024 * 1024
 """Request limit plus 512 KiB of overhead, as etcd."""
 
 REVISIONS_MAX: Final = 1000
+LIVE_BATCH_BYTES: Final = 15_000
+"""Messages of one stream that are handed over together: with the last one still one DATA frame of
+the size that every HTTP/2 client takes (16 KiB), if they are as short as most are."""
+
 _WATCHERS_MAX: Final = 512
 _EVENTS_MAX: Final = 4000
 _EVENTS_READ: Final = 128
@@ -102,6 +106,7 @@ class WatchHub:
     def open(
         self,
         send: Callable[[bytes], bool],
+        send_all: Callable[[Sequence[bytes]], bool],
         authorize: Callable[[bytes, bytes | None], str | None] | None = None,
     ) -> WatchStream:
         """Serve one Watch RPC.
@@ -109,10 +114,11 @@ class WatchHub:
         Args:
             send: Queues one WatchResponse; False when the stream has more unsent than it should.
                 The message is queued then too, but watchers get nothing until `writable`.
+            send_all: As `send`, for several at once, at least one.
             authorize: Asked for each new watcher with start and end (empty: single key, None: no
                 end). Returns None to permit, or the complete gRPC status text.
         """
-        stream = WatchStream(self, send, authorize)
+        stream = WatchStream(self, send, send_all, authorize)
         self._streams[stream] = None
         return stream
 
@@ -121,6 +127,10 @@ class WatchHub:
         if changes:
             first = changes[0][0]
             assert first > self.revision
+            if not self._matcher:
+                self.revision = changes[-1][0]
+                self._progress.answer()
+                return
             match = self._matcher.match
             touched: dict[Group, list[WatchEvent]] = {}
             for _, events in changes:
@@ -361,8 +371,15 @@ class WatchHub:
     def _deliver_live(self, group: Group, events: list[WatchEvent], first: int) -> None:
         packed: dict[int, list[tuple[Piece, bytes]]] = {}
         sent = 0
+        stream: WatchStream | None = None
+        batch: list[bytes] = []
+        room_bytes = 0
         # A copy, as a stream that fills up takes its watchers out of the group.
         for watcher in tuple(group.synced):
+            if watcher.stream is not stream or room_bytes <= 0:
+                if batch and stream is not None:
+                    self._send_live(stream, batch, first)
+                stream, batch, room_bytes = watcher.stream, [], LIVE_BATCH_BYTES
             if not watcher.synced:
                 continue
             pieces = packed.get(watcher.options)
@@ -375,13 +392,24 @@ class WatchHub:
                 watcher.next = last + 1
                 watcher.quiet = False
                 sent += count
-                room = True
                 for rest in rests:
-                    room = watcher.send(head + watcher.tag + rest)
-                if not room:
-                    self.filled(watcher.stream, first)
-                    break
+                    message = head + watcher.tag + rest
+                    batch.append(message)
+                    room_bytes -= len(message)
+                if room_bytes <= 0:
+                    has_room = self._send_live(watcher.stream, batch, first)
+                    batch, room_bytes = [], LIVE_BATCH_BYTES
+                    if not has_room:
+                        break
+        if batch and stream is not None:
+            self._send_live(stream, batch, first)
         self._events_sent += sent
+
+    def _send_live(self, stream: WatchStream, batch: list[bytes], first: int) -> bool:
+        if stream.send_all(batch):
+            return True
+        self.filled(stream, first)
+        return False
 
     def _deliver_history(
         self, watcher: Watcher, head: bytes, pieces: list[Piece], last: int

@@ -8,7 +8,7 @@ from kvstore.mvcc import watch_encode
 from kvstore.pb import rpc_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from kvstore.mvcc.watch import WatchHub
     from kvstore.mvcc.watch_state import Watcher
@@ -29,9 +29,11 @@ class WatchStream:
         self,
         hub: WatchHub,
         send: Callable[[bytes], bool],
+        send_all: Callable[[Sequence[bytes]], bool],
         authorize: Callable[[bytes, bytes | None], str | None] | None,
     ) -> None:
         self.send = send
+        self.send_all = send_all
         self.watchers: dict[int, Watcher] = {}
 
         self.full = False

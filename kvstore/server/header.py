@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-_ONE_BYTE: Final = tuple(bytes([number]) for number in range(128))
-
-
-def varint(number: int) -> bytes:
-    """Return a non-negative integer as a protobuf varint."""
-    if number < 128:
-        return _ONE_BYTE[number]
-    out = bytearray()
-    while number >= 128:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+from kvstore.mvcc.keyvalue import varint
 
 
 class Headers:

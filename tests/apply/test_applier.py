@@ -147,7 +147,7 @@ def test_an_unexpected_exception_ends_the_member(
     def broken(request: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(member.state.store, "put", broken)
+    monkeypatch.setattr(member.state.store, "put_bytes", broken)
 
     with pytest.raises(ApplyFailed, match="ZeroDivisionError: a bug"):
         member.put(b"k")
@@ -160,7 +160,7 @@ def test_damaged_stored_data_ends_the_member(
     def damaged(request: object) -> None:
         raise mvcc_errors.CorruptStore("a record is missing")
 
-    monkeypatch.setattr(member.state.store, "put", damaged)
+    monkeypatch.setattr(member.state.store, "put_bytes", damaged)
 
     with pytest.raises(ApplyFailed, match="a record is missing"):
         member.put(b"k")

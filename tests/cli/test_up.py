@@ -107,8 +107,8 @@ def test_data_of_another_shape_is_refused_with_the_flags_that_fit(
 @pytest.mark.parametrize(
     ("flags", "advice"),
     [
-        (["--nodes", "0"], "0 is not in the range 1<=x<=7"),
-        (["--nodes", "8"], "8 is not in the range 1<=x<=7"),
+        (["--nodes", "0"], "0 is not in the range 1<=x<=6"),
+        (["--nodes", "7"], "7 is not in the range 1<=x<=6"),
         (["--nodes", "three"], "is not a valid integer"),
         (["--node", "3"], "--nodes"),
         (["--client-port", "0"], "0 is not in the range"),

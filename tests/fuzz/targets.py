@@ -166,6 +166,9 @@ class FuzzCall:
         rpc_pb2.WatchResponse.FromString(message)
         return True
 
+    def send_all(self, messages: Sequence[bytes]) -> bool:
+        return [self.send(message) for message in messages][-1]
+
     def finish(self, code: int = 0, text: str = "", metadata: Any = ()) -> None:
         self.answers.append((code, text))
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from google.protobuf.message import DecodeError
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvstore.mvcc import keyvalue, results
-from kvstore.mvcc.errors import CorruptStore
+from kvstore.mvcc.backend_memory import MemoryBackend
+from kvstore.mvcc.errors import CorruptStore, RequestError
+from kvstore.mvcc.store import Store
 from kvstore.pb import kv_pb2, rpc_pb2
+from tests.mvcc.watch_rig import NoLeases
 
 revisions = st.integers(1, 1 << 62) | st.sampled_from([1, 127, 128, 16383, 16384, (1 << 28) - 1])
 sizes = st.sampled_from([0, 1, 127, 128, 300, 16383, 16384, 40000])
@@ -37,6 +41,53 @@ def test_encode_is_what_protobuf_writes(
     assert keyvalue.decode(record)[:6] == (key, created, modified, version, value, lease)
     message.ClearField("value")
     assert keyvalue.without_value(record) == message.SerializeToString()
+
+
+@st.composite
+def encoded_puts(draw: st.DrawFn) -> bytes:
+    """Requests of every form: as clients write them, and as protobuf takes them, too."""
+    key, value = draw(keys | st.just(b"")), draw(values)
+    message = rpc_pb2.PutRequest(key=key, value=value)
+    for field in draw(st.lists(st.sampled_from(["lease", "prev_kv", "ignore_value"]), max_size=1)):
+        setattr(message, field, 1)
+    encoded = message.SerializeToString()
+    form = draw(st.sampled_from(["canonical"] * 4 + ["long", "repeated", "unknown", "any", "cut"]))
+    if form == "long":
+        # A length may take more bytes than it needs.
+        encoded = b"\x0a" + keyvalue.varint(len(key)) + key
+        value = value[:100] if draw(st.booleans()) else value[:20_000]
+        length = bytes((len(value) & 127 | 128, len(value) >> 7))
+        encoded += b"\x12" + (length if length[1] < 128 else b"\x00") + value
+    elif form == "repeated":
+        encoded += draw(encoded_puts())
+    elif form == "unknown":
+        encoded += b"\x7a\x01x"
+    elif form == "any":
+        encoded = draw(st.binary(max_size=12))
+    elif form == "cut":
+        encoded = encoded[: draw(st.integers(0, len(encoded)))]
+    return encoded
+
+
+@given(st.lists(encoded_puts(), min_size=1, max_size=6))
+@example([rpc_pb2.PutRequest(key=b"k" * 127 + b"\x12", value=b"v" * 17).SerializeToString()])
+def test_encoded_puts_do_what_parsed_ones_do(requests: list[bytes]) -> None:
+    quick = Store(MemoryBackend(), leases=NoLeases())
+    plain = Store(MemoryBackend(), leases=NoLeases())
+    for request in requests:
+        answers: list[object] = []
+        for put in (
+            quick.put_bytes,
+            lambda request: plain.put(rpc_pb2.PutRequest.FromString(request)),
+        ):
+            try:
+                answers.append(put(request))
+            except (RequestError, DecodeError) as error:
+                answers.append(type(error))
+        assert answers[0] == answers[1]
+        assert quick.take_events() == plain.take_events()
+    assert (quick.puts, quick.revision) == (plain.puts, plain.revision)
+    assert quick.buffer.live.records == plain.buffer.live.records
 
 
 @given(keys, revisions)

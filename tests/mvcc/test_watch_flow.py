@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import tracemalloc
+from collections.abc import Sequence
 
 import pytest
 
@@ -123,12 +124,11 @@ def test_a_stream_that_ends_while_it_is_sent_to_is_no_problem(rig: Rig) -> None:
         stream.create(b"k")
         stream.take()
 
-    def dies(message: bytes) -> bool:
+    def dies(messages: Sequence[bytes]) -> bool:
         client.stream.close()
         return False
 
-    for watcher in client.stream.watchers.values():
-        watcher.send = dies
+    client.stream.send_all = dies
     rig.put(b"k")
     rig.put(b"k")
 
@@ -336,10 +336,41 @@ def test_watchers_with_the_same_range_and_options_share_the_encoding(
     assert len(rig.hub._matcher) == 1
 
 
+def test_messages_of_one_stream_are_handed_over_together(rig: Rig) -> None:
+    first, second = rig.open(), rig.open()
+    for client in (first, second):
+        for _ in range(100):
+            client.create(b"k")
+        client.take()
+    batches: list[tuple[str, int]] = []
+    for name, client in (("first", first), ("second", second)):
+
+        def taken(messages: Sequence[bytes], name: str = name, client: Client = client) -> bool:
+            batches.append((name, len(messages)))
+            return client.send_all(messages)
+
+        client.stream.send_all = taken
+
+    rig.put(b"k", b"v" * 1000)
+
+    assert batches == [(name, count) for name in ("first", "second") for count in [15] * 6 + [10]]
+    assert len(first.take()) == len(second.take()) == 100
+
+    # A stream that fills up gets nothing more, and what it missed comes from the store.
+    first.room = 20_000
+    rig.put(b"k", b"w" * 1000)
+
+    assert len(first.take()) == 30
+    assert len(second.take()) == 100
+    first.drained()
+    rig.catch_up()
+    assert sorted(response.watch_id for response in first.take()) == list(range(30, 100))
+
+
 def test_a_watcher_takes_less_than_a_kibibyte() -> None:
     store = Store(Rig().backend, leases=NoLeases())
     hub = WatchHub(store, lambda revision: b"")
-    stream = hub.open(lambda message: True)
+    stream = hub.open(lambda message: True, lambda messages: True)
     requests = [
         rpc_pb2.WatchRequest(
             create_request=rpc_pb2.WatchCreateRequest(key=b"/registry/pods/default/%032d" % number)

@@ -10,7 +10,7 @@ from kvstore.mvcc.watch import WatchHub
 from kvstore.pb import rpc_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from kvstore.mvcc.watch_stream import WatchStream
 
@@ -44,7 +44,7 @@ class Client:
         """Bytes until `send` says that the stream is full."""
 
         self.unread: list[rpc_pb2.WatchResponse] = []
-        self.stream: WatchStream = hub.open(self.send, **options)
+        self.stream: WatchStream = hub.open(self.send, self.send_all, **options)
 
     def send(self, message: bytes) -> bool:
         assert type(message) is bytes
@@ -54,6 +54,9 @@ class Client:
         self.unread.append(response)
         self.room -= len(message)
         return self.room > 0
+
+    def send_all(self, messages: Sequence[bytes]) -> bool:
+        return [self.send(message) for message in messages][-1]
 
     def drained(self, room: int = 1 << 62) -> None:
         """Read everything; the stream may send again."""

@@ -20,7 +20,10 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 class Echo:
-    """A bidirectional stream: every message comes back; `fail` ends it with an error."""
+    """A bidirectional stream: every message comes back; `fail` ends it with an error.
+
+    `all N` is answered with `numbered_parts(N)`, handed over together.
+    """
 
     def __init__(self, call: Call, log: list[str]) -> None:
         self.call = call
@@ -31,6 +34,8 @@ class Echo:
             self.call.fail(9, "asked to fail", [(b"why-bin", b"\x00\x01"), (b"why", b"text")])
         elif data == b"raise":
             raise RuntimeError("a bug in a handler")
+        elif data.startswith(b"all "):
+            self.log.append(f"room {self.call.send_all(numbered_parts(int(data[4:])))}")
         else:
             self.call.send(data)
 

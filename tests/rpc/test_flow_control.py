@@ -76,6 +76,42 @@ def wire_rest(wire: Wire, stream: int) -> tuple[None, bytes, dict[str, str]]:
             return None, body, got.fields
 
 
+@pytest.mark.parametrize("count", [1, 7, 300])
+@pytest.mark.parametrize("window", [2**31 - 1, 1000, 10])
+def test_messages_sent_together_arrive_as_if_alone(
+    served: Running, window: int, count: int
+) -> None:
+    with Wire(served.port) as wire:
+        wire.hello(settings(window=window))
+        wire.send(window_update(0, HUGE), wire.call(1, b"all %d" % count, "/t.Test/Chat"))
+        expected = b"".join(map(message, numbered_parts(count)))
+        if len(expected) <= window:
+            _, body, trailers = wire.response(1)
+        else:
+            body = body_for_now(wire, 1)
+            assert body == expected[:window]
+            wire.send(window_update(1, 2**31 - 1 - window))
+            _, rest, trailers = wire_rest(wire, 1)
+            body += rest
+        assert body == expected
+        assert trailers == {"grpc-status": "0"}
+        route = served.run(lambda: served.service.calls[0].head.route)
+        if route is not None:
+            assert route.sent == count
+
+
+def test_room_is_told_of_messages_sent_together(served: Running) -> None:
+    with Wire(served.port) as wire:
+        wire.hello(settings(window=0))
+        for stream, count in ((1, 3), (3, 1500)):  # 1.5 KB and 3 MB, no window for either
+            wire.send(wire.call(stream, b"all %d" % count, "/t.Test/Chat"))
+        assert body_for_now(wire, 1) == b""
+        assert [line for line in served.service.log if line.startswith("room")] == [
+            "room True",
+            "room False",
+        ]
+
+
 def test_window_of_zero_sends_headers_only(served: Running) -> None:
     with Wire(served.port) as wire:
         wire.hello(settings(window=0))

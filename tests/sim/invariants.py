@@ -257,14 +257,17 @@ class Invariants:
 
     # --- messages that leave ---
 
+    def leads(self, message: Message, disk: Disk) -> None:
+        """Check that nobody leads in a term that it could forget."""
+        if disk.hard_state.term < message.term:
+            self.fail(DURABLE_FIRST, f"{message} leaves, the disk has term {disk.hard_state.term}")
+
     def leaving(self, message: Message, disk: Disk) -> None:
         """Check that what a message promises is already durable (paper figure 2)."""
         kind = type(message)
         state = disk.hard_state
         if kind is AppendRequest or kind is Heartbeat:
-            # Nobody may lead in a term that it could forget.
-            if state.term < message.term:
-                self.fail(DURABLE_FIRST, f"{message} leaves, the disk has term {state.term}")
+            self.leads(message, disk)
         elif kind is AppendResponse:
             assert isinstance(message, AppendResponse)
             # A rejection promises nothing. If the disk is in a later term already, one fsync served

@@ -16,6 +16,7 @@ from kvstore.mvcc.check import (
     is_read_only,
 )
 from kvstore.mvcc.errors import RequestError
+from kvstore.mvcc.keyvalue import plain_put, varint
 from kvstore.mvcc.range import RangeSlices
 from kvstore.mvcc.results import (
     encode_range_chunk,
@@ -26,7 +27,6 @@ from kvstore.mvcc.store import Store
 from kvstore.pb import rpc_pb2
 from kvstore.rpc import Call
 from kvstore.server.errors import Code
-from kvstore.server.header import varint
 from kvstore.server.histogram import Series
 from kvstore.server.services.base import Routes, fail, parse, with_header
 from kvstore.server.services.writes import Writes
@@ -97,14 +97,15 @@ class KvService:
     # writes
 
     def _put(self, call: Call, data: bytes) -> None:
-        request = parse(call, rpc_pb2.PutRequest.FromString, data)
-        if request is None:
-            return
-        try:
-            check_put(request)
-        except RequestError as error:
-            fail(call, error)
-            return
+        if not plain_put(data):  # else there is nothing to refuse
+            request = parse(call, rpc_pb2.PutRequest.FromString, data)
+            if request is None:
+                return
+            try:
+                check_put(request)
+            except RequestError as error:
+                fail(call, error)
+                return
         if self._writes.has_room(call, PUT_OVERHEAD + len(data)):
             self._writes.submit_put(call, data)
 

@@ -142,6 +142,13 @@ class SessionCall:
         self.reply(message)
         return False
 
+    def send_all(self, messages: Sequence[bytes]) -> bool:
+        """Queue several messages, as `send` does each."""
+        room = False
+        for message in messages:
+            room = self.send(message)
+        return room
+
     def finish(
         self, code: int = 0, text: str = "", metadata: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:

@@ -73,7 +73,7 @@ class WatchCall:
         """Open a watch stream that sends on `call`."""
         self._service = service
         self._call = call
-        self._stream: WatchStream | None = service.hub.open(call.send)
+        self._stream: WatchStream | None = service.hub.open(call.send, call.send_all)
         self.needs_leader = call.metadata(b"hasleader") == b"true"
 
     def message(self, data: bytes) -> None:

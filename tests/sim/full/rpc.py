@@ -127,6 +127,9 @@ class StreamCall:
             return False
         return True
 
+    def send_all(self, messages: Sequence[bytes]) -> bool:
+        return [self.send(message) for message in messages][-1]
+
     def finish(
         self, code: int = 0, text: str = "", metadata: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
