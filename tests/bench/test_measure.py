@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 
 from bench import failover, gate, h2load, messages, million, scenarios
 from bench import measure as measuring
-from bench.clusters import ETCD, KINDS, KVSTORE, Cluster
+from bench.clusters import ETCD, KINDS, KVSTORE, Cluster, ClusterError
 from bench.load import Load, Outcome, key
 from bench.measure import Ceilings, Driver, measure, preload, too_slow
 from bench.profiles import CALLS
@@ -87,6 +88,21 @@ def test_puts_that_did_not_happen_are_found(
     sample = measure("P1", cluster, Driver("generator", LOAD), Ceilings(0.3), 0)
 
     assert any("the revision moved by" in problem for problem in sample.problems)
+
+
+def test_a_member_that_ends_meanwhile_is_found() -> None:
+    # The other two go on, and faster: nothing else would tell.
+    with Cluster(ETCD) as cluster:
+        follower = cluster.followers()[0]
+        killer = threading.Timer(1.0, follower.kill)
+        killer.start()
+
+        with pytest.raises(ClusterError, match=f"{follower.name} ended"):
+            measure(
+                "P1", cluster, Driver("generator", replace(LOAD, seconds=3.0)), Ceilings(0.1), 0
+            )
+
+        killer.join()
 
 
 @pytest.mark.h2load
