@@ -13,6 +13,7 @@ import contextlib
 import queue
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -398,6 +399,7 @@ def main() -> None:
     parser.add_argument("--size-max", type=int, default=10**9, help="leaves out larger sizes")
     parser.add_argument("--name", default="growth", help="of the result files")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that data is removed
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in DIMENSIONS]:
         parser.error(f"no such dimension: {unknown[0]}; there are {', '.join(DIMENSIONS)}")

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def run_registry(kind: str, seconds: float, data_root: str | None) -> Outcome:
     with Cluster(kind, data_root=data_root) as cluster:
         members = [cluster.leader(), *cluster.followers()]
         driver = Driver("program", load, tasks=IN_FLIGHT)
-        return driver.run([member.target for member in members], kind)[0]
+        outcome, _ = driver.run([member.target for member in members], kind)
+        cluster.ensure_running()
+        return outcome
 
 
 def run_zookeeper(seconds: float, data_root: str | None) -> Outcome:
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--data-root", default=None, help="folder on the disk to measure")
     parser.add_argument("--name", default="rivals", help="of the result files")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that data is removed
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()] or [*SYSTEMS]
     if unknown := [name for name in wanted if name not in SYSTEMS]:
         parser.error(f"no such system: {unknown[0]}; there are {', '.join(SYSTEMS)}")

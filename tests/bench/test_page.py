@@ -173,3 +173,15 @@ def test_what_is_kept_is_whole(tmp_path: Path) -> None:
     assert [part.name for part in Run.load(tmp_path).parts] == [part.name for part in run.parts]
     assert json.loads((tmp_path / FILE).read_text())["schema"] == "kvstore-bench/1"
     assert [file.name for file in tmp_path.iterdir()] == [FILE]
+
+
+def test_another_form_of_ours_is_judged_by_itself() -> None:
+    rates = {KVSTORE: [150.0], "kvstore-compiled": [250.0], ETCD: [100.0]}
+    run = run_of(row("P1-uniform", rates))
+    run.settings["systems"] = [*rates]
+
+    pure, compiled = rows_with(run, "put, 10 k keys, 10 x 50: rate")
+
+    assert "first reached, goal missed" in words(pure)
+    assert "goal reached" in words(compiled)
+    assert "2.5x" in words(compiled)
