@@ -70,11 +70,11 @@ fuzz: setup ## fuzz everything that takes bytes from outside for MINUTES; ARGS="
 	@$(PY) -m pip install -q --disable-pip-version-check --only-binary :all: "atheris>=3.0" || echo "no atheris: mutating at random"
 	@$(PY) -m tests.fuzz --seconds $$(( $(MINUTES) * 60 )) $(ARGS)
 
-bench: setup ## benchmark beside etcd, results in bench/results
+bench: setup ## all targets beside etcd and others, with a page in bench/results (ARGS="--quick", "--growth"; docs/bench.md)
 	@$(PY) -m bench $(ARGS)
 
-bench-report: setup ## a short benchmark report (about a minute)
-	@$(PY) -m bench --ci
+bench-report: setup ## a short benchmark report (about two minutes), with a page in build/bench
+	@$(PY) -m bench --ci --results build/bench
 
 micro: setup ## microbenchmarks of the hot parts, in microseconds per operation
 	@$(PY) -m pytest -q -s bench/micro $(ARGS)

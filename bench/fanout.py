@@ -62,9 +62,10 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
             flood = _measure(leader, streams, watchers, [0.0] * max(20, round(FLOOD_PUTS * scale)))
             pauses = [PACE_S] * max(20, round(PACED_PUTS * scale))
             paced = _measure(leader, streams, watchers, pauses)
+            cluster.ensure_running()
         found[f"{name} events/s"] = round(flood["events"] / flood["seconds"])
         found[f"{name} receiver busy"] = flood["busy"]
-        for point in ("p50", "p99", "max"):
+        for point in ("p50", "p90", "p99", "p99.9", "max"):
             found[f"{name} delivery {point} ms"] = paced["delivery_ms"][point]
         if problems := flood["problems"] + paced["problems"]:
             found[f"{name} problems"] = "; ".join(problems[:5])

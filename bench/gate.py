@@ -41,6 +41,7 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
                     problems += ceilings.check(_driver(load, seconds), kind, outcome.rate)
                 if problems:
                     found[f"{name}: problems"] = "; ".join(problems)
+                cluster.ensure_running()
     found["target"] = f"put p99 <= {PUT_P99_MAX_MS:.0f} ms, no election, {seconds:.0f} s each"
     return found
 

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from typing import cast
@@ -57,7 +58,7 @@ class Run:
         share = load.put_share
         self.blocks: BlockSequence = sequence(load.profile, put_share=share)
         self.requests = (draws(load, 0) if share else [], draws(load, 1) if share < 1 else [])
-        self.numbers = count()
+        self.numbers = count(load.first_key)
         self.outcome = Outcome()
         self.errors: Counter[str] = Counter()
         self.latencies: tuple[list[float], list[float]] = ([], [])
@@ -116,7 +117,6 @@ class Connection(asyncio.Protocol):
         # Not an isinstance check: uvloop's transport does not derive from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(opening(client=True))
-        self.launch(self._run.load.streams)
 
     def connection_lost(self, exc: Exception | None) -> None:
         run = self._run
@@ -297,17 +297,13 @@ def _explain(headers: dict[bytes, bytes]) -> str:
     return f"grpc-status {status}: {text}"
 
 
-async def execute(load: Load) -> Outcome:
-    """Run the load and return what was measured."""
+async def connect(run: Run) -> list[Connection]:
+    """Make the run's connections, then let all of them send."""
     loop = asyncio.get_running_loop()
-    run = Run(load)
-    outcome = run.outcome
     connections: list[Connection] = []
-    began = time.perf_counter()
-    run.measuring = bool(load.requests)
-    cpu = time.process_time()
-    for number in range(load.connections):
-        host, _, port = load.targets[number % len(load.targets)].rpartition(":")
+    targets = run.load.targets
+    for number in range(run.load.connections):
+        host, _, port = targets[number % len(targets)].rpartition(":")
         connection = Connection(run, number)
         connections.append(connection)
         await loop.create_connection(
@@ -315,6 +311,32 @@ async def execute(load: Load) -> Outcome:
             host,
             int(port),
         )
+    # Not before: thousands that are at work would leave the next no turn of the loop.
+    for connection in connections:
+        connection.launch(run.load.streams)
+    return connections
+
+
+async def finish(run: Run, connections: Sequence[Connection]) -> None:
+    """Send nothing more, wait for the answers under way, close."""
+    run.stopping = True
+    run.settle()
+    try:
+        await asyncio.wait_for(run.idle.wait(), DRAIN_S)
+    except TimeoutError:
+        run.outcome.unanswered += run.in_flight
+    for connection in connections:
+        connection.close()
+
+
+async def execute(load: Load) -> Outcome:
+    """Run the load and return what was measured."""
+    run = Run(load)
+    outcome = run.outcome
+    began = time.perf_counter()
+    run.measuring = bool(load.requests)
+    cpu = time.process_time()
+    connections = await connect(run)
     if load.requests:
         await run.idle.wait()
         outcome.seconds = time.perf_counter() - began
@@ -326,14 +348,7 @@ async def execute(load: Load) -> Outcome:
         run.measuring = False
         outcome.seconds = time.perf_counter() - began
     outcome.cpu_s = time.process_time() - cpu
-    run.stopping = True
-    run.settle()
-    try:
-        await asyncio.wait_for(run.idle.wait(), DRAIN_S)
-    except TimeoutError:
-        outcome.unanswered += run.in_flight
-    for connection in connections:
-        connection.close()
+    await finish(run, connections)
     puts, ranges = run.latencies
     outcome.operations = len(puts) + len(ranges)
     outcome.rate = outcome.operations / outcome.seconds

@@ -12,23 +12,28 @@ import asyncio
 import contextlib
 import queue
 import random
+import shutil
+import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
-from typing import Self
+from typing import Any, Self
 
 import grpc
+import psutil
 import uvloop
 
 from bench import messages, process
-from bench.clusters import KVSTORE, Cluster, choose_ports
-from bench.idle import affordable
-from bench.load import key
+from bench.clusters import KVSTORE, QUOTA_BYTES, Cluster, choose_ports
+from bench.generator import Run, connect, finish
+from bench.idle import affordable, idle_connection
+from bench.load import Load, key
 from bench.machine import facts
 from bench.measure import preload
 from bench.report import Report, show, write
@@ -45,6 +50,13 @@ MORE_VERSIONS = 640
 GROWTH_MAX = 0.2
 """Of an operation that should not grow: what logarithms and caches of the processor explain."""
 
+KEYS = 10_000
+"""That the clients put and get."""
+
+KEY_MEMORY_BYTES, KEY_DISK_BYTES = 512, 1024
+"""What a key of 32 + 256 bytes takes at most: of a member's memory, of its store and log."""
+
+MEANING = "growth g: cost ~ size^g between the first and the last size"
 COLUMNS = (
     "holding",
     "operation",
@@ -65,6 +77,12 @@ class Series:
 
     costs_us: dict[int, float] = field(default_factory=dict)
     command: str = ""
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Self:
+        """Return the series that `asdict` took apart; JSON has made texts of the sizes."""
+        costs = {int(size): cost for size, cost in data["costs_us"].items()}
+        return cls(**data | {"costs_us": costs})
 
     @property
     def growth(self) -> float:
@@ -128,8 +146,10 @@ async def member(seconds: float) -> AsyncIterator[Member]:
 class Table:
     """Collects the series in order of appearance."""
 
-    def __init__(self, holding: str) -> None:
+    def __init__(self, holding: str, changed: Callable[[Table], None] = lambda _: None) -> None:
+        """Begin without a cost; `changed` hears of each one that is added."""
         self._holding = holding
+        self._changed = changed
         self.series: dict[str, Series] = {}
 
     def add(self, operation: str, size: int, cost_us: float, *, flat: bool = True) -> None:
@@ -137,15 +157,17 @@ class Table:
         series = self.series.setdefault(operation, Series(self._holding, operation, flat))
         series.costs_us[size] = cost_us
         print(f"{self._holding} {size:,}: {operation} {cost_us:,.1f} us", flush=True)
+        self._changed(self)
 
 
 async def by_keys(table: Table, sizes: Sequence[int], seconds: float) -> None:
     """Cost of single operations while the store holds more and more keys."""
     rng = random.Random(1)
     async with member(seconds) as one:
-        client, value = one.client, b"v" * 256
+        client, value, loaded = one.client, b"v" * 256, 0
         for size in sizes:
-            await asyncio.to_thread(preload, one.cluster, size)
+            await asyncio.to_thread(preload, one.cluster, size, first=loaded)
+            loaded = size
 
             def any_key(size: int = size) -> bytes:
                 return key(rng.randrange(size))
@@ -180,6 +202,42 @@ async def by_value(table: Table, sizes: Sequence[int], seconds: float) -> None:
             table.add("put", size, await put, flat=False)
             get = one.cost_us(partial(client.get, key(1)), times=times)
             table.add("get", size, await get, flat=False)
+
+
+async def by_clients(table: Table, sizes: Sequence[int], seconds: float) -> None:
+    """Cost of operations of more and more clients at once, and of a few among many idle ones.
+
+    A client is a connection of its own with one operation under way.
+    """
+    async with member(seconds) as one:
+        target, pid = one.cluster.leader().target, one.pid
+        await asyncio.to_thread(preload, one.cluster, KEYS)
+        for size in sizes:
+            load = Load([target], connections=size, streams=1, keys=KEYS)
+            puts = await _cost_of_load_us(pid, load, seconds)
+            table.add("put, all at once", size, puts)
+            gets = await _cost_of_load_us(pid, replace(load, put_share=0.0), seconds)
+            table.add("get, all at once", size, gets)
+            with ExitStack() as stack:
+                for _ in range(size):
+                    stack.enter_context(idle_connection(one.cluster.leader()))
+                await asyncio.sleep(seconds)  # what came and went before is over then
+                put = one.cost_us(lambda: one.client.put(key(1), b"v" * 256))
+                table.add("put, those idle", size, await put)
+
+
+async def _cost_of_load_us(pid: int, load: Load, seconds: float) -> float:
+    """Return the member's CPU per operation once all connections are there."""
+    run = Run(load)
+    connections = await connect(run)
+    await asyncio.sleep(seconds / 3)
+    before, done = process.cpu_s(pid), run.outcome.acknowledged
+    await asyncio.sleep(seconds)
+    spent_s, done = process.cpu_s(pid) - before, run.outcome.acknowledged - done
+    await finish(run, connections)
+    if run.errors or run.outcome.unanswered:
+        raise RuntimeError(f"{load.connections} clients: {run.errors}, {run.outcome.problems()}")
+    return 1e6 * max(TICK_S, spent_s) / max(1, done)
 
 
 async def by_watchers(table: Table, sizes: Sequence[int], seconds: float) -> None:
@@ -296,13 +354,41 @@ async def by_history(table: Table, sizes: Sequence[int], seconds: float) -> None
 
 Dimension = Callable[[Table, Sequence[int], float], Coroutine[None, None, None]]
 DIMENSIONS: dict[str, tuple[Dimension, tuple[int, ...]]] = {
-    "keys": (by_keys, (10_000, 100_000, 1_000_000)),
+    "keys": (by_keys, (10_000, 100_000, 1_000_000, 5_000_000)),
     "value bytes": (by_value, (16, 256, 4096, 65_536, 1 << 20)),
+    "clients": (by_clients, (1, 10, 100, 1000, 5000)),
     "watchers": (by_watchers, (10, 100, 1000, 10_000, 100_000)),
     "leases": (by_leases, (1000, 10_000, 100_000)),
     "puts in a transaction": (by_txn, (1, 8, 64, 128)),
     "versions of a key": (by_history, (1000, 10_000, 100_000)),
 }
+
+
+def fitting(name: str, size_max: int = 10**9) -> tuple[list[int], list[str]]:
+    """Return the sizes of a dimension that fit this machine, and which were left out and why."""
+    fits, left_out = [], []
+    for size in DIMENSIONS[name][1]:
+        if why := "larger than asked for" if size > size_max else _too_large(name, size):
+            left_out.append(f"growth, {size:,} {name} left out: {why}")
+        else:
+            fits.append(size)
+    return fits, left_out
+
+
+def _too_large(name: str, size: int) -> str:
+    if name == "clients" and (files := affordable(2 * size)) < 2 * size:
+        return f"this process may open {files:,} connections, the idle ones included {2 * size:,}"
+    if name == "keys":
+        for what, wanted, there in (
+            ("memory", size * KEY_MEMORY_BYTES, psutil.virtual_memory().available),
+            ("disk", size * KEY_DISK_BYTES, shutil.disk_usage(tempfile.gettempdir()).free),
+            ("quota", size * KEY_DISK_BYTES, QUOTA_BYTES),
+        ):
+            if wanted > there:
+                return (
+                    f"they want {wanted / 2**30:.1f} GiB of {what}, {there / 2**30:.1f} are there"
+                )
+    return ""
 
 
 def main() -> None:
@@ -313,20 +399,20 @@ def main() -> None:
     parser.add_argument("--size-max", type=int, default=10**9, help="leaves out larger sizes")
     parser.add_argument("--name", default="growth", help="of the result files")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that data is removed
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in DIMENSIONS]:
         parser.error(f"no such dimension: {unknown[0]}; there are {', '.join(DIMENSIONS)}")
-    affordable(2000)
     command = f"python -m bench.growth {' '.join(sys.argv[1:])}".strip()
     report: Report[Series] = Report(facts(None), command)
     for name in wanted or DIMENSIONS:
-        dimension, sizes = DIMENSIONS[name]
+        sizes, left_out = fitting(name, arguments.size_max)
+        report.notes += left_out
         table = Table(name)
-        chosen = [size for size in sizes if size <= arguments.size_max]
-        uvloop.run(dimension(table, chosen, arguments.seconds))
+        uvloop.run(DIMENSIONS[name][0](table, sizes, arguments.seconds))
         report.samples += table.series.values()
     rows = [series.row() for series in report.samples]
-    report.notes.append("growth g: cost ~ size^g between the first and the last size")
+    report.notes.append(MEANING)
     show(report, rows, COLUMNS)
     print(f"written: {write(report, rows, arguments.name, COLUMNS)}")
 

@@ -33,7 +33,7 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
         with ExitStack() as stack:
             before = settled_bytes(leader)
             for _ in range(connections):
-                stack.enter_context(_connect(leader))
+                stack.enter_context(idle_connection(leader))
             per_connection = (settled_bytes(leader) - before) / connections
         term = cluster.term()
     return {
@@ -61,7 +61,7 @@ def settled_bytes(member: Member) -> int:
     return process.memory(member.pid).anonymous_bytes
 
 
-def _connect(member: Member) -> socket.socket:
+def idle_connection(member: Member) -> socket.socket:
     """Return a connection that has gone through HTTP/2's exchange of settings."""
     connection = socket.create_connection(("127.0.0.1", member.ports.client), WAIT_S)
     connection.sendall(opening(client=True))

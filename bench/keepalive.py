@@ -30,6 +30,7 @@ def run(kind: str, *, data_root: str | None, scale: float = 1.0) -> dict[str, ob
     with Cluster(kind, data_root=data_root) as cluster:
         leader = cluster.leader()
         renewing = asyncio.run(_renew(cluster, leader.target, leases, seconds))
+        cluster.ensure_running()
         return {
             "leases": leases,
             "renewals/s": round(renewing["renewals"] / seconds),

@@ -51,6 +51,9 @@ class Load:
     distribution: str = "uniform"
     """uniform, zipf, one, or sequence: key n for the n-th request, to load a store."""
 
+    first_key: int = 0
+    """Of a sequence."""
+
     value_bytes: int = 256
     """0: from 16 B to 64 KiB, each size class equally likely."""
 

@@ -200,7 +200,10 @@ class Sample:
 def measure(
     workload: str, cluster: Cluster, driver: Driver, ceilings: Ceilings, number: int
 ) -> Sample:
-    """Run the driver on an awake cluster and check what it says against the store."""
+    """Run the driver on an awake cluster and check what it says against the store.
+
+    Raises ClusterError when a member ended meanwhile.
+    """
     ceiling = ceilings.rate(driver, cluster.kind)
     leader, followers = cluster.leader(), cluster.followers()
     members = [leader, *followers]
@@ -211,6 +214,7 @@ def measure(
     before = [process.cpu_s(member.pid) for member in members]
     outcome, command = driver.run(targets, cluster.kind)
     after = [process.cpu_s(member.pid) for member in members]
+    cluster.ensure_running()
     moved = cluster.revision() - revision
 
     problems = outcome.problems()
@@ -245,12 +249,28 @@ LOADING = Load(targets=[], connections=8, streams=32)
 """How `preload` drives."""
 
 
-def preload(cluster: Cluster, keys: int, value_bytes: int = 256) -> Outcome:
-    """Write keys 0 to `keys` - 1 once each. Raises DriverError when one is not acknowledged."""
-    load = replace(LOADING, requests=keys, distribution="sequence", value_bytes=value_bytes)
-    outcome, _ = Driver("generator", load).run([cluster.leader().target], cluster.kind)
-    if outcome.problems() or outcome.acknowledged_puts != keys:
-        raise DriverError(
-            f"loading {keys} keys: {outcome.acknowledged_puts} acknowledged, {outcome.problems()}"
-        )
-    return outcome
+LOADING_MAX = 1_000_000
+"""Keys to one run of the generator: it keeps every latency, and may not take for ever."""
+
+
+def preload(cluster: Cluster, keys: int, value_bytes: int = 256, *, first: int = 0) -> Outcome:
+    """Write keys `first` to `keys` - 1 once each. Raises DriverError when one fails.
+
+    Returns the sum of what came of it; latencies are those of the last million.
+    """
+    target, total = [cluster.leader().target], Outcome()
+    for start in range(first, keys, LOADING_MAX):
+        count = min(LOADING_MAX, keys - start)
+        load = replace(LOADING, requests=count, distribution="sequence", value_bytes=value_bytes)
+        driver = Driver("generator", replace(load, first_key=start))
+        outcome, _ = driver.run(target, cluster.kind)
+        if outcome.problems() or outcome.acknowledged_puts != count:
+            raise DriverError(
+                f"loading keys from {start}: {outcome.acknowledged_puts} of {count} acknowledged, "
+                f"{outcome.problems()}"
+            )
+        outcome.seconds += total.seconds
+        outcome.acknowledged_puts += total.acknowledged_puts
+        outcome.rate = outcome.acknowledged_puts / outcome.seconds
+        total = outcome
+    return total

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from bench import process
 from bench.clusters import ETCD, KVSTORE, Cluster, available, free_ports
@@ -48,7 +50,13 @@ class Sample:
     system: str
     client: str
     outcome: Outcome
+    round: int = 0
     command: str = ""
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Self:
+        """Return the sample that `asdict` took apart."""
+        return cls(**data | {"outcome": Outcome(**data["outcome"])})
 
 
 def run_registry(kind: str, seconds: float, data_root: str | None) -> Outcome:
@@ -57,7 +65,9 @@ def run_registry(kind: str, seconds: float, data_root: str | None) -> Outcome:
     with Cluster(kind, data_root=data_root) as cluster:
         members = [cluster.leader(), *cluster.followers()]
         driver = Driver("program", load, tasks=IN_FLIGHT)
-        return driver.run([member.target for member in members], kind)[0]
+        outcome, _ = driver.run([member.target for member in members], kind)
+        cluster.ensure_running()
+        return outcome
 
 
 def run_zookeeper(seconds: float, data_root: str | None) -> Outcome:
@@ -127,16 +137,28 @@ def _folder(data_root: str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _missing(system: str) -> str | None:
-    """Return why a system cannot run here, or None."""
+def missing(system: str) -> str | None:
+    """Return why a system cannot run here and the commands that install it, or None."""
     if system in (KVSTORE, ETCD):
         return available(system)
+    found = []
+    if system == "zookeeper" and not (shutil.which("java") and (JARS / "zookeeper.jar").exists()):
+        found.append("ZooKeeper is not installed: apt-get install zookeeper default-jre-headless")
     module = {"zookeeper": "kazoo", "pysyncobj": "pysyncobj"}[system]
     if importlib.util.find_spec(module) is None:
-        return f"{module} is not installed (pip install -e .[rivals])"
-    if system == "zookeeper" and not (shutil.which("java") and (JARS / "zookeeper.jar").exists()):
-        return "ZooKeeper is not installed (Debian packages zookeeper and a Java runtime)"
-    return None
+        found.append(f"{module} is not installed: .venv/bin/pip install -e '.[rivals]'")
+    return "; ".join(found) or None
+
+
+def zookeeper_version() -> str:
+    """Return the version in the name of the installed jar."""
+    return (JARS / "zookeeper.jar").resolve().stem.removeprefix("zookeeper-")
+
+
+def measure(system: str, number: int, seconds: float, data_root: str | None) -> Sample:
+    """Return what one run of a system found."""
+    client, run = SYSTEMS[system]
+    return Sample(system, client, run(seconds, data_root), number)
 
 
 Run = Callable[[float, str | None], Outcome]
@@ -192,21 +214,21 @@ def main() -> None:
     parser.add_argument("--data-root", default=None, help="folder on the disk to measure")
     parser.add_argument("--name", default="rivals", help="of the result files")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that data is removed
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()] or [*SYSTEMS]
     if unknown := [name for name in wanted if name not in SYSTEMS]:
         parser.error(f"no such system: {unknown[0]}; there are {', '.join(SYSTEMS)}")
     command = f"python -m bench.rivals {' '.join(sys.argv[1:])}".strip()
     report: Report[Sample] = Report(facts(arguments.data_root), command)
-    missing = {system: reason for system in wanted if (reason := _missing(system))}
-    report.notes += [f"{system} not measured: {reason}" for system, reason in missing.items()]
-    systems = [system for system in wanted if system not in missing]
+    absent = {system: reason for system in wanted if (reason := missing(system))}
+    report.notes += [f"{system} not measured: {reason}" for system, reason in absent.items()]
+    systems = [system for system in wanted if system not in absent]
     for number in range(arguments.rounds):
         # None is always the first: the machine's speed drifts.
         for system in systems if number % 2 == 0 else reversed(systems):
-            client, run = SYSTEMS[system]
-            outcome = run(arguments.seconds, arguments.data_root)
-            report.samples.append(Sample(system, client, outcome))
-            print(f"{system} round {number + 1}: {outcome.rate:,.0f}/s", flush=True)
+            sample = measure(system, number, arguments.seconds, arguments.data_root)
+            report.samples.append(sample)
+            print(f"{system} round {number + 1}: {sample.outcome.rate:,.0f}/s", flush=True)
     table = rows(report.samples)
     show(report, table, COLUMNS)
     print(f"written: {write(report, table, arguments.name, COLUMNS)}")

@@ -23,3 +23,17 @@ SCENARIOS: dict[str, Scenario] = {
     "idle": idle.run,
     "tls": reconnect.run,
 }
+
+TITLES = {
+    "gate": "reads from 500 in flight saturate a member, puts go on",
+    "P8": "the leader is killed again and again",
+    "P5": "many watchers on one prefix",
+    "P6": "a million keys",
+    "P7": "10,000 leases kept alive",
+    "idle": "memory of idle connections and watchers",
+    "tls": "a thousand TLS clients at once",
+}
+"""What each measures."""
+
+ONCE = ("idle", "tls")
+"""Those that measure memory and times far from any limit: rounds would tell the same."""

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.growth import DIMENSIONS, Series, Table
+from bench import growth
+from bench.growth import DIMENSIONS, Series, Table, fitting
 
 
 def series(flat: bool, *costs_us: float) -> Series:
@@ -43,3 +44,23 @@ def test_each_dimension_measures_every_size(name: str) -> None:
     for measured in table.series.values():
         assert list(measured.costs_us) == [16, 32]
         assert all(cost > 0 for cost in measured.costs_us.values())
+
+
+def test_sizes_that_do_not_fit_are_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(growth, "QUOTA_BYTES", 2 << 30)
+    monkeypatch.setattr(growth, "affordable", lambda wanted: min(wanted, 5000))
+
+    keys, left_out = fitting("keys")
+    clients, too_many = fitting("clients")
+    few, asked = fitting("leases", 1000)
+
+    assert keys == [10_000, 100_000, 1_000_000]
+    assert left_out == [
+        "growth, 5,000,000 keys left out: they want 4.8 GiB of quota, 2.0 are there"
+    ]
+    assert clients == [1, 10, 100, 1000]
+    assert "5,000 clients left out: this process may open 5,000 connections" in too_many[0]
+    assert few == [1000]
+    assert len(asked) == 2

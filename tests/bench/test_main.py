@@ -45,6 +45,13 @@ def test_the_command_line_chooses_rows() -> None:
     assert scenarios == ["P8"]
     assert {row.name for row in brief} >= {"P1-h2load", "P1-uniform", "P3-serializable"}
     assert none == []
+    quick_rows, quick = chosen(parse(["--quick"]))
+    assert {row.name.split("-")[0] for row in quick_rows} == {"P1", "P2", "P3", "P4"}
+    assert quick == ["gate", "P8", "P5", "P6", "P7", "rivals"]
+    assert "growth-keys" not in chosen(parse([]))[1]
+    assert {"rivals", "growth-keys"} <= {*chosen(parse(["--growth"]))[1]}
+    assert chosen(parse(["--only", "P8", "--growth"]))[1][:2] == ["P8", "growth-keys"]
+    assert chosen(parse(["--only", "growth"]))[1][:2] == ["growth-keys", "growth-value-bytes"]
     with pytest.raises(SystemExit, match=r"no such workload: P77; there are P1-h2load, .*, P8, "):
         chosen(parse(["--only", "P1,P77"]))
 
@@ -64,8 +71,8 @@ def test_a_missing_system_is_noted_or_refused(monkeypatch: pytest.MonkeyPatch) -
         command_line, "available", lambda kind: "etcd is not here" if kind == ETCD else None
     )
 
-    assert systems([]) == ([KVSTORE], ["etcd not measured: etcd is not here"])
-    assert systems([KVSTORE]) == ([KVSTORE], [])
+    assert systems([]) == ([KVSTORE], {ETCD: "etcd is not here"})
+    assert systems([KVSTORE]) == ([KVSTORE], {})
     with pytest.raises(SystemExit, match="etcd is not here"):
         systems([ETCD])
     with pytest.raises(SystemExit, match="etcd is not here"):
@@ -101,11 +108,13 @@ def test_nothing_to_measure_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_stopped_benchmark_leaves_nothing_behind(
     row: str, drivers: int, how: signal.Signals, tmp_path: Path
 ) -> None:
+    data, results = tmp_path / "data", tmp_path / "results"
+    data.mkdir()
     # The signal goes to the benchmark alone: a terminal would send it to the drivers as well.
     bench = subprocess.Popen(
         [
             *(sys.executable, "-m", "bench", "--only", row, "--systems", "kvstore"),
-            *("--seconds", "60", "--data-root", str(tmp_path), "--name", "stopped"),
+            *("--seconds", "60", "--data-root", str(data), "--results", str(results)),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -132,10 +141,12 @@ def test_a_stopped_benchmark_leaves_nothing_behind(
         bench.communicate()
 
     assert bench.returncode == 130
-    assert errors.strip() == "stopped; nothing is written"
+    [folder] = results.iterdir()
+    page = folder / "index.html"
+    assert errors.strip() == f"stopped; what was measured until then: {page}"
+    assert f"only in part: {row}." in page.read_text()
     assert [process.pid for process in started if running(process.pid)] == []
-    assert list(tmp_path.iterdir()) == []
-    assert not list(Path(command_line.__file__).parent.glob("results/stopped*"))
+    assert list(data.iterdir()) == []
 
 
 def command_of(process: psutil.Process) -> str:

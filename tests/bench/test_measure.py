@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from bench import failover, gate, h2load, million, scenarios
-from bench.clusters import ETCD, KINDS, KVSTORE, Cluster
-from bench.load import Load, Outcome
+from bench import failover, gate, h2load, messages, million, scenarios
+from bench import measure as measuring
+from bench.clusters import ETCD, KINDS, KVSTORE, Cluster, ClusterError
+from bench.load import Load, Outcome, key
 from bench.measure import Ceilings, Driver, measure, preload, too_slow
 from bench.profiles import CALLS
 from tests.compat.conftest import need
@@ -38,6 +40,23 @@ def test_a_clean_run_has_no_problems_and_real_costs(cluster: Cluster) -> None:
     assert sample.leader_us > 0
     assert sample.follower_us > 0
     assert sample.driver_rate > sample.rate
+
+
+def test_loading_in_slices_writes_each_key_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Five million keys in one go would outlast the driver's limit and hold every latency.
+    monkeypatch.setattr(measuring, "LOADING_MAX", 10)
+    leader = cluster.leader()
+    revision = cluster.revision()
+    everything = messages.range_(key(2_000), key(3_000), count_only=True)
+
+    outcome = preload(cluster, 2_030, first=2_005)
+
+    assert outcome.acknowledged_puts == cluster.revision() - revision == 25
+    with leader.channel() as channel:
+        reply = messages.range_reply(channel.unary_unary(messages.RANGE)(everything, timeout=10.0))
+    assert reply.count == 25
 
 
 def test_etcd_understands_a_replay_that_starts_over(cluster: Cluster) -> None:
@@ -69,6 +88,21 @@ def test_puts_that_did_not_happen_are_found(
     sample = measure("P1", cluster, Driver("generator", LOAD), Ceilings(0.3), 0)
 
     assert any("the revision moved by" in problem for problem in sample.problems)
+
+
+def test_a_member_that_ends_meanwhile_is_found() -> None:
+    # The other two go on, and faster: nothing else would tell.
+    with Cluster(ETCD) as cluster:
+        follower = cluster.followers()[0]
+        killer = threading.Timer(1.0, follower.kill)
+        killer.start()
+
+        with pytest.raises(ClusterError, match=f"{follower.name} ended"):
+            measure(
+                "P1", cluster, Driver("generator", replace(LOAD, seconds=3.0)), Ceilings(0.1), 0
+            )
+
+        killer.join()
 
 
 @pytest.mark.h2load

@@ -26,7 +26,7 @@ def test_rates_are_medians_and_ours_is_put_over_each() -> None:
 
 def test_what_is_not_installed_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda name: None)
-    reason = rivals._missing("pysyncobj")
+    reason = rivals.missing("pysyncobj")
     assert reason is not None
     assert "pip install" in reason
 
