@@ -79,7 +79,7 @@ class Membership:
         *,
         sight: Callable[[], Sight],
         write: Callable[[StoreChange], None],
-        changed: Callable[[Change], None],
+        changed: Callable[[Change, Entry], None],
         election_timeout_ns: int,
         timeout_ns: int,
         later: Callable[[float, Callable[[], None]], object],
@@ -92,7 +92,7 @@ class Membership:
             calls: To ask the leader.
             sight: Returns how this member sees the others now; used while it leads.
             write: Stores a record together with the entry being applied.
-            changed: Told of every change that was applied.
+            changed: Told of every change that was applied, and its entry.
             election_timeout_ns: A transfer takes at most about this long.
             timeout_ns: How long a request may take.
             later: `loop.call_later`.
@@ -283,7 +283,7 @@ class Membership:
             return None
         self._cluster.apply(change)
         self._write(self._cluster.change())
-        self._changed(change)
+        self._changed(change, entry)
         return configuration
 
     def applied(self, entry: Entry) -> None:

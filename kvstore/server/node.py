@@ -291,6 +291,12 @@ class Node:
         self._turn()
 
     @fatal_if_it_fails
+    def hear_committed(self, index: int, term: int) -> None:
+        """Take word that an entry is committed. See `Raft.hear_committed`."""
+        self.raft.hear_committed(index, term)
+        self._wake()
+
+    @fatal_if_it_fails
     def unreachable(self, peer: int) -> None:
         """The connection to a peer broke: what was in flight may be lost."""
         self.raft.unreachable(peer)
