@@ -123,7 +123,7 @@ def check_bug(bug: FullBug, seeds: tuple[int, ...]) -> None:
         assert hunt.found is not None, f"{bug.name} survived {bug.budget:,} events"
         # The unmodified product passes the seed that showed it.
         result = cluster.run(
-            first_seed + hunt.runs - 1, bug.profile, bug.run_events, liveness=False
+            first_seed + hunt.runs - 1, bug.profile, bug.run_events, liveness=bug.liveness
         )
         assert result.failure is None, str(result)
 
