@@ -158,12 +158,17 @@ def decode_urls(context: bytes) -> tuple[str, ...]:
     """Return the peer URLs of a change.
 
     Raises:
-        ValueError: Written by a newer release.
+        ValueError: Written by a newer release, or not by `encode_urls`.
     """
-    version, urls = msgpack.unpackb(context)
+    try:
+        version, urls = msgpack.unpackb(context)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise ValueError(f"a membership change has no list of peer URLs: {error}") from error
     if version != CONTEXT_FORMAT:
         raise ValueError(
             f"a membership change has format {version}, this release reads {CONTEXT_FORMAT}; "
             "upgrade this member"
         )
+    if not isinstance(urls, list) or not urls or not all(isinstance(url, str) for url in urls):
+        raise ValueError(f"a membership change has {urls!r} for peer URLs")
     return tuple(urls)

@@ -42,6 +42,8 @@ RETRY_S = 0.05
 WAITING_MAX = 100
 """Changes that may wait; they go one by one."""
 
+_REFUSALS = frozenset(Code) - {Code.OK}
+
 ChangeDone = Callable[[int | Exception], None]
 """Takes the id of the member that was changed, or why it was not."""
 
@@ -152,7 +154,7 @@ class Membership:
                     done(member)
                 else:
                     self._waiting.append(_Waiting(index, 0, member, deadline_ns, done))
-            case ["refused", int(code), str(text)]:
+            case ["refused", int(code), str(text)] if code in _REFUSALS:
                 done(RefusedRequestError(Code(code), text))
             case ["elsewhere"]:
                 # It does not lead and has proposed nothing: look again who does.
@@ -163,7 +165,7 @@ class Membership:
     def _peer_asks(self, sender: int, body: Any, reply: Reply) -> None:
         try:
             request = Request.unpack(body)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             log.warning("member %x sent a malformed change: %s", sender, error)
             reply(None)
             return

@@ -229,6 +229,11 @@ class Node:
             if message.sender != sender:
                 log.error("member %x sent a message in the name of %x", sender, message.sender)
                 continue
+            if message.target != self.raft.id or isinstance(message, InstallSnapshot):
+                # A snapshot comes on a channel of its own, with the store: see `install`.
+                kind = type(message).__name__
+                log.error("member %x sent a %s for %x", sender, kind, message.target)
+                continue
             self.raft.step(message)
         if not self._scheduled:
             self._wake()

@@ -23,7 +23,18 @@ from tests.fuzz.mutate import INPUT_BYTES_MAX, mutated
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 FOUND = HERE / "found"
-NAMES = ("rpc", "hpack", "messages", "requests", "peer", "wal", "snapshot", "session", "client")
+NAMES = (
+    "rpc",
+    "hpack",
+    "messages",
+    "requests",
+    "peer",
+    "member",
+    "wal",
+    "snapshot",
+    "session",
+    "client",
+)
 
 
 def say(line: str) -> None:

@@ -19,16 +19,25 @@ from kvstore.peer.link import Channel, Hello, encode_hello
 from kvstore.raft.messages import (
     AppendRequest,
     AppendResponse,
+    CommitNotice,
     Configuration,
     Entry,
     Forward,
+    Heartbeat,
+    HeartbeatResponse,
     InstallSnapshot,
+    Message,
+    PreVoteResponse,
+    ReadRequest,
     ReadResponse,
     SnapshotMeta,
+    TimeoutNow,
     VoteRequest,
+    VoteResponse,
 )
 from kvstore.wal import codec as wal_codec
-from tests.fuzz.targets import fingerprint, joined
+from tests.fuzz.mutate import joined
+from tests.fuzz.targets import fingerprint
 from tests.mvcc.harness import Member
 from tests.rpc import wire as w
 from tests.rpc.test_floods import FLOODS
@@ -76,7 +85,7 @@ def messages() -> Iterator[bytes]:
     body = w.message(b"one") + w.message(b"") + w.message(b"three" * 50)
     yield b"\0" + joined(body)
     yield b"\0" + joined(*[body[at : at + 7] for at in range(0, len(body), 7)])
-    yield b"\xff" + joined(w.message(gzip.compress(b"x" * 500), 1) + w.message(b"plain"))
+    yield b"\xff" + joined(w.message(gzip.compress(b"x" * 500, mtime=0), 1) + w.message(b"plain"))
 
 
 def requests() -> Iterator[bytes]:
@@ -139,6 +148,28 @@ def requests() -> Iterator[bytes]:
         part(alarm, rpc_pb2.AlarmRequest(action=1, memberID=1, alarm=1)),
         part(put, a),
     )
+    lease = part(grant, rpc_pb2.LeaseGrantRequest(ID=7, TTL=60))
+    yield joined(
+        lease,
+        part(put, rpc_pb2.PutRequest(key=b"l", lease=7)),
+        part(9, rpc_pb2.LeaseKeepAliveRequest(ID=7)),
+        part(10, rpc_pb2.LeaseTimeToLiveRequest(ID=7, keys=True)),
+        part(11, rpc_pb2.LeaseLeasesRequest()),
+        part(9, rpc_pb2.LeaseKeepAliveRequest(ID=8)),
+    )
+    yield joined(
+        part(12, rpc_pb2.MemberListRequest(linearizable=True)),
+        part(13, rpc_pb2.MemberAddRequest(peerURLs=["http://m4:2380"], isLearner=True)),
+        part(15, rpc_pb2.MemberUpdateRequest(ID=1, peerURLs=["http://m5:2380"])),
+        part(16, rpc_pb2.MemberPromoteRequest(ID=2)),
+        part(14, rpc_pb2.MemberRemoveRequest(ID=1)),
+    )
+    yield joined(
+        part(17, rpc_pb2.StatusRequest()),
+        part(put, a),
+        part(18, rpc_pb2.HashKVRequest(revision=2)),
+        part(19, rpc_pb2.MoveLeaderRequest(targetID=1)),
+    )
 
 
 def peer() -> Iterator[bytes]:
@@ -158,6 +189,70 @@ def peer() -> Iterator[bytes]:
     yield encode_description(Description(1, 2, (member,), (3,)))
     yield b"\xc1" + msgpack.packb([True, 1 << 32, "", [1, 2]])
     yield b"\xc1" + msgpack.packb([True, {}, {}, None])
+
+
+def member() -> Iterator[bytes]:
+    two, three = 0, 1  # who sends it
+    message, question, answer, client, while_, lost = range(0, 12, 2)
+    as_it_is, of_now, of_next = b"\0", b"\1", b"\2"
+
+    def call(kind: str, body: object) -> bytes:
+        return bytes((question + three,)) + msgpack.packb([False, 9, kind, body])
+
+    def told(body: object) -> bytes:
+        return bytes((answer,)) + msgpack.packb(body)
+
+    def core(term: bytes, what: Message, sender: int = two) -> bytes:
+        return bytes((message + sender,)) + term + encode(what)
+
+    def asks(number: int, request: object) -> bytes:
+        return bytes((client + 12 * number,)) + request.SerializeToString()  # type: ignore[attr-defined]
+
+    wait = bytes((while_,)) + bytes(11)
+    elected = (
+        wait,
+        core(of_next, PreVoteResponse(2, 1, 1, granted=True)),
+        core(of_now, VoteResponse(2, 1, 1, granted=True)),
+        core(of_now, AppendResponse(2, 1, 1, 1, None)),
+    )
+    entries = [Entry(1, 1, 0, b""), Entry(2, 1, 1, b"")]
+    follows = core(of_next, AppendRequest(2, 1, 1, 0, 0, 1, entries))
+    add = rpc_pb2.MemberAddRequest(peerURLs=["http://m4:2380"])
+    remove = rpc_pb2.MemberRemoveRequest(ID=3)
+    left = rpc_pb2.LeaseTimeToLiveRequest(ID=7)
+    yield joined(
+        *elected,
+        call("renew", 7),
+        call("remaining", 7),
+        core(of_now, HeartbeatResponse(2, 1, 1, 1)),
+        asks(2, add),
+        call("member", [1, 0, ["http://m4:2380"]]),
+        core(of_now, HeartbeatResponse(2, 1, 1, 2)),
+        core(of_now, AppendResponse(2, 1, 1, 2, None)),
+        wait,
+    )
+    yield joined(
+        follows,
+        asks(0, left),
+        core(of_now, ReadResponse(2, 1, 1, (1 << 32) + 1, 1)),
+        asks(1, remove),
+        told(["refused", 9, "etcdserver: unhealthy cluster"]),
+        asks(2, add),
+        told(["applied", 2, 4]),
+        core(of_now, Heartbeat(2, 1, 1, 1, 3)),
+        call("farewell", [1, 1]),
+        bytes((lost,)),
+        core(as_it_is, CommitNotice(2, 1, 1, 2)),
+    )
+    yield joined(follows, asks(1, remove), told(["elsewhere"]), wait, told(["refused", 99, "x"]))
+    yield joined(
+        *elected,
+        core(of_now, Forward(3, 1, 1, 1 << 32, 0, b"data"), three),
+        core(of_now, ReadRequest(3, 1, 1, 5), three),
+        core(of_now, InstallSnapshot(2, 1, 1, SnapshotMeta(9, 1, Configuration((1, 2, 3))))),
+        asks(5, rpc_pb2.MoveLeaderRequest(targetID=2)),
+        core(of_now, TimeoutNow(2, 1, 1)),
+    )
 
 
 def wal() -> Iterator[bytes]:
@@ -203,7 +298,7 @@ def client() -> Iterator[bytes]:
 
 def main() -> None:
     """Write every seed that is not there yet."""
-    for make in (rpc, hpack, messages, requests, peer, wal, snapshot, session, client):
+    for make in (rpc, hpack, messages, requests, peer, member, wal, snapshot, session, client):
         folder = CORPUS / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for data in make():

@@ -12,6 +12,7 @@ import pytest
 
 from kvstore.rpc import hpack
 from kvstore.rpc.requests import Requests
+from kvstore.server import membership
 from kvstore.server.services import watch
 from tests.fuzz.__main__ import CORPUS, NAMES, corpus
 from tests.fuzz.mutate import search
@@ -60,10 +61,16 @@ def unexpected_error(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(watch, "DecodeError", ZeroDivisionError)
 
 
+def code_outside_the_table(patch: pytest.MonkeyPatch) -> None:
+    """A leader's refusal with a code that gRPC does not have: who asked was never answered."""
+    patch.setattr(membership, "_REFUSALS", range(1 << 16))
+
+
 PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
     "no_eviction": (no_eviction, "hpack", 3000),
     "bytes_not_given_back": (bytes_not_given_back, "rpc", 3000),
     "unexpected_error": (unexpected_error, "requests", 3000),
+    "code_outside_the_table": (code_outside_the_table, "member", 3000),
 }
 
 
