@@ -74,6 +74,15 @@ def fatal_if_it_fails(
     return taken
 
 
+def _is_misplaced(message: Message) -> bool:
+    """Tell whether it comes on another way: a snapshot on its own channel, with the store (see
+    `Node.install`); a membership change by a call to the leader, who judges it.
+    """
+    if isinstance(message, Forward):
+        return message.kind == CHANGE
+    return isinstance(message, InstallSnapshot)
+
+
 class Wires(Protocol):
     """Sends to peers; `kvstore.peer.link.Links` fits."""
 
@@ -229,8 +238,7 @@ class Node:
             if message.sender != sender:
                 log.error("member %x sent a message in the name of %x", sender, message.sender)
                 continue
-            if message.target != self.raft.id or isinstance(message, InstallSnapshot):
-                # A snapshot comes on a channel of its own, with the store: see `install`.
+            if message.target != self.raft.id or _is_misplaced(message):
                 kind = type(message).__name__
                 log.error("member %x sent a %s for %x", sender, kind, message.target)
                 continue

@@ -119,6 +119,10 @@ def requests(data: bytes) -> None:
     assert member.hub.statistics().watchers == 0
 
 
+class WrongIndex(Exception):  # noqa: N818 (the name says what happened)
+    """The core counts entries as applied that the state machine has not seen."""
+
+
 def member(data: bytes) -> None:
     """What peers send to a running member of three, each behind a byte that says what it is.
 
@@ -132,6 +136,8 @@ def member(data: bytes) -> None:
         for part in pieces(data):
             if part:
                 happen(rig, part[0], part[1:], questions, calls)
+                if rig.raft.log.applied != rig.node.applied_index:
+                    raise WrongIndex(rig.raft.log.applied, rig.node.applied_index)
         rig.end()
     except Exception as error:
         if not says_what_is_wrong(error):

@@ -26,17 +26,26 @@ from kvstore.raft.messages import (
     Heartbeat,
     HeartbeatResponse,
     InstallSnapshot,
-    Message,
-    PreVoteResponse,
     ReadRequest,
     ReadResponse,
     SnapshotMeta,
     TimeoutNow,
     VoteRequest,
-    VoteResponse,
 )
 from kvstore.wal import codec as wal_codec
 from tests.fuzz.mutate import joined
+from tests.fuzz.oddities import (
+    ANSWER,
+    AS_IT_IS,
+    ELECTED,
+    LOST,
+    OF_NEXT,
+    OF_NOW,
+    QUESTION,
+    WHILE,
+    asked,
+    core,
+)  # fmt: skip
 from tests.fuzz.targets import fingerprint
 from tests.mvcc.harness import Member
 from tests.rpc import wire as w
@@ -192,66 +201,50 @@ def peer() -> Iterator[bytes]:
 
 
 def member() -> Iterator[bytes]:
-    two, three = 0, 1  # who sends it
-    message, question, answer, client, while_, lost = range(0, 12, 2)
-    as_it_is, of_now, of_next = b"\0", b"\1", b"\2"
-
     def call(kind: str, body: object) -> bytes:
-        return bytes((question + three,)) + msgpack.packb([False, 9, kind, body])
+        return bytes((QUESTION + 1,)) + msgpack.packb([False, 9, kind, body])
 
     def told(body: object) -> bytes:
-        return bytes((answer,)) + msgpack.packb(body)
+        return bytes((ANSWER,)) + msgpack.packb(body)
 
-    def core(term: bytes, what: Message, sender: int = two) -> bytes:
-        return bytes((message + sender,)) + term + encode(what)
-
-    def asks(number: int, request: object) -> bytes:
-        return bytes((client + 12 * number,)) + request.SerializeToString()  # type: ignore[attr-defined]
-
-    wait = bytes((while_,)) + bytes(11)
-    elected = (
-        wait,
-        core(of_next, PreVoteResponse(2, 1, 1, granted=True)),
-        core(of_now, VoteResponse(2, 1, 1, granted=True)),
-        core(of_now, AppendResponse(2, 1, 1, 1, None)),
-    )
+    wait = bytes((WHILE,)) + bytes(11)
     entries = [Entry(1, 1, 0, b""), Entry(2, 1, 1, b"")]
-    follows = core(of_next, AppendRequest(2, 1, 1, 0, 0, 1, entries))
+    follows = core(OF_NEXT, AppendRequest(2, 1, 1, 0, 0, 1, entries))
     add = rpc_pb2.MemberAddRequest(peerURLs=["http://m4:2380"])
     remove = rpc_pb2.MemberRemoveRequest(ID=3)
     left = rpc_pb2.LeaseTimeToLiveRequest(ID=7)
     yield joined(
-        *elected,
+        *ELECTED,
         call("renew", 7),
         call("remaining", 7),
-        core(of_now, HeartbeatResponse(2, 1, 1, 1)),
-        asks(2, add),
+        core(OF_NOW, HeartbeatResponse(2, 1, 1, 1)),
+        asked(2, add),
         call("member", [1, 0, ["http://m4:2380"]]),
-        core(of_now, HeartbeatResponse(2, 1, 1, 2)),
-        core(of_now, AppendResponse(2, 1, 1, 2, None)),
+        core(OF_NOW, HeartbeatResponse(2, 1, 1, 2)),
+        core(OF_NOW, AppendResponse(2, 1, 1, 2, None)),
         wait,
     )
     yield joined(
         follows,
-        asks(0, left),
-        core(of_now, ReadResponse(2, 1, 1, (1 << 32) + 1, 1)),
-        asks(1, remove),
+        asked(0, left),
+        core(OF_NOW, ReadResponse(2, 1, 1, (1 << 32) + 1, 1)),
+        asked(1, remove),
         told(["refused", 9, "etcdserver: unhealthy cluster"]),
-        asks(2, add),
+        asked(2, add),
         told(["applied", 2, 4]),
-        core(of_now, Heartbeat(2, 1, 1, 1, 3)),
+        core(OF_NOW, Heartbeat(2, 1, 1, 1, 3)),
         call("farewell", [1, 1]),
-        bytes((lost,)),
-        core(as_it_is, CommitNotice(2, 1, 1, 2)),
+        bytes((LOST,)),
+        core(AS_IT_IS, CommitNotice(2, 1, 1, 2)),
     )
-    yield joined(follows, asks(1, remove), told(["elsewhere"]), wait, told(["refused", 99, "x"]))
+    yield joined(follows, asked(1, remove), told(["elsewhere"]), wait, told(["refused", 99, "x"]))
     yield joined(
-        *elected,
-        core(of_now, Forward(3, 1, 1, 1 << 32, 0, b"data"), three),
-        core(of_now, ReadRequest(3, 1, 1, 5), three),
-        core(of_now, InstallSnapshot(2, 1, 1, SnapshotMeta(9, 1, Configuration((1, 2, 3))))),
-        asks(5, rpc_pb2.MoveLeaderRequest(targetID=2)),
-        core(of_now, TimeoutNow(2, 1, 1)),
+        *ELECTED,
+        core(OF_NOW, Forward(3, 1, 1, 1 << 32, 0, b"data"), other=True),
+        core(OF_NOW, ReadRequest(3, 1, 1, 5), other=True),
+        core(OF_NOW, InstallSnapshot(2, 1, 1, SnapshotMeta(9, 1, Configuration((1, 2, 3))))),
+        asked(5, rpc_pb2.MoveLeaderRequest(targetID=2)),
+        core(OF_NOW, TimeoutNow(2, 1, 1)),
     )
 
 

@@ -310,6 +310,7 @@ def test_a_leader_that_stops_still_tells_what_is_committed() -> None:
     [
         Heartbeat(OLD, NEW, 5, 0, 0),
         InstallSnapshot(OLD, SELF, 5, SnapshotMeta(9, 5, Configuration((SELF, OLD, NEW)))),
+        Forward(OLD, SELF, 5, 1 << 32, 1, b"a change that nobody has judged"),
     ],
 )
 def test_what_is_for_others_or_for_another_channel_is_not_taken(message: Message) -> None:

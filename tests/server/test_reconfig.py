@@ -10,6 +10,7 @@ import pytest
 
 from kvstore.apply.members import Members
 from kvstore.pb import rpc_pb2
+from kvstore.raft.errors import MalformedChange
 from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.messages import Configuration
 from kvstore.server.cluster import Cluster, decode_urls
@@ -234,7 +235,7 @@ def test_a_malformed_request_is_refused(body: Any) -> None:
 @pytest.mark.parametrize("context", [b"", b"\xc1", b"\x01", *map(
     msgpack.packb, ([1], [1, 2, 3], [1, "x"], [1, []], [1, [7]], [1, {}]))])  # fmt: skip
 def test_a_change_without_urls_says_so(context: bytes) -> None:
-    with pytest.raises(ValueError, match="peer URLs"):
+    with pytest.raises(MalformedChange, match="peer URLs"):
         decode_urls(context)
 
 
