@@ -3,6 +3,8 @@
 - In CI a skip fails the run unless it is listed with a reason.
 - Tests run side by side in several processes (pytest-xdist); one marked `alone` has the machine for
   itself, because it measures time or load.
+- hypothesis draws the same examples in every run, in CI and elsewhere; `--hypothesis-profile=fresh`
+  draws others.
 - What a test notes with `record_property(TABLE + title, [head, line])` is printed at the end.
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kvstore.compiled import form
 
@@ -30,6 +33,15 @@ tables: dict[str, list[str]] = {}
 held = contextlib.ExitStack()
 holds = False
 """The turn of this process goes on with the next test."""
+
+
+# A suite that fails or passes by luck tells nothing about the change that it was run for. Neither
+# does one that fails because the machine was busy.
+settings.register_profile(
+    "gate", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("fresh", settings.get_profile("gate"), derandomize=False)
+settings.load_profile("gate")
 
 
 def pytest_configure() -> None:

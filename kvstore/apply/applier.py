@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError
 from kvstore.apply import ops as op_kinds
 from kvstore.apply.errors import (
     ApplyFailed,
+    BadEntry,
     Corrupt,
     MalformedRequest,
     NoSpace,
@@ -139,7 +140,9 @@ class Applier:
             except DecodeError as error:
                 append(MalformedRequest(str(error)))
             except Exception as error:
-                raise ApplyFailed(entry.index, len(results), op[0], error) from error
+                # It may be no operation at all: whoever wrote the entry was wrong.
+                kind = op[0] if isinstance(op, tuple) and op else op
+                raise ApplyFailed(entry.index, len(results), kind, error) from error
         kinds = [op[0] if op[0] != op_kinds.IN_TERM else op[1][8] for op in ops]
         return Applied(entry.index, origin, incarnation, first_sequence, results, kinds)
 
@@ -147,6 +150,8 @@ class Applier:
         store = self._store
         alarms = self._alarms
         if kind == op_kinds.IN_TERM:
+            if len(payload) < op_kinds.IN_TERM_HEAD_BYTES:
+                raise BadEntry("an operation of a term has no operation inside")
             if int.from_bytes(payload[:8], "big") != term:
                 raise StaleTerm
             return self._apply(payload[8], payload[9:], term)

@@ -66,7 +66,7 @@ class NewerFormat(FatalError):
 class ApplyFailed(FatalError):
     """An operation raised something outside the wire table: the state may be wrong now."""
 
-    def __init__(self, index: int, position: int, kind: int, cause: BaseException) -> None:
+    def __init__(self, index: int, position: int, kind: object, cause: BaseException) -> None:
         super().__init__(
             f"entry {index}, operation {position} (kind {kind}) could not be applied: "
             f"{type(cause).__name__}: {cause}"

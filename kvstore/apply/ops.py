@@ -32,6 +32,7 @@ ALARM: Final = 8
 CLUSTER_VERSION: Final = 9
 MEMBER_ATTRIBUTES: Final = 10
 IN_TERM: Final = 11
+IN_TERM_HEAD_BYTES: Final = 9
 
 KIND_NAMES: Final = {
     PUT: "put",

@@ -43,6 +43,9 @@ _VERSION_BYTE = bytes((VERSION,))
 _KINDS = frozenset((NORMAL, CHANGE))
 _INT = frozenset((int,))
 _BYTES = frozenset((bytes,))
+NUMBER_END = 1 << 63
+"""Terms, indexes and rounds are below: nobody counts so far, and the next one can be encoded."""
+
 _COPY_BYTES_MAX = 4096
 # Up to here a copy without the version byte is cheaper than a view.
 
@@ -89,7 +92,7 @@ def decode(data: bytes | memoryview) -> Message:
         type(sender) is type(target) is type(term) is int
         and sender > 0
         and target > 0
-        and term >= 0
+        and 0 <= term < NUMBER_END
     ):
         _check_numbers(sender, target, term)
         raise CodecError("member id 0 is reserved")
@@ -120,12 +123,12 @@ def decode_entries(first_index: Index, flat: Any) -> list[Entry]:
     if len(flat) == 3:
         # One entry that holds many operations is what a busy leader sends.
         term, kind, payload = flat
-        known = type(term) is type(kind) is int and term >= 0 and kind in _KINDS
+        known = type(term) is type(kind) is int and 0 <= term < NUMBER_END and kind in _KINDS
         if known and type(payload) is bytes:
             return [Entry(first_index, term, kind, payload)]
     terms, kinds, data = flat[0::3], flat[1::3], flat[2::3]
     # Whole columns at a time: per entry this costs a third of a loop.
-    if not (_INT.issuperset(map(type, terms)) and min(terms) >= 0):
+    if not (_INT.issuperset(map(type, terms)) and 0 <= min(terms) <= max(terms) < NUMBER_END):
         raise CodecError("a term is not a number")
     if not (_INT.issuperset(map(type, kinds)) and _KINDS.issuperset(kinds)):
         raise CodecError("unknown kind of entry: upgrade this member")
@@ -140,8 +143,8 @@ def decode_entries(first_index: Index, flat: Any) -> list[Entry]:
 def _check_numbers(*values: Any) -> None:
     for value in values:
         # `type() is` and not isinstance: a msgpack bool is no number.
-        if type(value) is not int or value < 0:
-            raise CodecError("a field is not a number of 0 or more")
+        if type(value) is not int or not 0 <= value < NUMBER_END:
+            raise CodecError("a field is not a number of 0 or more that the next one could follow")
 
 
 def _check_flags(*values: Any) -> None:
@@ -201,7 +204,7 @@ def _append_response(
     _: int, s: int, t: int, term: int, index: Any, hint_index: Any = None, hint_term: Any = None
 ) -> Message:
     if hint_index is None and hint_term is None:
-        if not (type(index) is int and index >= 0):
+        if not (type(index) is int and 0 <= index < NUMBER_END):
             _check_numbers(index)
         return AppendResponse(s, t, term, index, None)
     _check_numbers(index, hint_index, hint_term)
@@ -209,13 +212,14 @@ def _append_response(
 
 
 def _heartbeat(_: int, s: int, t: int, term: int, commit: Any, round_: Any) -> Message:
-    if not (type(commit) is type(round_) is int and commit >= 0 and round_ >= 0):
+    is_number = type(commit) is type(round_) is int
+    if not (is_number and 0 <= commit < NUMBER_END and 0 <= round_ < NUMBER_END):
         _check_numbers(commit, round_)
     return Heartbeat(s, t, term, commit, round_)
 
 
 def _heartbeat_response(_: int, s: int, t: int, term: int, round_: Any) -> Message:
-    if not (type(round_) is int and round_ >= 0):
+    if not (type(round_) is int and 0 <= round_ < NUMBER_END):
         _check_numbers(round_)
     return HeartbeatResponse(s, t, term, round_)
 

@@ -407,7 +407,7 @@ class Link:
                 await protocol.lost
             except (OSError, HelloError, TimeoutError) as error:
                 if str(error) == removal_text(self._links.own_id):
-                    self._links.on_removed()
+                    self._links.on_removed(self.peer)
                 down_since = down_since or self._loop_time()
                 # Members that start or restart together miss each other for a moment.
                 late = self._loop_time() - down_since > QUIET_S
@@ -468,7 +468,7 @@ class Links:
         random: Random,
         *,
         on_lost: Callable[[int, Channel], None],
-        on_removed: Callable[[], None],
+        on_removed: Callable[[int], None],
         server_tls: ssl.SSLContext | None = None,
         client_tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -480,7 +480,7 @@ class Links:
             receiver: Takes what arrives.
             random: For the jitter of reconnects.
             on_lost: Called with peer and channel when an open connection ended.
-            on_removed: Called, perhaps often, when a peer says that we were removed.
+            on_removed: Called, perhaps often, with a peer that says that we were removed.
             server_tls: For accepted connections; None is plain TCP.
             client_tls: For dialled connections.
         """

@@ -248,6 +248,17 @@ class Raft:
             self.configuration = configuration
             self.state.reconfigured()
 
+    def hear_committed(self, index: Index, term: Term) -> None:
+        """Take word from any member, leader or not, that the entry at `index` is committed.
+
+        Args:
+            index: Of the entry.
+            term: Of the entry. Whoever has it there has the log before it too (paper 5.3), and
+                committed stays committed whoever leads. A leader finds out by itself.
+        """
+        if self.role is not Role.LEADER and self.log.matches(index, term):
+            self._dirty |= self.log.commit_to(index)
+
     def compact(self, index: Index) -> None:
         """Forget the entries up to `index`.
 

@@ -9,6 +9,7 @@ import msgpack
 from kvstore.apply.members import Members
 from kvstore.peer.describe import Described, Description
 from kvstore.ports import Change, View
+from kvstore.raft.errors import MalformedChange
 from kvstore.raft.membership import Change as MemberChange
 from kvstore.raft.membership import ChangeKind
 from kvstore.raft.messages import Configuration
@@ -158,12 +159,17 @@ def decode_urls(context: bytes) -> tuple[str, ...]:
     """Return the peer URLs of a change.
 
     Raises:
-        ValueError: Written by a newer release.
+        MalformedChange: Written by a newer release, or not by `encode_urls`.
     """
-    version, urls = msgpack.unpackb(context)
+    try:
+        version, urls = msgpack.unpackb(context)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise MalformedChange(f"a membership change has no list of peer URLs: {error}") from error
     if version != CONTEXT_FORMAT:
-        raise ValueError(
+        raise MalformedChange(
             f"a membership change has format {version}, this release reads {CONTEXT_FORMAT}; "
             "upgrade this member"
         )
+    if not isinstance(urls, list) or not urls or not all(isinstance(url, str) for url in urls):
+        raise MalformedChange(f"a membership change has {urls!r} for peer URLs")
     return tuple(urls)

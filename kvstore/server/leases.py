@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from kvstore.apply import ops
 from kvstore.lease.clock import EXPIRED, RESET_FIRST, LeaseClock
-from kvstore.lease.lessor import Lessor
+from kvstore.lease.lessor import TTL_MAX_S, Lessor
 from kvstore.pb import rpc_pb2
 from kvstore.peer.calls import PeerCalls, Reply
 from kvstore.raft.messages import Role
@@ -115,7 +115,9 @@ class Leases:
 
     @staticmethod
     def _renewed_there(done: RenewDone, answer: Any) -> None:
-        done(answer if isinstance(answer, int) else TimedOutError("leader"))
+        # Else it was none, or nothing that a lease can have.
+        is_life = isinstance(answer, int) and -1 <= answer <= TTL_MAX_S
+        done(answer if is_life else TimedOutError("leader"))
 
     def _peer_renews(self, sender: int, body: Any, reply: Reply) -> None:
         if not isinstance(body, int) or self._node.role is not Role.LEADER:

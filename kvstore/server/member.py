@@ -7,8 +7,9 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import lmdb
 
@@ -43,6 +44,7 @@ from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, Url
 from kvstore.server.errors import TooManyRequestsError
 from kvstore.server.failpoints import ENVIRONMENT, FailpointError, Failpoints
+from kvstore.server.farewell import GOODBYE_S, Farewell
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
 from kvstore.server.join import Start, check_restart, found, join
@@ -93,9 +95,6 @@ GRPC_OVERHEAD = 512 << 10
 
 DRAIN_S = 2.0
 PUBLISH_AGAIN_S = 0.2
-GOODBYE_S = 0.5
-"""Between the removal of this member and its end."""
-
 OLD_STORE_S = 60.0
 """How long a replaced store stays open for readers that are still in it."""
 
@@ -153,7 +152,7 @@ class Member:
             self.id,
             self,
             on_lost=self._link_lost,
-            on_removed=self._was_removed,
+            on_removed=self._refused_by,
         )
         self.links.on_round_trip = self._round_trip
         self.links.removed.update(self.cluster.removed)
@@ -194,6 +193,13 @@ class Member:
             timeout_ns=round(config.request_timeout_s * 1e9),
             later=loop.call_later,
         )
+        self.farewell = Farewell(
+            self.node,
+            self.cluster,
+            self.calls,
+            stored_index=lambda: self._stored_index,
+            later=loop.call_later,
+        )
         self.lease_clock = LeaseClock(self.replica.lessor)
         self.leases = Leases(
             self.node,
@@ -220,7 +226,7 @@ class Member:
         if self.cluster.configuration().voters == (self.id,):
             self.raft.campaign()  # nobody else could win: why wait
         for work in (self._tick(), self._publish()):
-            self._keep(loop.create_task(work))
+            self._keep_running(work)
         await self._serve_clients()
         self.platform.started()
 
@@ -316,6 +322,7 @@ class Member:
                 "copy, or remove the data directory and let the member join again"
             )
         self._compacted = self.store.compacted
+        self._stored_index = applied
         self.used_bytes = self.backend.used_bytes()
 
     @property
@@ -437,10 +444,7 @@ class Member:
 
     async def stop(self) -> None:
         """Drain clients, hand the leadership over, commit, close."""
-        if hasattr(self, "server"):
-            self.health.drain()
-            self.sessions.drain()
-            await self.server.drain(DRAIN_S)
+        await self._drain()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -459,7 +463,17 @@ class Member:
         if hasattr(self, "replica"):
             self.replica.backend.close()
 
+    async def _drain(self) -> None:
+        """Send the clients to other members, and serve no more."""
+        if hasattr(self, "server"):
+            self.health.drain()
+            self.sessions.drain()
+            await self.server.drain(DRAIN_S)
+
     # what the parts call
+
+    def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
+        self._keep(asyncio.get_running_loop().create_task(work))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """Cancel the task when the member stops."""
@@ -590,6 +604,8 @@ class Member:
 
     def _committed(self, mark: AppliedMark, duration_s: float) -> None:
         self.metrics.commit.observe(duration_s)
+        self._stored_index = mark.index
+        self.peers.stored(mark.index)
         self.used_bytes = self.backend.used_bytes()
         raft_log = self.raft.log
         release = mark.index - self.config.snapshot_count
@@ -622,16 +638,29 @@ class Member:
     def _change_applied(self, entry: Entry) -> None:
         self.membership.applied(entry)
 
-    def _membership_changed(self, change: Change) -> None:
+    def _membership_changed(self, change: Change, entry: Entry) -> None:
         log.info(
             "membership changed",
             extra={"fields": {"change": change.kind.name.lower(), "member": f"{change.member:x}"}},
         )
         self.is_learner = self.cluster.is_learner(self.id)
-        self.peers.follow(change)
+        self.peers.follow(change, entry.index)
         if change.kind is ChangeKind.REMOVE and change.member == self.id:
-            # Not at once: a client that asked us for it gets its answer first.
-            asyncio.get_running_loop().call_later(GOODBYE_S, self._was_removed)
+            self.storage.held = True
+            self.farewell.begin(entry, lambda: self._keep_running(self._leave()))
+            asyncio.get_running_loop().call_later(
+                GOODBYE_S, lambda: self._keep_running(self._drain())
+            )
+
+    async def _leave(self) -> None:
+        """The others know of our removal: store it, and go."""
+        self.storage.held = False
+        await self.storage.barrier()
+        self._was_removed()
+
+    def _refused_by(self, peer: int) -> None:
+        if self.farewell.refused_by(peer):
+            self._was_removed()
 
     def _was_removed(self) -> None:
         if not self._removed:
@@ -743,6 +772,8 @@ class Member:
         self.lease_clock = self.leases.clock = LeaseClock(replica.lessor)
         self.used_bytes = replica.backend.used_bytes()
         self._compacted = replica.store.compacted
+        self._stored_index = replica.applied.index
+        self.peers.stored(self._stored_index)
         self.peers.refresh()
         self.node.installed(replica.applier, replica.applied.index, replica.applied.term)
         self.membership.skipped(replica.applied.index)

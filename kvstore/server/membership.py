@@ -42,6 +42,8 @@ RETRY_S = 0.05
 WAITING_MAX = 100
 """Changes that may wait; they go one by one."""
 
+_REFUSALS = frozenset(Code) - {Code.OK}
+
 ChangeDone = Callable[[int | Exception], None]
 """Takes the id of the member that was changed, or why it was not."""
 
@@ -79,7 +81,7 @@ class Membership:
         *,
         sight: Callable[[], Sight],
         write: Callable[[StoreChange], None],
-        changed: Callable[[Change], None],
+        changed: Callable[[Change, Entry], None],
         election_timeout_ns: int,
         timeout_ns: int,
         later: Callable[[float, Callable[[], None]], object],
@@ -92,7 +94,7 @@ class Membership:
             calls: To ask the leader.
             sight: Returns how this member sees the others now; used while it leads.
             write: Stores a record together with the entry being applied.
-            changed: Told of every change that was applied.
+            changed: Told of every change that was applied, and its entry.
             election_timeout_ns: A transfer takes at most about this long.
             timeout_ns: How long a request may take.
             later: `loop.call_later`.
@@ -152,7 +154,7 @@ class Membership:
                     done(member)
                 else:
                     self._waiting.append(_Waiting(index, 0, member, deadline_ns, done))
-            case ["refused", int(code), str(text)]:
+            case ["refused", int(code), str(text)] if code in _REFUSALS:
                 done(RefusedRequestError(Code(code), text))
             case ["elsewhere"]:
                 # It does not lead and has proposed nothing: look again who does.
@@ -163,7 +165,7 @@ class Membership:
     def _peer_asks(self, sender: int, body: Any, reply: Reply) -> None:
         try:
             request = Request.unpack(body)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             log.warning("member %x sent a malformed change: %s", sender, error)
             reply(None)
             return
@@ -283,7 +285,7 @@ class Membership:
             return None
         self._cluster.apply(change)
         self._write(self._cluster.change())
-        self._changed(change)
+        self._changed(change, entry)
         return configuration
 
     def applied(self, entry: Entry) -> None:

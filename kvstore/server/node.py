@@ -74,6 +74,15 @@ def fatal_if_it_fails(
     return taken
 
 
+def _is_misplaced(message: Message) -> bool:
+    """Tell whether it comes on another way: a snapshot on its own channel, with the store (see
+    `Node.install`); a membership change by a call to the leader, who judges it.
+    """
+    if isinstance(message, Forward):
+        return message.kind == CHANGE
+    return isinstance(message, InstallSnapshot)
+
+
 class Wires(Protocol):
     """Sends to peers; `kvstore.peer.link.Links` fits."""
 
@@ -229,6 +238,10 @@ class Node:
             if message.sender != sender:
                 log.error("member %x sent a message in the name of %x", sender, message.sender)
                 continue
+            if message.target != self.raft.id or _is_misplaced(message):
+                kind = type(message).__name__
+                log.error("member %x sent a %s for %x", sender, kind, message.target)
+                continue
             self.raft.step(message)
         if not self._scheduled:
             self._wake()
@@ -289,6 +302,12 @@ class Node:
             if work.snapshot is not None and self._installing is not None:
                 self._installing.set_result(None)
         self._turn()
+
+    @fatal_if_it_fails
+    def hear_committed(self, index: int, term: int) -> None:
+        """Take word that an entry is committed. See `Raft.hear_committed`."""
+        self.raft.hear_committed(index, term)
+        self._wake()
 
     @fatal_if_it_fails
     def unreachable(self, peer: int) -> None:

@@ -31,29 +31,50 @@ class Peers:
         self._cluster = cluster
         self._config = config
         self._clock = clock
+        self._leaving: list[tuple[int, int]] = []
+        """Index of the removal, and who: removals that are not in the store on disk yet."""
+
         self._partings: dict[int, asyncio.TimerHandle] = {}
         self._settled_s = SETTLED_ELECTIONS * config.election_timeout / 1000
 
     def refresh(self) -> None:
-        """Dial the members that there are now, and no others."""
-        self._links.removed.update(self._cluster.removed)
-        self._links.set_peers(
-            {
+        """Dial the members that there are now, and those that have not been told that they left."""
+        links = self._links
+        leaving = {member for _, member in self._leaving}
+        # Of these a snapshot has told, or the store at the start.
+        gone = set(self._cluster.removed) - links.removed - leaving
+        links.removed |= gone
+        kept = {member: links.endpoint(member) for member in (*leaving, *self._partings)}
+        links.set_peers(
+            {member: endpoint for member, endpoint in kept.items() if endpoint is not None}
+            | {
                 member.id: Endpoint(url.host, url.port)
                 for member in self._cluster.list_plain()
                 if member.id != self._raft.id
                 for url in [parse_urls("peer URL", member.peer_urls[0])[0]]
             }
         )
+        for member in gone:
+            links.drop_inbound(member)
 
-    def follow(self, change: Change) -> None:
+    def follow(self, change: Change, index: int) -> None:
         """Take a change that was applied."""
         if change.kind is not ChangeKind.REMOVE:
             self.refresh()
         elif change.member != self._raft.id:
-            self._links.removed.add(change.member)
-            self._partings[change.member] = asyncio.get_running_loop().call_later(
-                LINGER_S, self._part_from, change.member
+            self._leaving.append((index, change.member))
+
+    def stored(self, index: int) -> None:
+        """Part from members whose removal the store on disk has now.
+
+        Not before: who is refused goes, and after a crash we might need its vote to learn once more
+        that it was removed.
+        """
+        while self._leaving and self._leaving[0][0] <= index:
+            _, member = self._leaving.pop(0)
+            self._links.removed.add(member)
+            self._partings[member] = asyncio.get_running_loop().call_later(
+                LINGER_S, self._part_from, member
             )
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ class Platform(Protocol):
         receiver: Receiver,
         *,
         on_lost: Callable[[int, Channel], None],
-        on_removed: Callable[[], None],
+        on_removed: Callable[[int], None],
     ) -> Links:
         """Make the connections to the peers."""
 
@@ -133,7 +133,7 @@ class RealPlatform:
         receiver: Receiver,
         *,
         on_lost: Callable[[int, Channel], None],
-        on_removed: Callable[[], None],
+        on_removed: Callable[[int], None],
     ) -> Links:
         """See `Platform`."""
         return Links(

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvstore.raft.membership import Change, ChangeKind
 from kvstore.server.cluster import Cluster, encode_urls
+from kvstore.server.config import parse_url
 from kvstore.server.errors import (
     LEARNER_NOT_READY,
     MEMBER_EXISTS,
@@ -39,6 +40,9 @@ class Action(IntEnum):
     PROMOTE = 5
 
 
+_WITH_URLS = frozenset((Action.ADD, Action.ADD_LEARNER, Action.UPDATE))
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One membership change as a client asks for it."""
@@ -56,9 +60,18 @@ class Request:
 
     @classmethod
     def unpack(cls, body: Any) -> Request:
-        """Return what `pack` made. Raises ValueError or TypeError for anything else."""
-        action, member, urls = body
-        return cls(Action(action), int(member), tuple(map(str, urls)))
+        """Return what `pack` made. Raises ValueError for anything else."""
+        match body:
+            case [int(action), int(member), [*urls]] if all(isinstance(url, str) for url in urls):
+                request = cls(Action(action), member, tuple(urls))
+            case _:
+                raise ValueError("not an action, a member and a list of URLs")
+        # In the log they would be for every member to dial.
+        for url in request.peer_urls:
+            parse_url("peer URL", url)
+        if not request.peer_urls and request.action in _WITH_URLS:
+            raise ValueError("no peer URLs")
+        return request
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,9 @@ class Storage:
         self._wake = asyncio.Event()
         self._log_moved = asyncio.Event()
         self._stopping = False
+        self.held = False
+        """Nothing more is committed: what is applied from now on stays in the log alone."""
+
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -127,7 +130,7 @@ class Storage:
             self._fatal(error)
 
     async def _commit(self) -> None:
-        batch = self.store.seal(self._mark())
+        batch = None if self.held else self.store.seal(self._mark())
         if batch is None:
             return
         # Entries can be applied before our own disk has them (a quorum of others does). The store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -166,6 +167,14 @@ def test_damaged_stored_data_ends_the_member(
 
     with pytest.raises(ApplyFailed, match="a record is missing"):
         member.put(b"k")
+
+
+@pytest.mark.parametrize(
+    "op", [5, (), None, (ops.IN_TERM, bytes(8)), (ops.IN_TERM, bytes(7) + b"\1")]
+)
+def test_what_is_no_operation_ends_the_member_naming_the_place(member: Member, op: Any) -> None:
+    with pytest.raises((ApplyFailed, BadEntry), match="entry 1, operation 0"):
+        member.apply(op)
 
 
 def test_an_entry_that_is_no_batch_ends_the_member(member: Member) -> None:

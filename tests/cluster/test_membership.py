@@ -27,7 +27,7 @@ from kvstore.client import (
 )
 from kvstore.client.methods import MOVE_LEADER
 from tests.cluster.test_three_members import Numbers, applied_everywhere, hashes, metric
-from tests.servers import Kvstore
+from tests.servers import Kvstore, curl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -319,6 +319,47 @@ async def test_of_two_members_the_leader_can_be_removed() -> None:
             # The last one stays.
             assert await refusal(client.member_remove(alone.member_id)) == NOT_STARTED
             await client.put(b"k", b"2")
+
+
+async def closed_to_clients(cluster: Kvstore, index: int) -> None:
+    """Return when a member that runs takes no more connections of clients."""
+    host, _, port = cluster.endpoints[index].partition(":")
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await asyncio.sleep(0.05)  # nothing to await: another process's port
+
+
+async def test_a_removed_member_stays_until_the_last_one_knows() -> None:
+    # The last voter forgets in a crash what it did not store, and then counts two voters again:
+    # without the vote or the word of the removed one it would never lead.
+    with members_of(1, "--enable-failpoints") as cluster:
+        async with AsyncClient(cluster.endpoints) as client:
+            await add(client, cluster, [0])
+            gone = cluster.leader()
+            last = 1 - gone
+            member = (await ids(client, cluster))[gone]
+        async with AsyncClient([cluster.endpoints[last]], timeout_s=20) as client:
+            await client.put(b"k", b"1")
+            # From the change of leader on, the last voter stores nothing any more.
+            point = cluster.endpoints[last] + "/failpoints/store.commit.before"
+            put = ("-X", "PUT", "--data-binary", "@-")
+            status, _ = await asyncio.to_thread(curl, point, *put, body=b"sleep(60000)")
+            assert status.startswith("200")
+            await when_healthy(lambda: client.member_remove(member))
+            cluster.kill(last)
+            await closed_to_clients(cluster, gone)
+            # A signal ends it, and it goes on telling when it is started again.
+            assert await asyncio.to_thread(cluster.terminate, gone) == 0
+            cluster.spawn(gone)
+            await asyncio.to_thread(cluster.restart, last)
+            await client.put(b"k", b"2")
+            await removed_and_gone(cluster, gone)
+            assert [one.member_id != member for one in await client.member_list()] == [True]
 
 
 async def test_a_removal_that_would_break_the_quorum_is_refused() -> None:

@@ -23,7 +23,18 @@ from tests.fuzz.mutate import INPUT_BYTES_MAX, mutated
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 FOUND = HERE / "found"
-NAMES = ("rpc", "hpack", "messages", "requests", "peer", "wal", "snapshot", "session", "client")
+NAMES = (
+    "rpc",
+    "hpack",
+    "messages",
+    "requests",
+    "peer",
+    "member",
+    "wal",
+    "snapshot",
+    "session",
+    "client",
+)
 
 
 def say(line: str) -> None:
@@ -49,14 +60,17 @@ def keep(name: str, data: bytes) -> None:
 
 def fuzz_at_random(name: str, seconds: float, seed: int) -> None:
     """Mutate until the time is over; an exception of the target ends the process."""
+    from tests.fuzz.oddities import Oddities  # noqa: PLC0415
     from tests.fuzz.targets import TARGETS  # noqa: PLC0415
 
     target, inputs = TARGETS[name], corpus(name)
     draw = random.Random(seed)
+    oddities = Oddities(draw)
     executions = 0
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
-        data = mutated(draw, inputs)
+        is_odd = name == "member" and executions % 2
+        data = oddities.input() if is_odd else mutated(draw, inputs)
         try:
             target(data)
         except Exception:

@@ -9,6 +9,21 @@ INPUT_BYTES_MAX = 4096
 INTERESTING = (0, 1, 4, 5, 0x20, 0x3F, 0x40, 0x7F, 0x80, 0x82, 0xBE, 0xC0, 0xC1, 0xFE, 0xFF)
 
 
+def pieces(data: bytes) -> list[bytes]:
+    """Cut input into parts, each behind two bytes of length."""
+    parts = []
+    while len(data) >= 2:
+        size = int.from_bytes(data[:2], "big") % 4096
+        parts.append(data[2 : 2 + size])
+        data = data[2 + size :]
+    return parts
+
+
+def joined(*parts: bytes) -> bytes:
+    """Return the input that `pieces` cuts into these parts."""
+    return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
+
+
 def mutated(draw: random.Random, corpus: Sequence[bytes]) -> bytes:
     """Return one of the corpus with some changes: bytes, slices, and parts of another one."""
     data = bytearray(draw.choice(corpus))

@@ -19,16 +19,34 @@ from kvstore.peer.link import Channel, Hello, encode_hello
 from kvstore.raft.messages import (
     AppendRequest,
     AppendResponse,
+    CommitNotice,
     Configuration,
     Entry,
     Forward,
+    Heartbeat,
+    HeartbeatResponse,
     InstallSnapshot,
+    ReadRequest,
     ReadResponse,
     SnapshotMeta,
+    TimeoutNow,
     VoteRequest,
 )
 from kvstore.wal import codec as wal_codec
-from tests.fuzz.targets import fingerprint, joined
+from tests.fuzz.mutate import joined
+from tests.fuzz.oddities import (
+    ANSWER,
+    AS_IT_IS,
+    ELECTED,
+    LOST,
+    OF_NEXT,
+    OF_NOW,
+    QUESTION,
+    WHILE,
+    asked,
+    core,
+)  # fmt: skip
+from tests.fuzz.targets import fingerprint
 from tests.mvcc.harness import Member
 from tests.rpc import wire as w
 from tests.rpc.test_floods import FLOODS
@@ -76,7 +94,7 @@ def messages() -> Iterator[bytes]:
     body = w.message(b"one") + w.message(b"") + w.message(b"three" * 50)
     yield b"\0" + joined(body)
     yield b"\0" + joined(*[body[at : at + 7] for at in range(0, len(body), 7)])
-    yield b"\xff" + joined(w.message(gzip.compress(b"x" * 500), 1) + w.message(b"plain"))
+    yield b"\xff" + joined(w.message(gzip.compress(b"x" * 500, mtime=0), 1) + w.message(b"plain"))
 
 
 def requests() -> Iterator[bytes]:
@@ -139,6 +157,28 @@ def requests() -> Iterator[bytes]:
         part(alarm, rpc_pb2.AlarmRequest(action=1, memberID=1, alarm=1)),
         part(put, a),
     )
+    lease = part(grant, rpc_pb2.LeaseGrantRequest(ID=7, TTL=60))
+    yield joined(
+        lease,
+        part(put, rpc_pb2.PutRequest(key=b"l", lease=7)),
+        part(9, rpc_pb2.LeaseKeepAliveRequest(ID=7)),
+        part(10, rpc_pb2.LeaseTimeToLiveRequest(ID=7, keys=True)),
+        part(11, rpc_pb2.LeaseLeasesRequest()),
+        part(9, rpc_pb2.LeaseKeepAliveRequest(ID=8)),
+    )
+    yield joined(
+        part(12, rpc_pb2.MemberListRequest(linearizable=True)),
+        part(13, rpc_pb2.MemberAddRequest(peerURLs=["http://m4:2380"], isLearner=True)),
+        part(15, rpc_pb2.MemberUpdateRequest(ID=1, peerURLs=["http://m5:2380"])),
+        part(16, rpc_pb2.MemberPromoteRequest(ID=2)),
+        part(14, rpc_pb2.MemberRemoveRequest(ID=1)),
+    )
+    yield joined(
+        part(17, rpc_pb2.StatusRequest()),
+        part(put, a),
+        part(18, rpc_pb2.HashKVRequest(revision=2)),
+        part(19, rpc_pb2.MoveLeaderRequest(targetID=1)),
+    )
 
 
 def peer() -> Iterator[bytes]:
@@ -158,6 +198,54 @@ def peer() -> Iterator[bytes]:
     yield encode_description(Description(1, 2, (member,), (3,)))
     yield b"\xc1" + msgpack.packb([True, 1 << 32, "", [1, 2]])
     yield b"\xc1" + msgpack.packb([True, {}, {}, None])
+
+
+def member() -> Iterator[bytes]:
+    def call(kind: str, body: object) -> bytes:
+        return bytes((QUESTION + 1,)) + msgpack.packb([False, 9, kind, body])
+
+    def told(body: object) -> bytes:
+        return bytes((ANSWER,)) + msgpack.packb(body)
+
+    wait = bytes((WHILE,)) + bytes(11)
+    entries = [Entry(1, 1, 0, b""), Entry(2, 1, 1, b"")]
+    follows = core(OF_NEXT, AppendRequest(2, 1, 1, 0, 0, 1, entries))
+    add = rpc_pb2.MemberAddRequest(peerURLs=["http://m4:2380"])
+    remove = rpc_pb2.MemberRemoveRequest(ID=3)
+    left = rpc_pb2.LeaseTimeToLiveRequest(ID=7)
+    yield joined(
+        *ELECTED,
+        call("renew", 7),
+        call("remaining", 7),
+        core(OF_NOW, HeartbeatResponse(2, 1, 1, 1)),
+        asked(2, add),
+        call("member", [1, 0, ["http://m4:2380"]]),
+        core(OF_NOW, HeartbeatResponse(2, 1, 1, 2)),
+        core(OF_NOW, AppendResponse(2, 1, 1, 2, None)),
+        wait,
+    )
+    yield joined(
+        follows,
+        asked(0, left),
+        core(OF_NOW, ReadResponse(2, 1, 1, (1 << 32) + 1, 1)),
+        asked(1, remove),
+        told(["refused", 9, "etcdserver: unhealthy cluster"]),
+        asked(2, add),
+        told(["applied", 2, 4]),
+        core(OF_NOW, Heartbeat(2, 1, 1, 1, 3)),
+        call("farewell", [1, 1]),
+        bytes((LOST,)),
+        core(AS_IT_IS, CommitNotice(2, 1, 1, 2)),
+    )
+    yield joined(follows, asked(1, remove), told(["elsewhere"]), wait, told(["refused", 99, "x"]))
+    yield joined(
+        *ELECTED,
+        core(OF_NOW, Forward(3, 1, 1, 1 << 32, 0, b"data"), other=True),
+        core(OF_NOW, ReadRequest(3, 1, 1, 5), other=True),
+        core(OF_NOW, InstallSnapshot(2, 1, 1, SnapshotMeta(9, 1, Configuration((1, 2, 3))))),
+        asked(5, rpc_pb2.MoveLeaderRequest(targetID=2)),
+        core(OF_NOW, TimeoutNow(2, 1, 1)),
+    )
 
 
 def wal() -> Iterator[bytes]:
@@ -203,7 +291,7 @@ def client() -> Iterator[bytes]:
 
 def main() -> None:
     """Write every seed that is not there yet."""
-    for make in (rpc, hpack, messages, requests, peer, wal, snapshot, session, client):
+    for make in (rpc, hpack, messages, requests, peer, member, wal, snapshot, session, client):
         folder = CORPUS / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for data in make():

@@ -9,35 +9,24 @@ import asyncio
 import contextlib
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
 import hpack as library
 
-from kvstore.apply import ops
-from kvstore.apply.errors import RefusedError
-from kvstore.apply.state import open_state
-from kvstore.lease.errors import LeaseError
 from kvstore.mvcc.backend_memory import MemoryBackend
-from kvstore.mvcc.errors import RequestError, StorageError
+from kvstore.mvcc.errors import StorageError
 from kvstore.mvcc.snapshot import SnapshotReceiver
-from kvstore.mvcc.watch import WatchHub
-from kvstore.pb import rpc_pb2
 from kvstore.peer import codec as peer_codec
-from kvstore.peer.calls import PeerCalls
 from kvstore.peer.describe import decode_description
 from kvstore.peer.link import HelloError, decode_hello
-from kvstore.raft.messages import NORMAL, Entry
 from kvstore.rpc import grpc
 from kvstore.rpc.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
-from kvstore.server.header import Headers
-from kvstore.server.metrics import Metrics
-from kvstore.server.services.kv import KvService
-from kvstore.server.services.watch import WatchService
-from kvstore.server.services.writes import Writes
 from kvstore.wal import WalError, recovery
 from tests.fuzz.engine_rig import EngineRig
+from tests.fuzz.mutate import pieces
+from tests.fuzz.running import member, requests
 from tests.fuzz.session_rig import ClientRig
 from tests.server.test_session_fuzz import Machine
 from tests.wal.building import FOLDER, entries, new_log, open_log, work
@@ -47,21 +36,6 @@ Target = Callable[[bytes], None]
 
 LIST_BYTES_MAX = 65536
 MESSAGE_BYTES_MAX = 65536
-
-
-def pieces(data: bytes) -> list[bytes]:
-    """Cut input into parts, each behind two bytes of length."""
-    parts = []
-    while len(data) >= 2:
-        size = int.from_bytes(data[:2], "big") % 4096
-        parts.append(data[2 : 2 + size])
-        data = data[2 + size :]
-    return parts
-
-
-def joined(*parts: bytes) -> bytes:
-    """Return the input that `pieces` cuts into these parts."""
-    return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 
 # rpc
@@ -130,154 +104,6 @@ def messages(data: bytes) -> None:
         assert len(grpc.take_unary(b"".join(cut), encoding, MESSAGE_BYTES_MAX)) <= MESSAGE_BYTES_MAX
 
 
-# the services
-
-
-class FuzzCall:
-    """What a handler sees of a call."""
-
-    path = "/fuzz"
-    peer = "fuzz"  # tests choose others
-    peer_certificate = None
-    deadline_s = None
-    on_cancel = None
-    cancelled = False
-    unsent_bytes = 0
-
-    def __init__(self) -> None:
-        self.answers: list[Any] = []
-
-    def metadata(self, name: bytes) -> None:
-        return None
-
-    def reply(self, message: bytes) -> None:
-        self.answers.append(message)
-
-    def reply_parts(self, parts: Sequence[bytes], size_bytes: int) -> None:
-        message = b"".join(parts)
-        assert len(message) == size_bytes
-        self.reply(message)
-
-    def fail(self, code: int, text: str, metadata: Any = ()) -> None:
-        assert 0 < code <= 16
-        text.encode()
-        self.answers.append((code, text))
-
-    def send(self, message: bytes) -> bool:
-        rpc_pb2.WatchResponse.FromString(message)
-        return True
-
-    def send_all(self, messages: Sequence[bytes]) -> bool:
-        return [self.send(message) for message in messages][-1]
-
-    def finish(self, code: int = 0, text: str = "", metadata: Any = ()) -> None:
-        self.answers.append((code, text))
-
-
-class SmallMember:
-    """The services over the real state machine, without log and network: writes apply at once."""
-
-    def __init__(self) -> None:
-        self.state = open_state(MemoryBackend(), minimum_ttl_s=1)
-        self.store = self.state.store
-        self.writes = Writes(
-            self,
-            self.store,
-            Headers(1, 1),
-            size_bytes=lambda: 0,
-            request_size_max=3 << 19,
-            quota_bytes=1 << 30,
-        )
-        self._index = 0
-        self._later: list[Callable[[], None]] = []
-        self.handlers: dict[str, Callable[..., Any]] = {}
-        kv = KvService(
-            self.writes,
-            self.store,
-            txn_ops_max=128,
-            later=self._later.append,
-            later_s=lambda _, callback, *arguments: self._later.append(
-                functools.partial(callback, *arguments)
-            ),
-            observe=Metrics(lambda: (), lambda: ()).range.series,
-        )
-        kv.register(self)  # type: ignore[arg-type]
-        self.hub = WatchHub(self.store, self.writes.headers)
-        self.watch = WatchService(self.hub, lambda: True, lambda callback: None)
-        self.watch.register(self)  # type: ignore[arg-type]
-
-    def unary(self, path: str, handler: Callable[..., Any]) -> None:
-        self.handlers[path.rpartition("/")[2]] = handler
-
-    stream = unary
-
-    def linearizable(self, done: Callable[[None], None]) -> None:
-        done(None)
-
-    def propose(self, kind: int, payload: bytes, done: Callable[[Any], None]) -> None:
-        self._index += 1
-        batch = ops.encode_batch(1, 1, self._index, [(kind, payload)])
-        [result] = self.state.applier.apply(Entry(self._index, 1, NORMAL, batch)).results
-        self.hub.notify(self.store.take_events())
-        if isinstance(result, Exception):
-            assert isinstance(result, RequestError | LeaseError | RefusedError), result
-        done(result)
-
-    def turn(self) -> None:
-        """Run what waits for the next turn."""
-        later, self._later[:] = self._later[:], []
-        for callback in later:
-            callback()
-
-    def settle(self) -> None:
-        """Run what waits for later turns; it must come to an end."""
-        for _ in range(10_000):
-            self.store.purge(100) if self.store.purging else None
-            if not self._later:
-                break
-            self.turn()
-        assert not self._later, "a request that never ends"
-        while self.hub.has_work and self.hub.catch_up():
-            pass
-
-
-REPLIES = {
-    "Range": rpc_pb2.RangeResponse,
-    "Put": rpc_pb2.PutResponse,
-    "DeleteRange": rpc_pb2.DeleteRangeResponse,
-    "Txn": rpc_pb2.TxnResponse,
-    "Compact": rpc_pb2.CompactionResponse,
-}
-WRITES = (ops.LEASE_GRANT, ops.LEASE_REVOKE, ops.ALARM)
-
-
-def requests(data: bytes) -> None:
-    """Requests in order, each behind a byte that names its method: one proper answer for each."""
-    member = SmallMember()
-    names = [*REPLIES, "Watch", *WRITES]
-    watch_call = FuzzCall()
-    watch = member.handlers["Watch"](watch_call)
-    for part in pieces(data):
-        if not part:
-            continue
-        name = names[part[0] % len(names)]
-        if name == "Watch":
-            watch.message(part[1:])
-            member.settle()
-            continue
-        call = FuzzCall()
-        if isinstance(name, int):
-            member.writes.submit(call, name, part[1:])
-        else:
-            member.handlers[name](call, part[1:])
-        member.settle()
-        [answer] = call.answers
-        if isinstance(answer, bytes) and isinstance(name, str):
-            REPLIES[name].FromString(answer)
-    watch.cancelled()
-    assert member.hub.statistics().watchers == 0
-
-
 # members among themselves, and their files
 
 
@@ -289,10 +115,6 @@ def peer(data: bytes) -> None:
         pass
     else:
         assert peer_codec.decode(peer_codec.encode(message)) == message
-    calls = PeerCalls(lambda _peer, _payload: True, 1)
-    calls.call(2, "kind", None, lambda _answer: None, 0)
-    with contextlib.suppress(ValueError):
-        calls.receive(2, data)
     for decode in (decode_hello, decode_description):
         with contextlib.suppress(HelloError):
             decode(data)
@@ -386,7 +208,7 @@ def client_loop() -> asyncio.AbstractEventLoop:
 
 TARGETS: dict[str, Target] = {
     function.__name__: function
-    for function in (rpc, hpack, messages, requests, peer, wal, snapshot, session, client)
+    for function in (rpc, hpack, messages, requests, peer, member, wal, snapshot, session, client)
 }
 
 

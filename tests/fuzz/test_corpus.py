@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import pytest
 
 from kvstore.rpc import hpack
 from kvstore.rpc.requests import Requests
+from kvstore.server import membership, node
 from kvstore.server.services import watch
 from tests.fuzz.__main__ import CORPUS, NAMES, corpus
 from tests.fuzz.mutate import search
+from tests.fuzz.oddities import Oddities
 from tests.fuzz.targets import TARGETS
 
 CORPUS_BYTES_MAX = 200 * 1024
@@ -41,6 +44,23 @@ def test_some_mutations_with_a_fixed_seed(name: str) -> None:
         raise AssertionError(found[0]) from found[1]
 
 
+def test_members_stand_what_makes_no_sense() -> None:
+    found = odd_input_that_breaks(1000)
+    if found is not None:
+        raise AssertionError(found[0]) from found[1]
+
+
+def odd_input_that_breaks(executions: int) -> tuple[bytes, Exception] | None:
+    oddities = Oddities(random.Random(1))
+    for _ in range(executions):
+        data = oddities.input()
+        try:
+            TARGETS["member"](data)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is what we look for
+            return data, error
+    return None
+
+
 # Planted bugs: if one survives, the product is fine and the fuzzing has gone blind.
 
 
@@ -60,10 +80,16 @@ def unexpected_error(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(watch, "DecodeError", ZeroDivisionError)
 
 
+def code_outside_the_table(patch: pytest.MonkeyPatch) -> None:
+    """A leader's refusal with a code that gRPC does not have: who asked was never answered."""
+    patch.setattr(membership, "_REFUSALS", range(1 << 16))
+
+
 PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
     "no_eviction": (no_eviction, "hpack", 3000),
     "bytes_not_given_back": (bytes_not_given_back, "rpc", 3000),
     "unexpected_error": (unexpected_error, "requests", 3000),
+    "code_outside_the_table": (code_outside_the_table, "member", 3000),
 }
 
 
@@ -76,6 +102,19 @@ def test_fuzzing_still_finds(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     found = search(TARGETS[name], inputs, seed=1, executions=executions)
     assert found is not None, f"{bug} survived {executions:,} executions"
+
+
+def snapshot_taken_anywhere(patch: pytest.MonkeyPatch) -> None:
+    """The announcement of a snapshot is taken without its store, and a change unjudged."""
+    patch.setattr(node, "_is_misplaced", lambda message: False)
+
+
+@pytest.mark.parametrize("plant", [code_outside_the_table, snapshot_taken_anywhere])
+def test_what_makes_no_sense_still_finds(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    assert odd_input_that_breaks(3000) is not None
 
 
 def holds(target: Callable[[bytes], Any], plant: Any, data: bytes) -> bool:

@@ -12,7 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvstore.peer import codec
-from kvstore.peer.codec import CodecError, decode, decode_entries, encode, encode_entries
+from kvstore.peer.codec import (
+    NUMBER_END,
+    CodecError,
+    decode,
+    decode_entries,
+    encode,
+    encode_entries,
+)
 from kvstore.raft import messages
 from kvstore.raft.messages import (
     CHANGE,
@@ -34,7 +41,7 @@ from tests.pure import source_of
 
 # Compiled classes do not keep the types of their fields.
 SOURCE = source_of("kvstore/raft/messages.py")
-U64 = st.integers(0, 2**64 - 1)
+NUMBERS = st.integers(0, NUMBER_END - 1)
 IDS = st.integers(1, 2**64 - 1)
 MEMBERS = st.lists(IDS, unique=True, max_size=7).map(lambda ids: tuple(sorted(ids)))
 CONFIGURATIONS = st.builds(Configuration, MEMBERS, MEMBERS, MEMBERS, MEMBERS)
@@ -47,21 +54,23 @@ KINDS = [
 
 @st.composite
 def append_requests(draw: st.DrawFn) -> AppendRequest:
-    prev = draw(st.integers(0, 2**63))
+    prev = draw(NUMBERS)
     given = draw(
-        st.lists(st.tuples(U64, st.sampled_from([NORMAL, CHANGE]), st.binary()), max_size=9)
+        st.lists(st.tuples(NUMBERS, st.sampled_from([NORMAL, CHANGE]), st.binary()), max_size=9)
     )
     entries = [Entry(prev + 1 + i, term, kind, data) for i, (term, kind, data) in enumerate(given)]
-    return AppendRequest(draw(IDS), draw(IDS), draw(U64), prev, draw(U64), draw(U64), entries)
+    return AppendRequest(
+        draw(IDS), draw(IDS), draw(NUMBERS), prev, draw(NUMBERS), draw(NUMBERS), entries
+    )
 
 
 FIELDS: dict[Any, st.SearchStrategy[Any]] = {
-    int: U64,
+    int: NUMBERS,
     bool: st.booleans(),
     bytes: st.binary(),
-    tuple[int, int] | None: st.none() | st.tuples(U64, U64),
-    int | None: st.none() | U64,
-    SOURCE.SnapshotMeta: st.builds(SnapshotMeta, U64, U64, CONFIGURATIONS),
+    tuple[int, int] | None: st.none() | st.tuples(NUMBERS, NUMBERS),
+    int | None: st.none() | NUMBERS,
+    SOURCE.SnapshotMeta: st.builds(SnapshotMeta, NUMBERS, NUMBERS, CONFIGURATIONS),
 }
 
 
@@ -142,6 +151,25 @@ def test_cut_messages_raise_codec_error(message: Message, draw: st.DataObject) -
     data = encode(message)
     with pytest.raises(CodecError):
         decode(data[: draw.draw(st.integers(0, len(data) - 1))])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        TimeoutNow(2, 1, NUMBER_END),
+        Heartbeat(2, 1, 5, NUMBER_END, 0),
+        Heartbeat(2, 1, 5, 0, NUMBER_END),
+        AppendResponse(2, 1, 5, NUMBER_END, None),
+        AppendResponse(2, 1, 5, 1, (1, NUMBER_END)),
+        AppendRequest(2, 1, 5, 0, 0, 0, [Entry(1, NUMBER_END, NORMAL, b"")]),
+        AppendRequest(2, 1, 5, 0, 0, 0, [Entry(i, NUMBER_END, NORMAL, b"") for i in (1, 2)]),
+    ],
+)
+def test_numbers_that_no_next_one_could_follow_are_refused(message: Message) -> None:
+    # A term is taken from any member: with the last one that fits, the next election could not be
+    # encoded, and would end every member.
+    with pytest.raises(CodecError):
+        decode(encode(message))
 
 
 JUNK = st.recursive(

@@ -83,7 +83,7 @@ class Member:
             self.receiver,
             random.Random(member_id),
             on_lost=lambda peer, channel: self.lost.put_nowait((peer, channel)),
-            on_removed=self.removed.set,
+            on_removed=lambda _peer: self.removed.set(),
         )
         self.port = 0
 

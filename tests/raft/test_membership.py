@@ -399,3 +399,48 @@ def test_joint_configurations_need_both_majorities() -> None:
     assert raft.log.committed == 0
     raft.step(AppendResponse(5, 1, 1, 1, None))
     assert raft.log.committed == 1
+
+
+# --- who was removed lets the others know ---
+
+
+def removed_and_cut_off() -> tuple[Network, int, int]:
+    """Of two, leader 1 commits its own removal, and 2 holds the entry and does not know that."""
+    network = Network.of(2)
+    network.elect(1)
+    network.drop = lambda message: message.sender == 1 and isinstance(message, CommitNotice)
+    index, term = network[1].propose_change(Change(REMOVE, 1))
+    network.run()
+    assert network[1].configuration == Configuration((2,), removed=(1,))
+    assert network[2].log.matches(index, term)
+    network.isolate(1)
+    return network, index, term
+
+
+def test_the_last_voter_needs_word_of_the_removal() -> None:
+    # It counts two voters, and the other one is gone: etcd's members wait for ever.
+    network, index, term = removed_and_cut_off()
+    network.tick(2, count=50)
+    assert network.leaders() == []
+
+    network[2].hear_committed(index, term)
+    network.run()
+    network.tick(2, count=50)
+    assert network[2].configuration == Configuration((2,), removed=(1,))
+    assert network.leaders() == [2]
+
+
+def test_word_of_an_entry_that_is_not_there_is_worth_nothing() -> None:
+    network, index, term = removed_and_cut_off()
+    committed = network[2].log.committed
+    for said in ((index + 1, term), (index, term + 1), (index, term - 1), (2**63, term)):
+        network[2].hear_committed(*said)
+    assert network[2].log.committed == committed
+
+
+def test_a_leader_finds_out_by_itself_what_is_committed() -> None:
+    # What it commits is subtracted from what waits for a quorum; by hearsay it would not be.
+    raft = ready_leader()
+    index, term = raft.propose(b"x")
+    raft.hear_committed(index, term)
+    assert raft.log.committed < index

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvstore.lease.clock import LeaseClock
-from kvstore.lease.lessor import Lessor
+from kvstore.lease.lessor import TTL_MAX_S, Lessor
 from kvstore.raft.messages import Role
 from kvstore.server.errors import TimedOutError
 from kvstore.server.leases import Leases
@@ -88,3 +88,14 @@ def test_a_later_leadership_renews_on_its_own_clock(leader: Leader) -> None:
     leader.rounds.pop()(None)
     assert leader.answers == [10]
     assert leader.leases.clock.remaining_s(7, leader.now_ns) == 10
+
+
+@pytest.mark.parametrize("answer", [None, "10", 10.0, [], {}, -2, 2**63, TTL_MAX_S + 1])
+def test_what_is_no_life_is_no_answer(leader: Leader, answer: Any) -> None:
+    # It could not be encoded for the client, who would never be answered.
+    leader.role = Role.FOLLOWER
+    leader.leader = 2
+    leader.leases._calls.call = lambda _peer, _kind, _body, done, _deadline: done(answer)  # type: ignore[method-assign]
+    leader.renew()
+    leader.leases.remaining(7, leader.answers.append)
+    assert [type(one) for one in leader.answers] == [TimedOutError] * 2

@@ -305,3 +305,20 @@ def test_a_leader_that_stops_still_tells_what_is_committed() -> None:
     world.hear(AppendResponse(OLD, SELF, 1, 2, None))
     world.turn()
     assert [type(message) for message in world.sent] == [CommitNotice, CommitNotice]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Heartbeat(OLD, NEW, 5, 0, 0),
+        InstallSnapshot(OLD, SELF, 5, SnapshotMeta(9, 5, Configuration((SELF, OLD, NEW)))),
+        Forward(OLD, SELF, 5, 1 << 32, 1, b"a change that nobody has judged"),
+    ],
+)
+def test_what_is_for_others_or_for_another_channel_is_not_taken(message: Message) -> None:
+    # The first would end the member, the second leave it with an index and no data.
+    world = following(OLD, 3)
+    world.hear(message)
+    world.turn()
+    assert (world.node.raft.term, world.node.raft.log.offset) == (3, 0)
+    assert world.fatal == []

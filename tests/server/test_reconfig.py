@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import msgpack
 import pytest
 
 from kvstore.apply.members import Members
 from kvstore.pb import rpc_pb2
+from kvstore.raft.errors import MalformedChange
 from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.messages import Configuration
 from kvstore.server.cluster import Cluster, decode_urls
@@ -213,9 +216,27 @@ def test_unknown_members_are_not_found(action: Action) -> None:
 def test_a_request_survives_its_way_to_the_leader() -> None:
     for request in (ADD, Request(Action.REMOVE, 2**64 - 1)):
         assert Request.unpack(request.pack()) == request
-    for body in (None, [], [9, 0, []], [1, 0], ["x", 0, []]):
-        with pytest.raises((ValueError, TypeError)):
-            Request.unpack(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None, [], [9, 0, []], [1, 0], ["x", 0, []], 3, {}, [3, float("inf"), []], [3, "4", []],
+        [3, 4, None], [1, 0, "http://a:1"], [1, 0, [b"http://a:1"]],
+        # Every member would fail to dial them, and at every start again.
+        [1, 0, []], [4, 7, []], [1, 0, ["x"]], [2, 0, ["http://a"]], [4, 7, ["http://a:1", ""]],
+    ],
+)  # fmt: skip
+def test_a_malformed_request_is_refused(body: Any) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (its texts are for the log)
+        Request.unpack(body)
+
+
+@pytest.mark.parametrize("context", [b"", b"\xc1", b"\x01", *map(
+    msgpack.packb, ([1], [1, 2, 3], [1, "x"], [1, []], [1, [7]], [1, {}]))])  # fmt: skip
+def test_a_change_without_urls_says_so(context: bytes) -> None:
+    with pytest.raises(MalformedChange, match="peer URLs"):
+        decode_urls(context)
 
 
 def test_the_record_keeps_who_is_a_member() -> None:

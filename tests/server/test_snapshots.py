@@ -430,7 +430,12 @@ class Receiver:
 
 def links(member: int, receiver: Receiver) -> Links:
     return Links(
-        9, member, receiver, random.Random(member), on_lost=lambda *_: None, on_removed=lambda: None
+        9,
+        member,
+        receiver,
+        random.Random(member),
+        on_lost=lambda *_: None,
+        on_removed=lambda _: None,
     )
 
 

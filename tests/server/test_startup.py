@@ -256,7 +256,7 @@ def test_a_member_whose_disk_fills_ends_with_one_clear_line(
         with Client([f"127.0.0.1:{client}"], timeout_s=5) as connection:
             for number in range(150):
                 try:
-                    connection.put(b"k%d" % number, os.urandom(1_000_000))
+                    connection.put(b"k%d" % number, bytes(1_000_000))
                 except KvError:
                     if process.poll() is not None:
                         break

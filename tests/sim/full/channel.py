@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -21,6 +22,7 @@ from tests.sim.full.rpc import LOST, StreamCall
 if TYPE_CHECKING:
     from tests.sim.full.loop import SimLoop
     from tests.sim.full.machine import Host, Process
+    from tests.sim.world import World
 
 NEVER_SENT = "failed to connect to all addresses"
 ROOM_BYTES = 1 << 20
@@ -33,11 +35,32 @@ def failure(code: int, text: str) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details=text)
 
 
+class Weather:
+    """What all connections of one client suffer: for a while nothing comes in, or nothing goes out.
+
+    Triggered by what goes out, so that often its answer is what is held up.
+    """
+
+    def __init__(self, world: World, clogs: float = 0.0, longest_ns: int = 1) -> None:
+        self._world, self._clogs, self._longest_ns = world, clogs, longest_ns
+        self.in_ns = self.out_ns = 0
+        """Before these times nothing arrives here, or there."""
+
+    def wrote(self) -> None:
+        """A message of a stream is on its way and will arrive."""
+        world = self._world
+        if self._clogs and world.chance(self._clogs):
+            world.mark("library: clogged")
+            self.in_ns = world.now_ns + world.between(1, self._longest_ns)
+            self.out_ns = world.now_ns + world.between(1, 2 * self._longest_ns)
+
+
 class SimChannel:
     """A channel to the client port of one machine."""
 
-    def __init__(self, loop: SimLoop, host: Host) -> None:
+    def __init__(self, loop: SimLoop, host: Host, weather: Weather) -> None:
         self.loop = loop
+        self.weather = weather
         self._host = host
         self._world = loop.world
         self._process: Process | None = None
@@ -145,11 +168,12 @@ class SimStream:
     ) -> None:
         self._loop = channel.loop
         self._world = channel.loop.world
+        self._weather = channel.weather
         self._serialize, self._parse = serialize, parse
         self._messages: deque[bytes] = deque()
         self._end: tuple[int, str] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._last_ns = 0
+        self._last_ns = self._heard_ns = 0
         self._call: StreamCall | None = None
         try:
             self._process = channel.connected()
@@ -162,12 +186,27 @@ class SimStream:
     # the connection
 
     def message(self, data: bytes) -> None:
-        self._messages.append(data)
-        self._wake()
+        self._hear(partial(self._messages.append, data))
 
     def ended(self, code: int, text: str) -> None:
-        self._end = (code, "Socket closed" if code == LOST else text)
-        self._wake()
+        def end() -> None:
+            self._end = (code, "Socket closed" if code == LOST else text)
+
+        self._hear(end)
+
+    def _hear(self, take: Callable[[], None]) -> None:
+        """Take what comes, in its order, when the weather lets it through."""
+
+        def arrive(_: object) -> None:
+            if self._end is None:
+                take()
+                self._wake()
+
+        self._heard_ns = max(self._heard_ns, self._weather.in_ns)
+        if self._heard_ns > self._world.now_ns:
+            self._world.at(self._heard_ns, arrive, None)
+        else:
+            arrive(None)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -180,13 +219,15 @@ class SimStream:
         if self._end is not None:
             raise asyncio.InvalidStateError("the stream is over")
         self._deliver("message", self._serialize(message))
+        self._weather.wrote()
 
     async def done_writing(self) -> None:
         if self._end is None:
             self._deliver("half_closed")
 
     def _deliver(self, what: str, *arguments: bytes) -> None:
-        self._last_ns = max(self._last_ns, self._world.now_ns + self._process.client_delay_ns())
+        arrival_ns = self._world.now_ns + self._process.client_delay_ns()
+        self._last_ns = max(self._last_ns, arrival_ns, self._weather.out_ns)
 
         def take() -> None:
             # Looked up only now: a paused process has not opened the stream when this arrives.

@@ -28,7 +28,7 @@ from kvstore.client import (
     transport,
     watch,
 )
-from tests.sim.full.channel import SimChannel
+from tests.sim.full.channel import SimChannel, Weather
 from tests.sim.full.clients import COMPACTED, FUTURE, KvClient
 from tests.sim.full.lessees import EARLY
 from tests.sim.full.loop import LocalClock, SimLoop
@@ -62,7 +62,9 @@ def drawn_from(source: random.Random) -> Iterator[None]:
             module.random = random
 
 
-def new_client(cluster: FullCluster, number: int) -> tuple[SimLoop, AsyncClient]:
+def new_client(
+    cluster: FullCluster, number: int, weather: Weather | None = None
+) -> tuple[SimLoop, AsyncClient]:
     """Return a client in a process of its own, and that process's loop."""
     world, profile = cluster.world, cluster.profile
     ppm = world.between(-profile.clock_ppm, profile.clock_ppm)
@@ -78,7 +80,7 @@ def new_client(cluster: FullCluster, number: int) -> tuple[SimLoop, AsyncClient]
         transport=world.random.choice(("session", "unary")),
     )
     for link, host in zip(client._transport.links, hosts, strict=True):
-        link._channel = SimChannel(loop, host)  # type: ignore[assignment]
+        link._channel = SimChannel(loop, host, weather or Weather(world))  # type: ignore[assignment]
     return loop, client
 
 
@@ -216,7 +218,9 @@ class LibraryLessee:
     def __init__(self, cluster: FullCluster, number: int) -> None:
         self.cluster = cluster
         self.world = cluster.world
-        self.loop, self.client = new_client(cluster, number + 2)
+        longest_ns = cluster.profile.ttl_s * SECOND
+        weather = Weather(cluster.world, cluster.profile.clogs, longest_ns)
+        self.loop, self.client = new_client(cluster, number + 2, weather)
         self._stopping = self.loop.create_future()
         self._lease: Lease | None = None
         self.world.after(self.world.between(0, SECOND), self._begin)

@@ -207,8 +207,11 @@ class SimLoop(asyncio.AbstractEventLoop):
     ) -> Handle:
         handle = Handle(self, callback, args, self.time() + delay)
         if not self.dead:
-            local_ns = max(0, round(delay * 1e9))
-            self.world.after(self.clock.world_delay_ns(local_ns), self._timer, handle)
+            delay_ns = self.clock.world_delay_ns(max(0, round(delay * 1e9)))
+            if delay > 0:
+                # Who waits for the rest of a nanosecond would do so for ever at the same moment.
+                delay_ns = max(1, delay_ns)
+            self.world.after(delay_ns, self._timer, handle)
         return handle
 
     def call_at(  # type: ignore[override]

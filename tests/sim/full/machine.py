@@ -662,7 +662,7 @@ class SimPlatform:
         receiver: Receiver,
         *,
         on_lost: Callable[[int, Channel], None],
-        on_removed: Callable[[], None],
+        on_removed: Callable[[int], None],
     ) -> SimLinks:
         self._process.links = SimLinks(self._process, member_id, receiver, on_lost, on_removed)
         return self._process.links

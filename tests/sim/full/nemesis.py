@@ -24,7 +24,12 @@ class FullNemesis(Nemesis):
 
     def disk_failed(self, process: Process) -> None:
         """A process is about to end because its disk failed; start it again later."""
-        self.restart_later(process.host)  # type: ignore[arg-type]
+        host = process.host
+        if self.active:
+            self.restart_later(host)  # type: ignore[arg-type]
+        else:
+            # The fault struck before faults ended, the process noticed it only now.
+            self._world.after(self._profile.restart_ns, lambda _: host.process or host.start())
 
     def _power_cut_everywhere(self) -> None:
         for host in self._cluster.hosts:

@@ -126,10 +126,24 @@ class Operator:
         for member in members:
             if not member.name:
                 self._bring_up(member, members)
-        if self.settling or not members:
+        lost = [one for one in members if self.settling and self._knows_nobody(one, members)]
+        if lost:
+            # As docs/operations.md has it: remove it and add another.
+            request = rpc_pb2.MemberRemoveRequest(ID=lost[0].ID)
+            self._ask("MemberRemove", request, "removed", rpc_pb2.MemberRemoveResponse)
+        elif self.settling or not members:
             self._again()
         else:
             self._change(members)
+
+    def _knows_nobody(self, member: Any, members: list[Any]) -> bool:
+        """Tell whether a member waits for its first snapshot from members that are all gone."""
+        host = self.cluster.by_member_id.get(member.ID)
+        process = host.process if host is not None else None
+        if process is None or not process.up or not process.product.cluster.is_joining:
+            return False
+        others = {one.ID for one in members if one.ID != member.ID}
+        return not others & set(process.product.cluster.members)
 
     def _bring_up(self, member: Any, members: list[Any]) -> None:
         """Start a machine for a member that was added and has not run yet."""

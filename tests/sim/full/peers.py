@@ -42,7 +42,7 @@ class SimLinks:
         own_id: int,
         receiver: Receiver,
         on_lost: Callable[[int, Channel], None],
-        on_removed: Callable[[], None],
+        on_removed: Callable[[int], None],
     ) -> None:
         self.removed: set[int] = set()
         self.inbound: set[Inbound] = set()
@@ -115,7 +115,7 @@ class SimLinks:
             return host
         hears = hasattr(target, "links") and not cluster.is_cut(process.host.id, host.id)
         if hears and self.own_id in target.links.removed:
-            process.world.after(process.profile.client_ns, self._told)
+            process.world.after(process.profile.client_ns, self._told, peer)
             return None
         # A machine that belongs to another member by now refuses who asks for the one before.
         if host.member_id != peer:
@@ -135,8 +135,8 @@ class SimLinks:
             for host in hosts
         )
 
-    def _told(self, _: object) -> None:
-        self._process.enter(self.on_removed)
+    def _told(self, peer: int) -> None:
+        self._process.enter(self.on_removed, peer)
 
     def _dial_all(self, _: object) -> None:
         if self._process.alive():

@@ -125,6 +125,8 @@ class FullProfile:
     """The store is LMDB on real files."""
     library: bool = False
     """Clients use `kvstore.client` itself."""
+    clogs: float = 0.0
+    """How often a message on a stream of the library is the last one for up to a lease's life."""
     needs_leader: float = 1.0
     """How often a client asks to be refused at once where there is no leader."""
     operators: int = 0
@@ -437,6 +439,17 @@ def _narrow_client(profile: FullProfile, rng: random.Random) -> None:
     profile.restart_ns = rng.choice((20, 100)) * MS
 
 
+def _narrow_keepalive(profile: FullProfile, rng: random.Random) -> None:
+    """Leases held through the library over bad connections, by members that seldom fail."""
+    _narrow_client(profile, rng)
+    profile.clients, profile.watch_streams, profile.lease_clients = 1, 0, 6
+    profile.think_ns = 50 * MS
+    profile.clogs = rng.choice((0.05, 0.2))
+    # Expired at once, so that who holds too long is soon wrong; no leader that lets all live again.
+    profile.knobs["EXPIRY_INTERVAL_NS"] = 10 * MS
+    profile.fault_every_ns = rng.choice((3, 10)) * SECOND
+
+
 def _narrow_members(profile: FullProfile, rng: random.Random) -> None:
     """Operators add, promote, move, remove and replace members while everything breaks."""
     profile.nodes = rng.choice((1, 3, 3, 3))
@@ -477,6 +490,7 @@ PROFILES: dict[str, Callable[[FullProfile, random.Random], None]] = {
     "members": _narrow_members,
     "lmdb": _narrow_lmdb,
     "client": _narrow_client,
+    "keepalive": _narrow_keepalive,
 }
 
 _KNOBS: dict[str, Any] = {
