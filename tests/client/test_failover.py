@@ -298,7 +298,7 @@ async def test_a_member_without_a_leader_refuses_and_nothing_was_written(three: 
         three.kill(1)
         # The survivor may believe in the dead leader until its election timeout; what it takes
         # meanwhile has an open outcome. Afterwards it refuses.
-        async with asyncio.timeout(60), AsyncClient(three.endpoints[2:], timeout_s=1) as last:
+        async with asyncio.timeout(60), AsyncClient(three.endpoints[2:], timeout_s=5) as last:
             while not isinstance(error := await outcome(last.put(b"k", b"?")), NoLeaderError):
                 assert isinstance(error, OutcomeUnknownError)
             assert isinstance(await outcome(last.put(b"refused", b"")), NoLeaderError)
