@@ -38,6 +38,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="rows, scenarios, rivals, growth-*, comma-separated; P1 means all P1-*",
     )
     parser.add_argument("--rounds", type=int, default=0, help="alternations; default 3")
+    parser.add_argument(
+        "--scenario-rounds", type=int, default=0, help="of P5 to P8 and gate; default as --rounds"
+    )
     parser.add_argument("--seconds", type=float, default=0.0, help="measured time; default 5")
     parser.add_argument(
         "--systems", default="", help="of kvstore, etcd, kvstore-compiled; default the first two"
@@ -53,8 +56,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks the scenarios; for a try")
     parser.add_argument("--size-max", type=int, default=10**9, help="of growth; for a try")
     arguments = parser.parse_args(argv)
-    if arguments.rounds < 0 or arguments.seconds < 0 or arguments.scale <= 0:
-        parser.error("--rounds, --seconds and --scale must be positive")
+    if min(arguments.rounds, arguments.scenario_rounds) < 0 or arguments.seconds < 0 or arguments.scale <= 0:
+        parser.error("--rounds, --scenario-rounds, --seconds and --scale must be positive")
     if arguments.data_root is not None and not os.path.isdir(arguments.data_root):
         parser.error(f"--data-root: there is no folder {arguments.data_root}")
     for kind in split(arguments.systems):
@@ -139,7 +142,7 @@ def plan(arguments: argparse.Namespace, argv: Sequence[str]) -> tuple[Run, Suite
         kinds=kinds,
         rivals=beside,
         rounds=rounds,
-        scenario_rounds=arguments.rounds or (1 if brief else 3),
+        scenario_rounds=arguments.scenario_rounds or arguments.rounds or (1 if brief else 3),
         seconds=arguments.seconds or (2.0 if brief else 5.0),
         ceiling_s=1.0 if brief else 2.0,
         scale=arguments.scale * (0.05 if arguments.quick else 1.0),

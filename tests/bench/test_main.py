@@ -24,6 +24,7 @@ from tests.bench.test_clusters import running
         (["--systems", "kvstore,consul"], "no such system: consul; there are kvstore, etcd"),
         (["--data-root", "/no/such/folder"], "there is no folder /no/such/folder"),
         (["--rounds", "-1"], "must be positive"),
+        (["--scenario-rounds", "-1"], "must be positive"),
         (["--scale", "0"], "must be positive"),
     ],
 )
