@@ -56,7 +56,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks the scenarios; for a try")
     parser.add_argument("--size-max", type=int, default=10**9, help="of growth; for a try")
     arguments = parser.parse_args(argv)
-    if min(arguments.rounds, arguments.scenario_rounds) < 0 or arguments.seconds < 0 or arguments.scale <= 0:
+    if (
+        min(arguments.rounds, arguments.scenario_rounds) < 0
+        or arguments.seconds < 0
+        or arguments.scale <= 0
+    ):
         parser.error("--rounds, --scenario-rounds, --seconds and --scale must be positive")
     if arguments.data_root is not None and not os.path.isdir(arguments.data_root):
         parser.error(f"--data-root: there is no folder {arguments.data_root}")
