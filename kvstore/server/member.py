@@ -552,13 +552,15 @@ class Member:
         known = -1
         while self.cluster.is_joining:
             told = await ask_again(self.cluster, self.id)
-            if told is not None and told.applied > known and self.cluster.is_joining:
+            members = members_of(told) if told is not None and told.applied > known else {}
+            # Who does not know us is behind, or we were removed, which its peers will tell us.
+            if told is not None and self.id in members and self.cluster.is_joining:
                 known = told.applied
-                self.cluster.members = members_of(told)
+                self.cluster.members = members
                 self.cluster.removed = told.removed
                 self.store.write(*self.cluster.change())
                 self.peers.refresh()
-                fields = {"members": len(told.members)}
+                fields = {"members": len(members)}
                 log.info("waiting for data, told of members", extra={"fields": fields})
             await asyncio.sleep(ASK_AGAIN_S)
 
