@@ -20,6 +20,8 @@ ASK_S = 30.0
 """How long to look for a member that can describe the cluster."""
 
 PAUSE_S = 0.5
+ASK_AGAIN_S = 1.0
+"""How often a member without its first data asks who the members are by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,7 @@ async def join(config: ServerConfig) -> Start:
     me = match(config, description)
     cluster = Cluster(
         description.cluster_id,
-        {
-            each.id: Member(each.id, "", each.peer_urls, (), each.is_learner)
-            for each in description.members
-        },
+        members_of(description),
         description.removed,
         is_joining=True,
     )
@@ -90,6 +89,31 @@ async def _ask_all(others: list[Endpoint]) -> Description:
             )
         log.info("waiting for a member that describes the cluster: %s", "; ".join(complaints))
         await asyncio.sleep(PAUSE_S)
+
+
+async def ask_again(cluster: Cluster, own_id: int) -> Description | None:
+    """Return what the members that a joining one knows say now, None when nobody answers."""
+    others = [
+        Endpoint(url.host, url.port)
+        for member in cluster.list_plain()
+        if member.id != own_id
+        for url in parse_urls("peer URL", member.peer_urls[0])[:1]
+    ]
+    answers = await asyncio.gather(*map(ask, others), return_exceptions=True)
+    told = [
+        answer
+        for answer in answers
+        if isinstance(answer, Description) and answer.cluster_id == cluster.cluster_id
+    ]
+    return max(told, key=lambda description: description.applied, default=None)
+
+
+def members_of(description: Description) -> dict[int, Member]:
+    """Return the members by id, without what they published."""
+    return {
+        each.id: Member(each.id, "", each.peer_urls, (), each.is_learner)
+        for each in description.members
+    }
 
 
 def match(config: ServerConfig, description: Description) -> Described:

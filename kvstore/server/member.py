@@ -47,7 +47,15 @@ from kvstore.server.failpoints import ENVIRONMENT, FailpointError, Failpoints
 from kvstore.server.farewell import GOODBYE_S, Farewell
 from kvstore.server.header import Headers
 from kvstore.server.http import Http
-from kvstore.server.join import Start, check_restart, found, join
+from kvstore.server.join import (
+    ASK_AGAIN_S,
+    Start,
+    ask_again,
+    check_restart,
+    found,
+    join,
+    members_of,
+)
 from kvstore.server.leases import Leases
 from kvstore.server.membership import Membership
 from kvstore.server.metrics import Metrics
@@ -227,6 +235,8 @@ class Member:
             self.raft.campaign()  # nobody else could win: why wait
         for work in (self._tick(), self._publish()):
             self._keep_running(work)
+        if self.cluster.is_joining:
+            self._keep_running(self._follow_members())
         await self._serve_clients()
         self.platform.started()
 
@@ -532,6 +542,27 @@ class Member:
             result = await done
             if isinstance(result, Exception):
                 log.info("not published yet: %s", result)
+
+    async def _follow_members(self) -> None:
+        """Ask who is a member until the first snapshot tells.
+
+        All that we were told of at first may go before. Then nobody would get our answers, and who
+        needs our vote would wait for ever.
+        """
+        known = -1
+        while self.cluster.is_joining:
+            told = await ask_again(self.cluster, self.id)
+            members = members_of(told) if told is not None and told.applied > known else {}
+            # Who does not know us is behind, or we were removed, which its peers will tell us.
+            if told is not None and self.id in members and self.cluster.is_joining:
+                known = told.applied
+                self.cluster.members = members
+                self.cluster.removed = told.removed
+                self.store.write(*self.cluster.change())
+                self.peers.refresh()
+                fields = {"members": len(members)}
+                log.info("waiting for data, told of members", extra={"fields": fields})
+            await asyncio.sleep(ASK_AGAIN_S)
 
     def receive(self, sender: int, payloads: list[bytes]) -> None:
         """Take what a peer sent on one read (`kvstore.peer.link.Receiver`)."""

@@ -321,6 +321,51 @@ async def test_of_two_members_the_leader_can_be_removed() -> None:
             await client.put(b"k", b"2")
 
 
+async def fail(cluster: Kvstore, index: int, point: str, action: bytes) -> None:
+    """Let a member fail at a point."""
+    url = f"{cluster.endpoints[index]}/failpoints/{point}"
+    put = ("-X", "PUT", "--data-binary", "@-")
+    status, _ = await asyncio.to_thread(curl, url, *put, body=action)
+    assert status.startswith("200")
+
+
+async def logged(cluster: Kvstore, index: int, text: str) -> None:
+    """Return when a member has written a text to its log."""
+    async with asyncio.timeout(20):
+        while True:
+            if text in cluster.log_of(index):
+                return
+            await asyncio.sleep(0.05)  # nothing to await: another process's file
+
+
+async def test_a_member_without_data_hears_of_members_that_came_later() -> None:
+    # It knows the members of when it was added. When those are gone, nobody would get its answers.
+    with members_of(1, "--enable-failpoints", "--log-level", "info") as cluster:
+        async with AsyncClient(cluster.endpoints, timeout_s=20) as client:
+            await fail(cluster, 0, "snapshot.send.before", b"error")
+            late = cluster.reserve()
+            learner = await when_healthy(
+                lambda: client.member_add([cluster.peer_urls[late]], is_learner=True)
+            )
+            cluster.join(late, [0, late])
+            await logged(cluster, late, '"members": 2')
+            cluster.pause(late)
+            await fail(cluster, 0, "snapshot.send.before", b"0%error")
+            second = cluster.reserve()
+            await when_healthy(lambda: client.member_add([cluster.peer_urls[second]]))
+            cluster.join(second, [0, late, second])
+            await asyncio.to_thread(cluster.wait, second)
+            await fail(cluster, 0, "snapshot.send.before", b"error")
+            cluster.resume(late)
+            await logged(cluster, late, '"members": 3')
+            first = (await ids(client, cluster))[0]
+        async with AsyncClient([cluster.endpoints[second]], timeout_s=20) as client:
+            await when_healthy(lambda: client.member_remove(first))
+            await removed_and_gone(cluster, 0)
+            await in_sync(client, learner)
+            await asyncio.to_thread(cluster.wait, late)
+
+
 async def closed_to_clients(cluster: Kvstore, index: int) -> None:
     """Return when a member that runs takes no more connections of clients."""
     host, _, port = cluster.endpoints[index].partition(":")
@@ -346,10 +391,7 @@ async def test_a_removed_member_stays_until_the_last_one_knows() -> None:
         async with AsyncClient([cluster.endpoints[last]], timeout_s=20) as client:
             await client.put(b"k", b"1")
             # From the change of leader on, the last voter stores nothing any more.
-            point = cluster.endpoints[last] + "/failpoints/store.commit.before"
-            put = ("-X", "PUT", "--data-binary", "@-")
-            status, _ = await asyncio.to_thread(curl, point, *put, body=b"sleep(60000)")
-            assert status.startswith("200")
+            await fail(cluster, last, "store.commit.before", b"sleep(60000)")
             await when_healthy(lambda: client.member_remove(member))
             cluster.kill(last)
             await closed_to_clients(cluster, gone)

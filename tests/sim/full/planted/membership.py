@@ -103,7 +103,7 @@ BUGS = (
         "etcd raft: the one pending change forgotten at a change of leader",
         ((Leader, "propose_change", changes_side_by_side),),
         "members",
-        220_000,
+        1_200_000,
         frozenset((ONE_CHANGE,)),
         slow=True,
     ),
