@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 DRAWS = """
 from hypothesis import given, settings, strategies as st
 
@@ -29,10 +31,13 @@ def test_hypothesis_draws(tmp_path: Path, arguments: tuple[str, ...], *, is_same
         out = tmp_path / "drawn"
         out.unlink(missing_ok=True)
         (tmp_path / "test_drawing.py").write_text(DRAWS.format(path=str(out)))
-        (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+        (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
         subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
-            cwd=tmp_path, check=True, capture_output=True,
-        )  # fmt: skip
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
         drawn.append(out.read_text())
     assert (drawn[0] == drawn[1]) is is_same
