@@ -41,6 +41,7 @@ def port_of(member: Kvstore) -> int:
     return int(member.endpoints[0].partition(":")[2])
 
 
+@pytest.mark.alone  # it judges the latency of others, of which a busy machine takes seconds
 @pytest.mark.parametrize(
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ATTACKS],

@@ -77,6 +77,7 @@ def test_a_transaction_of_the_most_operations_and_one_more(member: Kvstore) -> N
         )
 
 
+@pytest.mark.alone  # it judges latency
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_range_over_a_million_keys(member: Kvstore, record_property: Record) -> None:
@@ -241,6 +242,7 @@ def test_a_watcher_that_stops_reading_costs_little_and_catches_up(
 # Connections
 
 
+@pytest.mark.alone  # it judges latency
 @pytest.mark.slow
 def test_connections_that_come_and_go(member: Kvstore, record_property: Record) -> None:
     per_s, seconds = 5000, 5.0
