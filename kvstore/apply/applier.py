@@ -121,7 +121,9 @@ class Applier:
         """
         if not entry.data:
             return Applied(entry.index, 0, 0, 0, [], [])
-        origin, incarnation, first_sequence, ops = decode_batch(entry.data)
+        origin, incarnation, first_sequence, decoded = decode_batch(entry.data)
+        # Whatever the entry holds. Compiled code checks types in `for`, outside of the `try`.
+        ops: tuple[Any, ...] = decoded
         results: list[Result] = []
         append = results.append
         alarms = self._alarms

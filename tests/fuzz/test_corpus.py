@@ -109,7 +109,10 @@ def snapshot_taken_anywhere(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(node, "_is_misplaced", lambda message: False)
 
 
-@pytest.mark.parametrize("plant", [code_outside_the_table, snapshot_taken_anywhere])
+@pytest.mark.parametrize(
+    "plant",
+    [code_outside_the_table, pytest.param(snapshot_taken_anywhere, marks=pytest.mark.pure_python)],
+)
 def test_what_makes_no_sense_still_finds(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvstore.pb import rpc_pb2
 from kvstore.server.services.kv import TURN_BYTES_MAX
 from tests.fuzz.member_rig import MemberRig
@@ -23,6 +25,7 @@ def answered(calls: list[FuzzCall]) -> int:
     return sum(len(call.answers) for call in calls)
 
 
+@pytest.mark.pure_python  # it replaces a method of the node
 def test_one_reader_of_much_does_not_hold_the_turn_nor_the_others() -> None:
     member = MemberRig()
     put = rpc_pb2.PutRequest(key=b"large", value=bytes(MIB))
