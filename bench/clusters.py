@@ -34,7 +34,8 @@ KINDS = (KVSTORE, ETCD)
 COMPILED = "kvstore-compiled"
 """Ours from `make compiled`, for those who ask for it: beside the pure form in the same run."""
 
-COMPILED_TREE = Path(__file__).parent.parent / "build" / "compiled"
+ROOT = Path(__file__).parent.parent
+COMPILED_TREE = ROOT / "build" / "compiled"
 
 READY_S = 60.0
 STOP_S = 20.0
@@ -52,6 +53,11 @@ def python(kind: str) -> list[str]:
         return [sys.executable]
     # -P: not from the current folder, which has the sources.
     return ["env", f"PYTHONPATH={COMPILED_TREE}", sys.executable, "-P"]
+
+
+def shown(command: Sequence[str]) -> str:
+    """Return a command as anybody can repeat it in a tree of their own."""
+    return " ".join(command).replace(sys.executable, "python").replace(f"{ROOT}/", "")
 
 
 def executable(kind: str) -> list[str]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 from bench import h2load, messages, process
-from bench.clusters import ETCD, Cluster, python
+from bench.clusters import ETCD, Cluster, python, shown
 from bench.load import Load, Outcome
 
 PYTHON_DRIVER_S = 300.0
@@ -71,8 +71,8 @@ class Driver:
         def result() -> tuple[Outcome, str]:
             output, errors = driver.communicate(timeout=PYTHON_DRIVER_S)
             if driver.returncode:
-                raise DriverError(f"{' '.join(command)} failed:\n{errors[-2000:]}")
-            return Outcome(**json.loads(output)), " ".join(["python", *command[1:]])
+                raise DriverError(f"{shown(command)} failed:\n{errors[-2000:]}")
+            return Outcome(**json.loads(output)), shown(command)
 
         try:
             yield result

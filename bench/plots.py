@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.fanout import SHAPES
@@ -151,7 +151,7 @@ def bar_chart(groups: Sequence[Bars], name: str) -> str:
     return f"<svg {area} role='img' aria-label='{text(name)}'>{''.join(lines + shapes)}</svg>"
 
 
-def _bar(found: Sequence[float], system: str, x, y: float) -> str:  # type: ignore[no-untyped-def]
+def _bar(found: Sequence[float], system: str, x: Callable[[float], float], y: float) -> str:
     middle, low, high = statistics.median(found), x(min(found)), x(max(found))
     center = y + (BAR - 2) / 2
     width = max(x(middle) - LABEL, 1.0)

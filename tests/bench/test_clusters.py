@@ -10,7 +10,17 @@ import sys
 import psutil
 import pytest
 
-from bench.clusters import ETCD, Cluster, choose_ports, unary, wait_until
+from bench.clusters import (
+    COMPILED,
+    ETCD,
+    KINDS,
+    Cluster,
+    choose_ports,
+    python,
+    shown,
+    unary,
+    wait_until,
+)
 from bench.messages import PUT, RANGE, put, range_, range_reply
 from tests.compat.conftest import need
 
@@ -83,3 +93,12 @@ def running(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize("kind", [*KINDS, COMPILED])
+def test_commands_are_shown_without_the_paths_of_this_machine(kind: str) -> None:
+    text = shown([*python(kind), "-m", "bench.program"])
+
+    assert text.endswith("-m bench.program")
+    assert not [word for word in text.split() if word.startswith("/") or "=/" in word]
+    assert ("PYTHONPATH=build/compiled python" in text) is (kind == COMPILED)
