@@ -254,21 +254,10 @@ class Call:
         self._respond(connection, b"gzip" if gzip else b"")
         length = len(message)
         size = length + _HEAD_BYTES
-        if (
-            not self.unsent_bytes
-            and size <= connection.credit
-            and size <= connection.frame_bytes_max
-            and size <= connection.stream_window + self.delta
-        ):
-            connection.credit -= size
-            self.delta -= size
-            connection.write(
-                frames.head(frames.DATA, 0, self.stream_id, size)
-                + frames.pack_message_head(flag, length)
-                + message
-            )
-            return True
         prefix = frames.pack_message_head(flag, length)
+        if self._may_write(connection, size):
+            self._write(connection, prefix + message, size)
+            return True
         if length <= _JOIN_BYTES_MAX:
             return self.send_parts((prefix + message,), size)
         # The first part of a queue is a memoryview exactly when its message is partly sent.
@@ -297,17 +286,24 @@ class Call:
             parts += (frames.pack_message_head(0, len(message)), message)
         body = b"".join(parts)
         size = len(body)
-        if (
+        if self._may_write(connection, size):
+            self._write(connection, body, size)
+            return True
+        return self.send_parts((body,), size)
+
+    def _may_write(self, connection: Requests, size: int) -> bool:
+        """Tell whether nothing waits and one frame of that size passes every window now."""
+        return (
             not self.unsent_bytes
             and size <= connection.credit
             and size <= connection.frame_bytes_max
             and size <= connection.stream_window + self.delta
-        ):
-            connection.credit -= size
-            self.delta -= size
-            connection.write(frames.head(frames.DATA, 0, self.stream_id, size) + body)
-            return True
-        return self.send_parts((body,), size)
+        )
+
+    def _write(self, connection: Requests, body: bytes, size: int) -> None:
+        connection.credit -= size
+        self.delta -= size
+        connection.write(frames.head(frames.DATA, 0, self.stream_id, size) + body)
 
     def send_parts(self, parts: Sequence[bytes | memoryview], size_bytes: int) -> bool:
         """Queue body bytes as they are; as `send` otherwise."""
