@@ -281,10 +281,7 @@ class Call:
         if route is not None:
             route.sent += len(messages)
         self._respond(connection, b"")
-        parts: list[bytes] = []
-        for message in messages:
-            parts += (frames.pack_message_head(0, len(message)), message)
-        body = b"".join(parts)
+        body = frames.join_messages(messages)
         size = len(body)
         if self._may_write(connection, size):
             self._write(connection, body, size)

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD_BYTES = 9
@@ -64,6 +64,16 @@ unpack_message_head = struct.Struct(">BL").unpack_from
 """(compressed flag, length) of a gRPC message at an offset."""
 
 pack_message_head = struct.Struct(">BL").pack
+
+
+def join_messages(messages: Sequence[bytes]) -> bytes:
+    """Return uncompressed gRPC messages, at least one, one behind the other with their heads."""
+    if len(set(map(len, messages))) == 1:
+        # One event for many watchers: half the time.
+        head = pack_message_head(0, len(messages[0]))
+        return head + head.join(messages)
+    return b"".join([pack_message_head(0, len(message)) + message for message in messages])
+
 
 # A unary reply around its message, for a connection whose dynamic table (theirs) holds our two
 # fields: HEADERS of 2 bytes, the DATA head and the gRPC message head; then trailers of 1 byte.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.rpc import Call, Limits
+from kvstore.rpc import Call, Limits, frames
 from tests.rpc.conftest import Running, numbered_parts, running
 from tests.rpc.wire import (
     DATA,
@@ -74,6 +74,13 @@ def wire_rest(wire: Wire, stream: int) -> tuple[None, bytes, dict[str, str]]:
             body += got.payload
         elif got.stream == stream and got.kind == HEADERS:
             return None, body, got.fields
+
+
+@pytest.mark.parametrize(
+    "messages", [[b""], [b"", b""], [b"one"], [b"one", b"two", b"six"], [b"one", b"", b"three"]]
+)
+def test_messages_are_framed_together_as_if_alone(messages: list[bytes]) -> None:
+    assert frames.join_messages(messages) == b"".join(map(message, messages))
 
 
 @pytest.mark.parametrize("count", [1, 7, 300])
