@@ -69,10 +69,12 @@ class Candidate(State):
         if self.pre:
             self._count(raft.id, granted=True)  # a pre-vote binds nobody, no need for the disk
 
-    def tick(self) -> None:
+    def tick(self) -> bool:
         """Start over when the election came to nothing (split vote, paper 5.2)."""
-        if self.raft.elapsed >= self.raft.timeout:
-            self.raft.campaign()
+        if self.raft.elapsed < self.raft.timeout:
+            return False
+        self.raft.campaign()
+        return True
 
     def hard_state_durable(self, hard_state: HardState) -> None:
         """Count the own vote, which is as good as any other only when it is on disk."""

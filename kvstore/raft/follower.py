@@ -52,15 +52,17 @@ class Follower(State):
 
     # --- inputs ---
 
-    def tick(self) -> None:
+    def tick(self) -> bool:
         """Campaign when no leader was heard for the drawn timeout (paper 5.2)."""
         raft = self.raft
         if raft.elapsed >= raft.timeout:
             raft.campaign()
-            return
+            return True
         reads = self.reads
         if reads.asked and raft.ticks - reads.asked_tick >= raft.config.read_retry_ticks:
             self._ask()
+            return True
+        return False
 
     def read(self, read_id: int) -> None:
         """Queue a read for the next round to the leader."""

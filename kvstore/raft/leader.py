@@ -141,7 +141,7 @@ class Leader(State):
 
     # --- time ---
 
-    def tick(self) -> None:
+    def tick(self) -> bool:
         """Send heartbeats, check the quorum, give up what takes too long."""
         raft = self.raft
         config = raft.config
@@ -149,13 +149,13 @@ class Leader(State):
             raft.elapsed = 0
             if not self._quorum_is_active():
                 raft.become_follower(raft.term)
-                return
+                return True
         if self.transfer_target != NOBODY:
             self.transfer_elapsed += 1
             if self.transfer_elapsed >= config.election_ticks:
                 self.transfer_target = NOBODY
         if raft.is_disk_stalled() and not self._give_up_for_disk():
-            return
+            return True
         reads = self.reads
         if reads.outstanding and raft.ticks - reads.begun_tick >= config.read_retry_ticks:
             reads.replace(raft.log.committed, raft.ticks, raft.id)
@@ -166,6 +166,7 @@ class Leader(State):
             for member, progress in self.peers.items():
                 progress.recheck = progress.match
                 self._send_heartbeat(member, progress)
+        return True
 
     def _quorum_is_active(self) -> bool:
         """Tell whether a majority answered since the last check (voters only), and start anew."""

@@ -115,8 +115,8 @@ class Raft:
         """
         self.ticks += 1
         self.elapsed += 1
-        self._dirty = True
-        self.state.tick()
+        if self.state.tick():
+            self._dirty = True
 
     def step(self, message: Message) -> None:
         """Take a message of another member that is addressed to this one."""
@@ -323,13 +323,14 @@ class Raft:
             )
             log.applying = apply[-1].index
             self._dirty = log.applying < limit
-        report = (self.role, self.leader, self.term)
         messages, reads, refused = self.messages, self.reads_ready, self.refused
-        if not (messages or work or apply or reads or refused or report != self._reported):
+        role, leader, term = self._reported
+        if self.role is not role or self.leader != leader or self.term != term:
+            self._reported = role, leader, term = self.role, self.leader, self.term
+        elif not (messages or work or apply or reads or refused):
             return None
-        self._reported = report
         self.messages, self.reads_ready, self.refused = [], [], []
-        return Ready(messages, work, apply, reads, refused, *report)
+        return Ready(messages, work, apply, reads, refused, role, leader, term)
 
     def _take_work(self) -> AppendWork | None:
         log = self.log

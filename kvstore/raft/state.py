@@ -42,8 +42,8 @@ class State:
 
     # --- inputs ---
 
-    def tick(self) -> None:
-        """One tick passed."""
+    def tick(self) -> bool:
+        """One tick passed. Return False if nothing came of it, as nearly always in a follower."""
         raise NotImplementedError
 
     def read(self, read_id: int) -> None:

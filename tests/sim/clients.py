@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
     from tests.sim.node import Process
 
+NEVER = 1 << 62
+"""A time that does not come."""
+
 
 class History:
     """All operations, by key."""
@@ -87,6 +90,10 @@ class Client:
         """The open call."""
         self.floor = 0
         self.rounds = 0
+        self._deadline_ns = 0
+        """When to give up the open call."""
+        self._timer_ns = NEVER
+        """When `_give_up` looks next: a timer for each call was a tenth of all work."""
         self.stopped = False
         self.target = 0
         """0: any member. Else only this one, which is how the last phase asks every member."""
@@ -111,7 +118,8 @@ class Client:
         key = cluster.keys.draw(world.between(0, len(cluster.keys) - 1))
         operation = self.operation = cluster.history.begin(key, kind)
         self.floor = cluster.invariants.floor
-        world.after(knobs.patience_ns, self._give_up, self.rounds)
+        self._deadline_ns = world.now_ns + knobs.patience_ns
+        self._look_at(self._deadline_ns)
         if world.lines is not None:
             world.trace(
                 f"client {self.number} at {process.id}: {NAMES[kind]}({key}, {operation.value})"
@@ -155,10 +163,22 @@ class Client:
             pause_ns += knobs.tick_ns  # there is no leader; asking at once again helps nobody
         world.after(pause_ns, self._next, self.rounds)
 
-    def _give_up(self, round_: int) -> None:
-        if self.operation is not None and round_ == self.rounds:
-            self._world.mark("client gave up")
-            self._done(UNKNOWN, None, 0)
+    def _look_at(self, time_ns: int) -> None:
+        if time_ns < self._timer_ns:
+            self._timer_ns = time_ns
+            self._world.at(time_ns, self._give_up, time_ns)
+
+    def _give_up(self, time_ns: int) -> None:
+        if time_ns != self._timer_ns:
+            return  # an earlier one came in its place
+        self._timer_ns = NEVER
+        if self.operation is None:
+            return
+        if self._deadline_ns > time_ns:
+            self._look_at(self._deadline_ns)
+            return
+        self._world.mark("client gave up")
+        self._done(UNKNOWN, None, 0)
 
     def wake(self) -> None:
         """Go on after `stopped`."""
