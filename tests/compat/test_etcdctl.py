@@ -35,6 +35,28 @@ def test_we_answer_as_etcd_does(etcd_transcript: Transcript, our_transcript: Tra
     assert met == {entry.name for entry in KNOWN}
 
 
+# The first verdict stands behind the bar on its line; two failures come without the word for it.
+VERDICT = re.compile(
+    r"(?:(?:PASS|FAIL)(?:: [^\n]*)?|(?:Slowest request took too long|Stddev too high): [^\n]*)$",
+    re.MULTILINE,
+)
+
+
+def test_every_verdict_of_etcdctl_is_known() -> None:
+    # A slow machine gives the forms without "FAIL", which no quiet one shows.
+    text = (
+        " 60 / 60 Booooo! 100.00% 1m0sFAIL: Throughput too low: 574 writes/s\n"
+        "Slowest request took too long: 0.602211s\nStddev too high: 0.173197s\nFAIL\n"
+    )
+
+    assert [line[:12] for line in VERDICT.findall(text)] == [
+        "FAIL: Throug",
+        "Slowest requ",
+        "Stddev too h",
+        "FAIL",
+    ]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How one `check perf` ended, without the progress bar."""
@@ -67,8 +89,7 @@ def check_perf(kind: str, case: Case) -> Verdict:
         listing = Case(("get", "", "--prefix", "--keys-only"))
         output, kept = Etcdctl([endpoint]).run_all([case, listing]).outputs
         logs = "\n".join(f"{member.name}: {member.log_end()}" for member in cluster.members)
-    # The first verdict stands behind the bar on its line.
-    found = re.findall(r"(?:PASS|FAIL)(?:: [^\n]*)?$", output.stdout, re.MULTILINE)
+    found = VERDICT.findall(output.stdout)
     verdict = Verdict(kind, output.code, tuple(found), output.stderr, kept.stdout.strip(), logs)
     logging.getLogger(__name__).warning("%s on %s: %s", case.name, kind, "; ".join(verdict.lines))
     return verdict
