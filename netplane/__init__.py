@@ -1,0 +1,1 @@
+"""Container networks across hosts, kept by a watch on the registry."""

@@ -1,0 +1,470 @@
+"""Keeps the kernel as desired: reads what is there, writes the difference, hears of changes.
+
+What there should be is handed in; the comparison itself is pure and in `desired`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from netplane.agent.desired import (
+    Desired,
+    Heals,
+    Item,
+    difference,
+    is_drift,
+    is_ours,
+    plan_link,
+)
+from netplane.backend import Scope
+from netplane.netlink import monitor as events
+from netplane.netlink import sysctl
+from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
+from netplane.netlink.decode import Link, NetlinkFormatError
+from netplane.netlink.kernel import UNKNOWN, Change, Kernel, Refusal
+from netplane.netlink.messages import AF_OF_LENGTH
+from netplane.netlink.monitor import Monitor
+from netplane.netlink.objects import (
+    Identity,
+    KernelObject,
+    Route,
+    Sysctl,
+    VxlanLink,
+    identity,
+)
+
+INTERVAL_S = 30.0
+SETTLE_S = 0.005
+"""A flush of many objects comes as many notifications: let a few gather before the kernel is read."""
+
+RETRY_S = 1.0
+"""After a pass that could not learn what is there, or what became of a write."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What could not be done."""
+
+    item: KernelObject | None
+    """None: reading what is there failed."""
+    text: str
+    """The kernel's, or ours where it is we who refuse."""
+
+    def __str__(self) -> str:
+        return f"{self.item}: {self.text}" if self.item is not None else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """An object that somebody else keeps changing; it is put right every 10 s only."""
+
+    item: KernelObject
+    heals: int
+    """In the last minute."""
+    writer: str
+    """Who changed it last, as `port 4711 (ip)`; empty if the kernel does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one pass did."""
+
+    cause: str
+    """`desired`, a kind of change, `overrun`, `timer` or `retry`."""
+    written: tuple[KernelObject, ...]
+    removed: tuple[KernelObject, ...]
+    healed: tuple[KernelObject, ...]
+    """Those of the above that were right before and that somebody had changed."""
+    failed: tuple[Failure, ...]
+    contested: tuple[Contest, ...]
+    """Those that wait; see `Contest`."""
+    milliseconds: float
+
+
+class _Pass:
+    """What one pass has done so far."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        self.written: list[KernelObject] = []
+        self.removed: list[KernelObject] = []
+        self.healed: list[KernelObject] = []
+        self.failed: list[Failure] = []
+        self.contested: list[Contest] = []
+        self.started = time.perf_counter()
+
+    def report(self) -> Report:
+        return Report(
+            self.cause,
+            tuple(self.written),
+            tuple(self.removed),
+            tuple(self.healed),
+            tuple(self.failed),
+            tuple(self.contested),
+            (time.perf_counter() - self.started) * 1000,
+        )
+
+
+class Reconciler:
+    """Keeps the objects of one scope in one network namespace as desired.
+
+    Nothing is written before the first `apply`: what looks like a leftover may belong to a peer
+    that we have not heard of yet. Use as `async with Reconciler(scope) as reconciler`.
+
+    Args:
+        scope: which objects are ours.
+        namespace: a path, as `/run/netns/a`; None is the one we are in.
+        interval_s: how often the kernel is read though no change was told.
+        listen: whether changes are listened for; without it only the timer heals.
+        on_report: called with every report of `run`.
+        previous_sysctls: as an earlier reconciler had them at its end.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        *,
+        namespace: str | None = None,
+        interval_s: float = INTERVAL_S,
+        listen: bool = True,
+        on_report: Callable[[Report], None] | None = None,
+        previous_sysctls: Mapping[str, str] | None = None,
+    ) -> None:
+        self.previous_sysctls: dict[str, str] = dict(previous_sysctls or {})
+        """What each setting was before we first changed it, for `restore_sysctls`."""
+        self._scope = scope
+        self._namespace = namespace
+        self._interval_s = interval_s
+        self._on_report = on_report
+        self._family = AF_OF_LENGTH[len(scope.networks[0][0])]
+        # Before anything is read, or a change right behind the reading is not told.
+        self._monitor = Monitor(namespace) if listen else None
+        self._connection = Connection(namespace)
+        self._kernel = Kernel(self._connection)
+        self._desired: Desired | None = None
+        self._known: frozenset[Item] | None = None
+        """What was there at the end of the last pass; None: there was none yet."""
+        self._stale = True
+        """What is there has to be read before anything is written."""
+        self._right: set[VxlanLink | Sysctl] = set()
+        """What of these was right at the end of the last pass."""
+        self._indices: dict[str, int] = {}
+        self._heals = Heals()
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._cause = ""
+
+    async def __aenter__(self) -> Reconciler:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the sockets back. The kernel stays as it is: traffic goes on without us."""
+        self._connection.close()
+        if self._monitor is not None:
+            self._monitor.close()
+
+    async def apply(self, desired: frozenset[KernelObject]) -> Report:
+        """Make the kernel as desired, and keep it so from now on.
+
+        One object that fails stops no other. What others have changed meanwhile is left to `run`
+        when only peers differ from the last time: then the kernel is not read, just written.
+        An empty set removes everything that is ours, the link too.
+        """
+        async with self._lock:
+            before, self._desired = self._desired, Desired(desired)
+            if before is not None and (
+                (before.link, before.sysctls) != (self._desired.link, self._desired.sysctls)
+            ):
+                self._stale = True
+            report = await self._pass("desired", read=self._stale)
+        if self._stale:
+            self._note("retry")
+        return report
+
+    async def run(self) -> None:
+        """Heal on changes, lost notifications and the timer, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            if self._monitor is not None:
+                tasks.create_task(self._listen(self._monitor))
+            tasks.create_task(self._heal())
+
+    async def restore_sysctls(self) -> list[Failure]:
+        """Set back what we changed; the objects are not touched."""
+        failed = []
+        for name, value in list(self.previous_sysctls.items()):
+            try:
+                sysctl.write(name, value, self._namespace)
+                del self.previous_sysctls[name]
+            except OSError as error:
+                failed.append(Failure(Sysctl(name, value), error.strerror or str(error)))
+        return failed
+
+    # hearing
+
+    async def _listen(self, monitor: Monitor) -> None:
+        while True:
+            names = {index: name for name, index in self._indices.items()}
+            for change in await monitor.read(names, self._connection.port):
+                cause = self._cause_of(change)
+                if cause:
+                    self._note(cause)
+            await asyncio.sleep(0)  # in a storm the next read has something at once
+
+    def _note(self, cause: str) -> None:
+        self._cause = cause
+        self._wake.set()
+
+    def _cause_of(self, change: events.Change) -> str:
+        """Return why a change calls for a pass, or ""."""
+        if self._desired is None:
+            return ""
+        match change:
+            case events.Overrun():
+                return "overrun"
+            case events.LinkChange(name, port):
+                if name not in {self._scope.link, self._scope.external}:
+                    return ""
+                self._heals.writers[Identity("link", name)] = _writer(port)
+                return "link"
+            case events.SettingsChange():
+                return "sysctl" if self._wrong_sysctls(self._desired) else ""
+            case events.ObjectChange(item, _, port):
+                if not is_drift(change, self._desired, self._scope):
+                    return ""
+                self._heals.writers[identity(item)] = _writer(port)
+                return type(item).__name__.lower()
+
+    async def _heal(self) -> None:
+        said: tuple[Failure, ...] = ()
+        while True:
+            due_s = self._heals.due_s(time.monotonic())
+            if self._stale and self._desired is not None:
+                due_s = min(RETRY_S, due_s or RETRY_S)
+            try:
+                async with asyncio.timeout(min(self._interval_s, due_s or self._interval_s)):
+                    await self._wake.wait()
+                await asyncio.sleep(SETTLE_S)
+                cause = self._cause
+            except TimeoutError:
+                cause = "timer" if due_s is None else "retry"
+            self._wake.clear()
+            async with self._lock:
+                if self._desired is None:
+                    continue
+                report = await self._pass(cause, read=True)
+            if report.failed != said:
+                for failure in report.failed:
+                    log.warning("%s", failure)
+                said = report.failed
+            if self._on_report is not None:
+                self._on_report(report)
+
+    # one pass
+
+    async def _pass(self, cause: str, *, read: bool) -> Report:
+        assert self._desired is not None
+        done = _Pass(cause)
+        try:
+            if not read:
+                assert self._known is not None
+                await self._keep_items(self._desired, self._known, done)
+            else:
+                self._stale = True
+                if await self._keep_link(self._desired, done):
+                    self._keep_sysctls(self._desired, done)
+                    found = await self._read(self._desired)
+                    self._stale = False
+                    await self._keep_items(self._desired, found, done)
+        except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
+            self._stale = True
+            done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
+        self._heals.forget(time.monotonic())
+        return done.report()
+
+    async def _keep_link(self, desired: Desired, done: _Pass) -> bool:
+        """Make our link as desired; False: the objects on it have to wait."""
+        # Reading one link waits until who changes links has finished, and a link that goes down is
+        # told before its routes are gone. So this comes first, and the routes are read after.
+        external = await self._kernel.link(self._scope.external)
+        own = await self._kernel.link(self._scope.link)
+        self._indices = {item.name: item.index for item in (external, own) if item is not None}
+        wanted = desired.link
+        if wanted is None:
+            if own is not None and own.vxlan is not None:
+                await self._write_link(_as_object(own), done, removed=True)
+            return True
+        plan = plan_link(wanted, own, external, await self._kernel.vxlan_links())
+        if plan.refused:
+            done.failed.append(Failure(wanted, plan.refused))
+            self._right.discard(wanted)
+            return False
+        if not (plan.make or plan.set):
+            self._right.add(wanted)
+            return True
+        if self._wait(wanted, done):
+            return False
+        if plan.remove and not await self._write_link(wanted, done, removed=True):
+            return False
+        if plan.make:
+            if not await self._write_link(wanted, done):
+                return False
+            made = await self._kernel.link(wanted.name)
+            if made is None:
+                return False  # gone again; that is told, and the next pass sees to it
+            self._indices[made.name] = made.index
+        else:
+            refusals = await self._kernel.set_link(wanted, self._indices[wanted.name])
+            if refusals:
+                self._fail(refusals[0], done)
+                return True  # a wrong MTU is better than no objects
+            done.written.append(wanted)
+        if wanted in self._right:
+            self._healed(wanted, done)
+        self._right.add(wanted)
+        return True
+
+    async def _write_link(self, item: VxlanLink, done: _Pass, *, removed: bool = False) -> bool:
+        refusals = await self._kernel.write([Change(item, removed=removed)], self._indices)
+        if refusals:
+            self._fail(refusals[0], done)
+            return False
+        (done.removed if removed else done.written).append(item)
+        if removed:
+            self._indices.pop(item.name, None)
+        return True
+
+    def _keep_sysctls(self, desired: Desired, done: _Pass) -> None:
+        for item, value in self._wrong_sysctls(desired):
+            if self._wait(item, done):
+                continue
+            if value is None:
+                done.failed.append(Failure(item, "there is no such setting"))
+                continue
+            try:
+                sysctl.write(item.name, item.value, self._namespace)
+            except OSError as error:
+                done.failed.append(Failure(item, error.strerror or str(error)))
+                continue
+            if f"/{self._scope.link}/" not in item.name:  # those go with the link
+                self.previous_sysctls.setdefault(item.name, value)
+            done.written.append(item)
+            if item in self._right:
+                self._healed(item, done)
+        self._right -= {item for item in self._right if isinstance(item, Sysctl)}
+        self._right |= set(desired.sysctls)
+
+    def _wrong_sysctls(self, desired: Desired) -> list[tuple[Sysctl, str | None]]:
+        """Return those that are not as desired, with what they are."""
+        found = sysctl.read([item.name for item in desired.sysctls], self._namespace)
+        return [
+            (item, found.get(item.name))
+            for item in desired.sysctls
+            if found.get(item.name) != item.value
+        ]
+
+    async def _read(self, desired: Desired) -> frozenset[Item]:
+        """Return what is there of ours, and of what is desired."""
+        found: list[Item] = []
+        name = self._scope.link
+        index = self._indices.get(name)
+        if index is not None:
+            found += await self._kernel.addresses(self._family, index, name)
+            found += await self._kernel.neighbours(self._family, index, name)
+            found += await self._kernel.fdb(index, name)
+        names = {index: name for name, index in self._indices.items()}
+        found += await self._kernel.routes(self._family, names)
+        wanted = desired.items
+        return frozenset(item for item in found if item in wanted or is_ours(item, self._scope))
+
+    async def _keep_items(self, desired: Desired, found: frozenset[Item], done: _Pass) -> None:
+        """Write the difference between what was found and what is desired."""
+        before, self._known = self._known, found
+        changes = [
+            change
+            for change in difference(desired.items, found)
+            if not self._wait(change.item, done)
+        ]
+        if not changes:
+            return
+        refusals = await self._kernel.write(changes, self._indices)
+        failed = {id(refusal.change) for refusal in refusals}
+        for refusal in refusals:
+            self._fail(refusal, done)
+        ended = [change for change in changes if id(change) not in failed]
+        for change in ended:
+            (done.removed if change.removed else done.written).append(change.item)
+            # Right before and not now; or not there before, and not wanted now.
+            if before is not None and found is not before:
+                if (change.item in before) is not change.removed:
+                    self._healed(change.item, done)
+        settled = {identity(change.item) for change in ended}
+        self._known = frozenset(
+            {item for item in found if item in desired.items or identity(item) not in settled}
+            | {change.item for change in ended if not change.removed}  # type: ignore[misc]
+        )
+
+    # the books
+
+    def _wait(self, item: KernelObject, done: _Pass) -> bool:
+        """Tell whether an object must wait because somebody else keeps changing it."""
+        key = identity(item)
+        if not self._heals.held(key, time.monotonic()):
+            return False
+        contest = Contest(item, self._heals.count(key), self._heals.writers.get(key, ""))
+        done.contested.append(contest)
+        return True
+
+    def _healed(self, item: KernelObject, done: _Pass) -> None:
+        done.healed.append(item)
+        key = identity(item)
+        if self._heals.note(key, time.monotonic()):
+            log.warning(
+                "%s was changed %d times within a minute by %s; from now on it is put right every"
+                " %d s only. Find who writes it and tell it to leave that alone",
+                item,
+                self._heals.count(key),
+                self._heals.writers.get(key) or "a writer that the kernel does not name",
+                self._heals.PAUSE_S,
+            )
+
+    def _fail(self, refusal: Refusal, done: _Pass) -> None:
+        item, text = refusal.change.item, refusal.text
+        if refusal.code in UNKNOWN:
+            self._stale = True
+        if refusal.code == errno.EEXIST and isinstance(item, Route):
+            text += "; a route that is not ours is in its place, remove it"
+        done.failed.append(Failure(item, text))
+
+
+def _as_object(found: Link) -> VxlanLink:
+    """Return a link that is to be removed; only its name counts."""
+    assert found.vxlan is not None
+    vxlan = found.vxlan
+    return VxlanLink(found.name, vxlan.vni, "", vxlan.local, vxlan.port, found.mtu, found.mac)
+
+
+def _writer(port: int) -> str:
+    """Return who has a netlink port: by custom a process's first one is its id."""
+    if not port:
+        return ""
+    try:
+        return f"port {port} ({Path(f'/proc/{port}/comm').read_text().strip()})"
+    except OSError:
+        return f"port {port}"
