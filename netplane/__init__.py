@@ -1,1 +1,1 @@
-"""Container networks across hosts, kept by a watch on the registry."""
+"""Container networks across hosts: subnet leases and routes as Flannel has them, kept healed."""

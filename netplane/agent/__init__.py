@@ -1,1 +1,1 @@
-"""The agent of a host: from the registry's view to the kernel, again and again."""
+"""The host agent: joins the registry's view and the kernel, and tells how that goes."""

@@ -70,16 +70,21 @@ def is_ours(item: Item, scope: Scope) -> bool:
             return item.link == scope.link and _within(item.address, item.prefix_len, scope)
 
 
-def difference(desired: frozenset[Item], actual: frozenset[Item]) -> list[Change]:
+def difference(
+    desired: frozenset[Item], actual: frozenset[Item], *, remove: bool = True
+) -> list[Change]:
     """Return the writes from what there is to what there should be, in their order.
 
     What replaces comes before what is removed, so a peer that changes is never without a path.
+    Without `remove` only what is in the way of something desired goes.
     """
     missing, extra = desired - actual, actual - desired
     replaced = set(map(identity, extra)) if missing else set()
     written = [
         Change(item, replace=identity(item) in replaced) for item in sorted(missing, key=_order)
     ]
+    if not remove:
+        return written
     kept = {identity(change.item) for change in written} if extra else set()
     removed = [
         Change(item, removed=True)

@@ -10,9 +10,10 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from netplane.agent.desired import (
     Desired,
@@ -23,6 +24,7 @@ from netplane.agent.desired import (
     is_ours,
     plan_link,
 )
+from netplane.agent.report import Contest, Failure, PassLog, Report
 from netplane.backend import Scope
 from netplane.netlink import monitor as events
 from netplane.netlink import sysctl
@@ -40,78 +42,16 @@ from netplane.netlink.objects import (
     identity,
 )
 
+__all__ = ["Contest", "Failure", "Reconciler", "Report"]
+
 INTERVAL_S = 30.0
 SETTLE_S = 0.005
-"""A flush of many objects comes as many notifications: let a few gather before the kernel is read."""
+"""A flush of many objects comes as many notifications: a few may gather before a pass."""
 
 RETRY_S = 1.0
 """After a pass that could not learn what is there, or what became of a write."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What could not be done."""
-
-    item: KernelObject | None
-    """None: reading what is there failed."""
-    text: str
-    """The kernel's, or ours where it is we who refuse."""
-
-    def __str__(self) -> str:
-        return f"{self.item}: {self.text}" if self.item is not None else self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """An object that somebody else keeps changing; it is put right every 10 s only."""
-
-    item: KernelObject
-    heals: int
-    """In the last minute."""
-    writer: str
-    """Who changed it last, as `port 4711 (ip)`; empty if the kernel does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What one pass did."""
-
-    cause: str
-    """`desired`, a kind of change, `overrun`, `timer` or `retry`."""
-    written: tuple[KernelObject, ...]
-    removed: tuple[KernelObject, ...]
-    healed: tuple[KernelObject, ...]
-    """Those of the above that were right before and that somebody had changed."""
-    failed: tuple[Failure, ...]
-    contested: tuple[Contest, ...]
-    """Those that wait; see `Contest`."""
-    milliseconds: float
-
-
-class _Pass:
-    """What one pass has done so far."""
-
-    def __init__(self, cause: str) -> None:
-        self.cause = cause
-        self.written: list[KernelObject] = []
-        self.removed: list[KernelObject] = []
-        self.healed: list[KernelObject] = []
-        self.failed: list[Failure] = []
-        self.contested: list[Contest] = []
-        self.started = time.perf_counter()
-
-    def report(self) -> Report:
-        return Report(
-            self.cause,
-            tuple(self.written),
-            tuple(self.removed),
-            tuple(self.healed),
-            tuple(self.failed),
-            tuple(self.contested),
-            (time.perf_counter() - self.started) * 1000,
-        )
 
 
 class Reconciler:
@@ -125,7 +65,7 @@ class Reconciler:
         namespace: a path, as `/run/netns/a`; None is the one we are in.
         interval_s: how often the kernel is read though no change was told.
         listen: whether changes are listened for; without it only the timer heals.
-        on_report: called with every report of `run`.
+        on_report: called with the report of every pass, those of `apply` too.
         previous_sysctls: as an earlier reconciler had them at its end.
     """
 
@@ -140,7 +80,7 @@ class Reconciler:
         previous_sysctls: Mapping[str, str] | None = None,
     ) -> None:
         self.previous_sysctls: dict[str, str] = dict(previous_sysctls or {})
-        """What each setting was before we first changed it, for `restore_sysctls`."""
+        """What each setting was before we first changed it, for `clear`."""
         self._scope = scope
         self._namespace = namespace
         self._interval_s = interval_s
@@ -151,6 +91,7 @@ class Reconciler:
         self._connection = Connection(namespace)
         self._kernel = Kernel(self._connection)
         self._desired: Desired | None = None
+        self._remove = False
         self._known: frozenset[Item] | None = None
         """What was there at the end of the last pass; None: there was none yet."""
         self._stale = True
@@ -163,7 +104,7 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._cause = ""
 
-    async def __aenter__(self) -> Reconciler:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -180,8 +121,11 @@ class Reconciler:
         if self._monitor is not None:
             self._monitor.close()
 
-    async def apply(self, desired: frozenset[KernelObject]) -> Report:
+    async def apply(self, desired: frozenset[KernelObject], *, remove: bool = True) -> Report:
         """Make the kernel as desired, and keep it so from now on.
+
+        Without `remove`, what is ours and not desired stays, until an `apply` with it: for a view
+        that may be too old to take anything away.
 
         One object that fails stops no other. What others have changed meanwhile is left to `run`
         when only peers differ from the last time: then the kernel is not read, just written.
@@ -189,6 +133,7 @@ class Reconciler:
         """
         async with self._lock:
             before, self._desired = self._desired, Desired(desired)
+            self._remove = remove
             if before is not None and (
                 (before.link, before.sysctls) != (self._desired.link, self._desired.sysctls)
             ):
@@ -205,8 +150,12 @@ class Reconciler:
                 tasks.create_task(self._listen(self._monitor))
             tasks.create_task(self._heal())
 
-    async def restore_sysctls(self) -> list[Failure]:
-        """Set back what we changed; the objects are not touched."""
+    async def clear(self) -> Report:
+        """Remove everything that is ours, and set back the settings that we changed."""
+        report = await self.apply(frozenset())
+        return replace(report, failed=report.failed + tuple(self._restore_sysctls()))
+
+    def _restore_sysctls(self) -> list[Failure]:
         failed = []
         for name, value in list(self.previous_sysctls.items()):
             try:
@@ -273,14 +222,12 @@ class Reconciler:
                 for failure in report.failed:
                     log.warning("%s", failure)
                 said = report.failed
-            if self._on_report is not None:
-                self._on_report(report)
 
     # one pass
 
     async def _pass(self, cause: str, *, read: bool) -> Report:
         assert self._desired is not None
-        done = _Pass(cause)
+        done = PassLog(cause)
         try:
             if not read:
                 assert self._known is not None
@@ -296,9 +243,12 @@ class Reconciler:
             self._stale = True
             done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
         self._heals.forget(time.monotonic())
-        return done.report()
+        report = done.report()
+        if self._on_report is not None:
+            self._on_report(report)
+        return report
 
-    async def _keep_link(self, desired: Desired, done: _Pass) -> bool:
+    async def _keep_link(self, desired: Desired, done: PassLog) -> bool:
         """Make our link as desired; False: the objects on it have to wait."""
         # Reading one link waits until who changes links has finished, and a link that goes down is
         # told before its routes are gone. So this comes first, and the routes are read after.
@@ -307,7 +257,7 @@ class Reconciler:
         self._indices = {item.name: item.index for item in (external, own) if item is not None}
         wanted = desired.link
         if wanted is None:
-            if own is not None and own.vxlan is not None:
+            if self._remove and own is not None and own.vxlan is not None:
                 await self._write_link(_as_object(own), done, removed=True)
             return True
         plan = plan_link(wanted, own, external, await self._kernel.vxlan_links())
@@ -340,7 +290,7 @@ class Reconciler:
         self._right.add(wanted)
         return True
 
-    async def _write_link(self, item: VxlanLink, done: _Pass, *, removed: bool = False) -> bool:
+    async def _write_link(self, item: VxlanLink, done: PassLog, *, removed: bool = False) -> bool:
         refusals = await self._kernel.write([Change(item, removed=removed)], self._indices)
         if refusals:
             self._fail(refusals[0], done)
@@ -350,7 +300,7 @@ class Reconciler:
             self._indices.pop(item.name, None)
         return True
 
-    def _keep_sysctls(self, desired: Desired, done: _Pass) -> None:
+    def _keep_sysctls(self, desired: Desired, done: PassLog) -> None:
         for item, value in self._wrong_sysctls(desired):
             if self._wait(item, done):
                 continue
@@ -393,12 +343,12 @@ class Reconciler:
         wanted = desired.items
         return frozenset(item for item in found if item in wanted or is_ours(item, self._scope))
 
-    async def _keep_items(self, desired: Desired, found: frozenset[Item], done: _Pass) -> None:
+    async def _keep_items(self, desired: Desired, found: frozenset[Item], done: PassLog) -> None:
         """Write the difference between what was found and what is desired."""
         before, self._known = self._known, found
         changes = [
             change
-            for change in difference(desired.items, found)
+            for change in difference(desired.items, found, remove=self._remove)
             if not self._wait(change.item, done)
         ]
         if not changes:
@@ -411,9 +361,10 @@ class Reconciler:
         for change in ended:
             (done.removed if change.removed else done.written).append(change.item)
             # Right before and not now; or not there before, and not wanted now.
-            if before is not None and found is not before:
-                if (change.item in before) is not change.removed:
-                    self._healed(change.item, done)
+            if before is None or found is before:
+                continue  # nothing known yet, or nothing read now
+            if (change.item in before) is not change.removed:
+                self._healed(change.item, done)
         settled = {identity(change.item) for change in ended}
         self._known = frozenset(
             {item for item in found if item in desired.items or identity(item) not in settled}
@@ -422,7 +373,7 @@ class Reconciler:
 
     # the books
 
-    def _wait(self, item: KernelObject, done: _Pass) -> bool:
+    def _wait(self, item: KernelObject, done: PassLog) -> bool:
         """Tell whether an object must wait because somebody else keeps changing it."""
         key = identity(item)
         if not self._heals.held(key, time.monotonic()):
@@ -431,7 +382,7 @@ class Reconciler:
         done.contested.append(contest)
         return True
 
-    def _healed(self, item: KernelObject, done: _Pass) -> None:
+    def _healed(self, item: KernelObject, done: PassLog) -> None:
         done.healed.append(item)
         key = identity(item)
         if self._heals.note(key, time.monotonic()):
@@ -444,7 +395,7 @@ class Reconciler:
                 self._heals.PAUSE_S,
             )
 
-    def _fail(self, refusal: Refusal, done: _Pass) -> None:
+    def _fail(self, refusal: Refusal, done: PassLog) -> None:
         item, text = refusal.change.item, refusal.text
         if refusal.code in UNKNOWN:
             self._stale = True

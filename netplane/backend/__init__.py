@@ -60,8 +60,8 @@ class Backend(Protocol):
     def lease_data(self) -> dict[str, object] | None:
         """Return the BackendData of our own lease."""
 
-    def plan(self, peers: Mapping[IPv4Network, Lease]) -> Planned:
-        """Return all objects that serve these peers, our own link and address among them."""
+    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+        """Return all objects that serve these peers, our own link and address among them.
 
-    def peer_objects(self, peers: Mapping[IPv4Network, Lease]) -> frozenset[KernelObject]:
-        """Return only the objects of `plan`."""
+        Pure: the same arguments give the same plan. `subnet` is our own.
+        """

@@ -91,7 +91,6 @@ class VxlanBackend:
     Args:
         config: the network configuration's `Backend` object.
         network: the whole overlay.
-        subnet: our own part.
         external: the interface to the other hosts. Its address is the source of our packets, which
             behind NAT differs from the PublicIP that peers send to.
         mac: of our device, the same after every restart: peers have it in their kernels.
@@ -104,7 +103,6 @@ class VxlanBackend:
         config: VxlanConfig,
         *,
         network: IPv4Network,
-        subnet: IPv4Network,
         external: External,
         mac: str,
     ) -> None:
@@ -137,7 +135,6 @@ class VxlanBackend:
                     learning=config.learning,
                     gbp=config.gbp,
                 ),
-                Address(self.link, subnet.network_address.packed, 32),
                 Sysctl("ipv4/ip_forward", "1"),
                 # Strict filtering drops what comes in from a host whose route is not yet there.
                 # 0 would not switch it off: the kernel takes the higher one of this and `all`.
@@ -149,16 +146,13 @@ class VxlanBackend:
         """Return the BackendData of our own lease."""
         return {"VNI": self.config.vni, "VtepMAC": self.mac}
 
-    def peer_objects(self, peers: Mapping[IPv4Network, Lease]) -> frozenset[KernelObject]:
-        """Return only the objects of `plan`."""
-        return self.plan(peers).objects
-
-    def plan(self, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
         """Return all objects that serve these peers, our own link and address among them.
 
         Of two peers with one MAC the older is served: the kernel holds one destination for each.
         """
         objects: set[KernelObject] = set(self._own)
+        objects.add(Address(self.link, subnet.network_address.packed, 32))
         refused: dict[str, str] = {}
         owners = {_packed_mac(self.mac): "us"}
         known: dict[int, tuple[Lease, _Served]] = {}

@@ -1,4 +1,4 @@
-"""Netlink requests with their answers, on an asyncio loop; what they mean is the caller's business."""
+"""Netlink requests with their answers, on an asyncio loop; what they mean is not known here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
+from typing import Self
 
 from netplane.netlink.decode import DUMP_INTERRUPTED, Message, Outcome, messages, outcome
 from netplane.netlink.messages import Request, Type
@@ -75,7 +76,7 @@ class Connection:
         self.port: int = self._socket.getsockname()[0]
         """Notifications about what we wrote carry it."""
 
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -108,9 +109,7 @@ class Connection:
         found: dict[int, Outcome] = {}
         lost = Outcome(errno.ETIMEDOUT, f"no answer within {self._timeout_s:g} s")
         try:
-            self._send(
-                [item.encode(number) for item, number in zip(requests, numbers, strict=True)]
-            )
+            self._send(list(map(Request.encode, requests, numbers)))
             async with asyncio.timeout(self._timeout_s):
                 while waiting:
                     for message in await self._read():

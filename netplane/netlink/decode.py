@@ -28,7 +28,7 @@ from netplane.netlink.messages import (
     U32,
     Type,
 )
-from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route, VxlanLink
+from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route
 
 DUMP_INTERRUPTED = 0x10
 CAPPED = 0x100

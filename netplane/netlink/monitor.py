@@ -1,4 +1,4 @@
-"""Notifications of what changes in the kernel, as it changes; whether it matters is not decided here."""
+"""Notifications of what changes in the kernel; whether it matters is not decided here."""
 
 from __future__ import annotations
 

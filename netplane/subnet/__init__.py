@@ -1,1 +1,1 @@
-"""Who has which subnet: the registry's keys and values, and how a subnet is had."""
+"""Subnet leases: what the registry says, and who gets which subnet."""

@@ -1,9 +1,12 @@
-"""One host's subnet as the registry's key and value say it."""
+"""A host's subnet and all of them together, as plain values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+
+from netplane.subnet.config import NetworkConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +15,21 @@ class Lease:
 
     subnet: IPv4Network
     public_ip: IPv4Address
-    backend_type: str
-    """Lower case; "" where Flannel omits it (udp, alloc)."""
-    backend_data: object = None
-    """The JSON of BackendData."""
+    backend_type: str  # lower case; "" where Flannel omits it (udp, alloc)
+    backend_data: object = None  # the JSON of BackendData
     key: bytes = b""
     create_revision: int = 0
     mod_revision: int = 0
-    expires: bool = True
-    """False: a reservation, no etcd lease attached."""
+    expires: bool = True  # False: a reservation, no etcd lease attached
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Every peer's lease at one revision; complete, valid, and never guessed."""
+
+    cluster_id: int
+    revision: int
+    own: Lease | None  # what the registry says of us
+    peers: Mapping[IPv4Network, Lease]
+    quarantined: Mapping[bytes, str]  # key -> reason, in words for an operator
+    config: NetworkConfig
