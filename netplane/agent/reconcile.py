@@ -165,16 +165,22 @@ class Reconciler:
                 failed.append(Failure(Sysctl(name, value), error.strerror or str(error)))
         return failed
 
+    @property
+    def _names(self) -> dict[int, str]:
+        return {index: name for name, index in self._indices.items()}
+
     # hearing
 
     async def _listen(self, monitor: Monitor) -> None:
         while True:
-            names = {index: name for name, index in self._indices.items()}
-            for change in await monitor.read(names, self._connection.port):
-                cause = self._cause_of(change)
-                if cause:
-                    self._note(cause)
+            self._hear(await monitor.read(self._names, self._connection.port))
             await asyncio.sleep(0)  # in a storm the next read has something at once
+
+    def _hear(self, changes: list[events.Change]) -> None:
+        for change in changes:
+            cause = self._cause_of(change)
+            if cause:
+                self._note(cause)
 
     def _note(self, cause: str) -> None:
         self._cause = cause
@@ -187,10 +193,10 @@ class Reconciler:
         match change:
             case events.Overrun():
                 return "overrun"
-            case events.LinkChange(name, port):
-                if name not in {self._scope.link, self._scope.external}:
+            case events.LinkChange(link, removed, port):
+                if not self._is_link_drift(link, removed=removed):
                     return ""
-                self._heals.writers[Identity("link", name)] = _writer(port)
+                self._heals.writers[Identity("link", link.name)] = _writer(port)
                 return "link"
             case events.SettingsChange():
                 return "sysctl" if self._wrong_sysctls(self._desired) else ""
@@ -199,6 +205,18 @@ class Reconciler:
                     return ""
                 self._heals.writers[identity(item)] = _writer(port)
                 return type(item).__name__.lower()
+
+    def _is_link_drift(self, link: Link, *, removed: bool) -> bool:
+        """Tell whether a change of a link may have taken something of ours away."""
+        if link.name not in {self._scope.link, self._scope.external}:
+            # One that was ours and has another name now is still at its index.
+            return link.index in self._names
+        if removed or not link.up or self._indices.get(link.name) != link.index:
+            return True
+        wanted = self._desired.link if self._desired is not None else None
+        if link.name == self._scope.external or wanted is None:
+            return False
+        return (link.mac, link.mtu) != (wanted.mac, wanted.mtu)
 
     async def _heal(self) -> None:
         said: tuple[Failure, ...] = ()
@@ -242,6 +260,10 @@ class Reconciler:
         except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
             self._stale = True
             done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
+        if self._monitor is not None:
+            # Echoes of what was just written, against what is desired now. Later, when something
+            # else is, they would look like somebody else's work: not all carry our port.
+            self._hear(self._monitor.pending(self._names, self._connection.port))
         self._heals.forget(time.monotonic())
         report = done.report()
         if self._on_report is not None:
@@ -254,7 +276,8 @@ class Reconciler:
         # told before its routes are gone. So this comes first, and the routes are read after.
         external = await self._kernel.link(self._scope.external)
         own = await self._kernel.link(self._scope.link)
-        self._indices = {item.name: item.index for item in (external, own) if item is not None}
+        found = [item for item in (external, own) if item is not None]
+        self._indices = {item.name: item.index for item in found}
         wanted = desired.link
         if wanted is None:
             if self._remove and own is not None and own.vxlan is not None:
@@ -338,8 +361,7 @@ class Reconciler:
             found += await self._kernel.addresses(self._family, index, name)
             found += await self._kernel.neighbours(self._family, index, name)
             found += await self._kernel.fdb(index, name)
-        names = {index: name for name, index in self._indices.items()}
-        found += await self._kernel.routes(self._family, names)
+        found += await self._kernel.routes(self._family, self._names)
         wanted = desired.items
         return frozenset(item for item in found if item in wanted or is_ours(item, self._scope))
 

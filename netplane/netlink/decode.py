@@ -146,10 +146,10 @@ def link(body: bytes) -> Link:
     _, _, index, flags, _ = LINK.unpack_from(body)
     found = attributes(body, LINK.size)
     info = attributes(found.get(18, b""))
-    kind = info.get(1, b"").rstrip(b"\0").decode()
+    kind = _name(info.get(1))
     return Link(
         index=index,
-        name=found.get(3, b"").rstrip(b"\0").decode(),
+        name=_name(found.get(3)),
         up=bool(flags & IFF_UP),
         mtu=_u32(found.get(4)),
         mac=found.get(1, b""),
@@ -202,7 +202,7 @@ def neighbour(body: bytes, names: Mapping[int, str]) -> Neighbour | FdbEntry | N
         return FdbEntry(names[index], found.get(2, b""), found.get(1, b""))
     if family not in FAMILIES:
         return None
-    protocol = found.get(12, b"\0")[0]
+    protocol = (found.get(12) or b"\0")[0]
     return Neighbour(names[index], found.get(1, b""), found.get(2, b""), protocol)
 
 
@@ -232,6 +232,11 @@ def route(body: bytes, names: Mapping[int, str]) -> Route | None:
 def _check(body: bytes, layout: struct.Struct) -> None:
     if len(body) < layout.size:
         raise NetlinkFormatError(f"{len(body)} bytes where {layout.size} are the least")
+
+
+def _name(payload: bytes | None) -> str:
+    # The kernel takes any bytes for a name but a slash, a colon and spaces.
+    return (payload or b"").rstrip(b"\0").decode(errors="replace")
 
 
 def _u32(payload: bytes | None) -> int:

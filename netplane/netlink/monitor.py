@@ -19,7 +19,7 @@ from netplane.netlink.messages import Type
 from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route
 
 NETLINK_ADD_MEMBERSHIP = 1
-GROUPS = (1, 3, 5, 7, 17)
+GROUPS = (1, 3, 5, 7, 24)
 """RTNLGRP_LINK, _NEIGH (forwarding entries too), _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_NETCONF."""
 
 BUFFER_BYTES = 16 * 1024 * 1024
@@ -30,7 +30,9 @@ REMOVALS = {Type.DELLINK, Type.DELADDR, Type.DELROUTE, Type.DELNEIGH}
 class LinkChange:
     """A link came, changed or went."""
 
-    name: str
+    link: decode.Link
+    """As it is after the change; of one that went, as it was."""
+    removed: bool
     port: int
 
 
@@ -83,13 +85,32 @@ class Monitor:
         try:
             data = await asyncio.get_running_loop().sock_recv(self._socket, READ_MAX_BYTES)
         except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            return [Overrun()]
-        found = (
-            change(message, names) for message in decode.messages(data) if message.port != own_port
-        )
-        return [item for item in found if item is not None]
+            return _overrun(error)
+        return _changes(data, names, own_port)
+
+    def pending(self, names: Mapping[int, str], own_port: int) -> list[Change]:
+        """Return what has come up to now, without waiting; for the arguments see `read`."""
+        found: list[Change] = []
+        while True:
+            try:
+                found += _changes(self._socket.recv(READ_MAX_BYTES), names, own_port)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                found += _overrun(error)
+
+
+def _overrun(error: OSError) -> list[Change]:
+    if error.errno != errno.ENOBUFS:
+        raise error
+    return [Overrun()]
+
+
+def _changes(data: bytes, names: Mapping[int, str], own_port: int) -> list[Change]:
+    found = (
+        change(message, names) for message in decode.messages(data) if message.port != own_port
+    )
+    return [item for item in found if item is not None]
 
 
 def change(message: decode.Message, names: Mapping[int, str]) -> Change | None:
@@ -101,7 +122,7 @@ def change(message: decode.Message, names: Mapping[int, str]) -> Change | None:
             # A bridge tells of its ports in link messages of its own family; those are no changes.
             if message.body[:1] == b"\x07":
                 return None
-            return LinkChange(decode.link(message.body).name, message.port)
+            return LinkChange(decode.link(message.body), removed, message.port)
         case Type.NEWADDR | Type.DELADDR:
             item = decode.address(message.body, names)
         case Type.NEWNEIGH | Type.DELNEIGH:
