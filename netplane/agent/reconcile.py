@@ -6,7 +6,6 @@ What there should be is handed in; the comparison itself is pure and in `desired
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -30,13 +29,12 @@ from netplane.netlink import monitor as events
 from netplane.netlink import sysctl
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link, NetlinkFormatError
-from netplane.netlink.kernel import UNKNOWN, Change, Kernel, Refusal
+from netplane.netlink.kernel import Change, Kernel
 from netplane.netlink.messages import AF_OF_LENGTH
 from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
     Identity,
     KernelObject,
-    Route,
     Sysctl,
     VxlanLink,
     identity,
@@ -99,6 +97,8 @@ class Reconciler:
         self._right: set[VxlanLink | Sysctl] = set()
         """What of these was right at the end of the last pass."""
         self._indices: dict[str, int] = {}
+        self._external_up = False
+        """When it was read last."""
         self._heals = Heals()
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -213,6 +213,8 @@ class Reconciler:
             return link.index in self._names
         if removed or not link.up or self._indices.get(link.name) != link.index:
             return True
+        if link.name == self._scope.external and not self._external_up:
+            return True  # what could not be written through it, can now
         wanted = self._desired.link if self._desired is not None else None
         if link.name == self._scope.external or wanted is None:
             return False
@@ -245,7 +247,7 @@ class Reconciler:
 
     async def _pass(self, cause: str, *, read: bool) -> Report:
         assert self._desired is not None
-        done = PassLog(cause)
+        done = PassLog(cause, self._heals)
         try:
             if not read:
                 assert self._known is not None
@@ -260,6 +262,7 @@ class Reconciler:
         except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
             self._stale = True
             done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
+        self._stale = self._stale or done.lost
         if self._monitor is not None:
             # Echoes of what was just written, against what is desired now. Later, when something
             # else is, they would look like somebody else's work: not all carry our port.
@@ -276,6 +279,7 @@ class Reconciler:
         # told before its routes are gone. So this comes first, and the routes are read after.
         external = await self._kernel.link(self._scope.external)
         own = await self._kernel.link(self._scope.link)
+        self._external_up = external is not None and external.up
         found = [item for item in (external, own) if item is not None]
         self._indices = {item.name: item.index for item in found}
         wanted = desired.link
@@ -291,7 +295,7 @@ class Reconciler:
         if not (plan.make or plan.set):
             self._right.add(wanted)
             return True
-        if self._wait(wanted, done):
+        if done.must_wait(wanted):
             return False
         if plan.remove and not await self._write_link(wanted, done, removed=True):
             return False
@@ -305,18 +309,18 @@ class Reconciler:
         else:
             refusals = await self._kernel.set_link(wanted, self._indices[wanted.name])
             if refusals:
-                self._fail(refusals[0], done)
+                done.note_refusal(refusals[0])
                 return True  # a wrong MTU is better than no objects
             done.written.append(wanted)
         if wanted in self._right:
-            self._healed(wanted, done)
+            done.note_heal(wanted)
         self._right.add(wanted)
         return True
 
     async def _write_link(self, item: VxlanLink, done: PassLog, *, removed: bool = False) -> bool:
         refusals = await self._kernel.write([Change(item, removed=removed)], self._indices)
         if refusals:
-            self._fail(refusals[0], done)
+            done.note_refusal(refusals[0])
             return False
         (done.removed if removed else done.written).append(item)
         if removed:
@@ -325,7 +329,7 @@ class Reconciler:
 
     def _keep_sysctls(self, desired: Desired, done: PassLog) -> None:
         for item, value in self._wrong_sysctls(desired):
-            if self._wait(item, done):
+            if done.must_wait(item):
                 continue
             if value is None:
                 done.failed.append(Failure(item, "there is no such setting"))
@@ -339,7 +343,7 @@ class Reconciler:
                 self.previous_sysctls.setdefault(item.name, value)
             done.written.append(item)
             if item in self._right:
-                self._healed(item, done)
+                done.note_heal(item)
         self._right -= {item for item in self._right if isinstance(item, Sysctl)}
         self._right |= set(desired.sysctls)
 
@@ -371,14 +375,14 @@ class Reconciler:
         changes = [
             change
             for change in difference(desired.items, found, remove=self._remove)
-            if not self._wait(change.item, done)
+            if not done.must_wait(change.item)
         ]
         if not changes:
             return
         refusals = await self._kernel.write(changes, self._indices)
         failed = {id(refusal.change) for refusal in refusals}
         for refusal in refusals:
-            self._fail(refusal, done)
+            done.note_refusal(refusal)
         ended = [change for change in changes if id(change) not in failed]
         for change in ended:
             (done.removed if change.removed else done.written).append(change.item)
@@ -386,44 +390,12 @@ class Reconciler:
             if before is None or found is before:
                 continue  # nothing known yet, or nothing read now
             if (change.item in before) is not change.removed:
-                self._healed(change.item, done)
+                done.note_heal(change.item)
         settled = {identity(change.item) for change in ended}
         self._known = frozenset(
             {item for item in found if item in desired.items or identity(item) not in settled}
             | {change.item for change in ended if not change.removed}  # type: ignore[misc]
         )
-
-    # the books
-
-    def _wait(self, item: KernelObject, done: PassLog) -> bool:
-        """Tell whether an object must wait because somebody else keeps changing it."""
-        key = identity(item)
-        if not self._heals.held(key, time.monotonic()):
-            return False
-        contest = Contest(item, self._heals.count(key), self._heals.writers.get(key, ""))
-        done.contested.append(contest)
-        return True
-
-    def _healed(self, item: KernelObject, done: PassLog) -> None:
-        done.healed.append(item)
-        key = identity(item)
-        if self._heals.note(key, time.monotonic()):
-            log.warning(
-                "%s was changed %d times within a minute by %s; from now on it is put right every"
-                " %d s only. Find who writes it and tell it to leave that alone",
-                item,
-                self._heals.count(key),
-                self._heals.writers.get(key) or "a writer that the kernel does not name",
-                self._heals.PAUSE_S,
-            )
-
-    def _fail(self, refusal: Refusal, done: PassLog) -> None:
-        item, text = refusal.change.item, refusal.text
-        if refusal.code in UNKNOWN:
-            self._stale = True
-        if refusal.code == errno.EEXIST and isinstance(item, Route):
-            text += "; a route that is not ours is in its place, remove it"
-        done.failed.append(Failure(item, text))
 
 
 def _as_object(found: Link) -> VxlanLink:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import time
 from dataclasses import dataclass
 
-from netplane.netlink.objects import KernelObject
+from netplane.agent.desired import Heals
+from netplane.netlink.kernel import UNKNOWN, Refusal
+from netplane.netlink.objects import KernelObject, Route, identity
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,11 @@ class Report:
 class PassLog:
     """What one pass has done so far."""
 
-    def __init__(self, cause: str) -> None:
+    def __init__(self, cause: str, heals: Heals) -> None:
         self.cause = cause
+        self.lost = False
+        """An answer is: what became of a write is not known."""
+        self._heals = heals
         self.written: list[KernelObject] = []
         self.removed: list[KernelObject] = []
         self.healed: list[KernelObject] = []
@@ -71,3 +80,34 @@ class PassLog:
             tuple(self.contested),
             (time.perf_counter() - self.started) * 1000,
         )
+
+    def must_wait(self, item: KernelObject) -> bool:
+        """Tell whether an object has to wait because somebody else keeps changing it."""
+        key = identity(item)
+        if not self._heals.held(key, time.monotonic()):
+            return False
+        contest = Contest(item, self._heals.count(key), self._heals.writers.get(key, ""))
+        self.contested.append(contest)
+        return True
+
+    def note_heal(self, item: KernelObject) -> None:
+        """Count that an object which was right had to be put right."""
+        self.healed.append(item)
+        key = identity(item)
+        if self._heals.note(key, time.monotonic()):
+            log.warning(
+                "%s was changed %d times within a minute, last by %s; from now on it is put right"
+                " every %g s only. Find who writes it and tell it to leave that alone",
+                item,
+                self._heals.count(key),
+                self._heals.writers.get(key) or "a writer that the kernel does not name",
+                self._heals.PAUSE_S,
+            )
+
+    def note_refusal(self, refusal: Refusal) -> None:
+        """Note what the kernel refused to write."""
+        item, text = refusal.change.item, refusal.text
+        self.lost = self.lost or refusal.code in UNKNOWN
+        if refusal.code == errno.EEXIST and isinstance(item, Route):
+            text += "; a route that is not ours is in its place, remove it"
+        self.failed.append(Failure(item, text))

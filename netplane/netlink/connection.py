@@ -186,10 +186,23 @@ class Connection:
             await asyncio.sleep(0)
 
     def _send(self, encoded: list[bytes]) -> None:
+        self._drain()
         # The kernel does the work within this call; it never answers "try again later" here.
         data = b"".join(encoded)
         if self._socket.send(data) != len(data):
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+
+    def _drain(self) -> None:
+        # What is left of requests that were given up. After an overflow the kernel throws away all
+        # that comes until the socket is empty, and that would be our next answer.
+        while True:
+            try:
+                self._socket.recv(READ_MAX_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
 
     async def _read(self) -> list[Message]:
         data = await asyncio.get_running_loop().sock_recv(self._socket, READ_MAX_BYTES)

@@ -55,6 +55,11 @@ class Host:
     def run(self, *command: str, text: str | None = None) -> str:
         return run(*self.wrapped(*command), text=text)
 
+    def do(self, *commands: str) -> None:
+        """Run commands as one types them."""
+        for command in commands:
+            self.run(*command.split())
+
     def json(self, *command: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.run(*command) or "[]")
         return found
@@ -83,8 +88,8 @@ class Host:
         return {item["mac"]: item["dst"] for item in found if "dst" in item}
 
     def link(self, name: str = "np.1") -> dict[str, Any] | None:
-        found = [item for item in self.json("ip", "-j", "-d", "link", "show") if item["ifname"] == name]
-        return found[0] if found else None
+        links = self.json("ip", "-j", "-d", "link", "show")
+        return next((item for item in links if item["ifname"] == name), None)
 
     def addresses(self, link: str = "np.1") -> list[str]:
         found = self.json("ip", "-j", "-4", "addr", "show", "dev", link)
@@ -131,9 +136,7 @@ def assert_serves(host: Host, *numbers: int) -> None:
         str(item.subnet): (gateway, "np.1") for item, gateway in zip(wanted, gateways, strict=True)
     }
     assert host.neighbours() == dict(zip(gateways, macs, strict=True))
-    assert host.fdb() == {
-        mac: str(item.public_ip) for mac, item in zip(macs, wanted, strict=True)
-    }
+    assert host.fdb() == {mac: str(item.public_ip) for mac, item in zip(macs, wanted, strict=True)}
     assert host.addresses() == [f"{host.subnet.network_address}/32"]
 
 

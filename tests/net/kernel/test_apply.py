@@ -120,18 +120,16 @@ async def test_nothing_is_written_before_the_first_view(host: Host) -> None:
 async def test_foreign_objects_are_left_alone(host: Host) -> None:
     async with host.reconciler() as here:
         clean(await here.apply(host.plan(peers(2, 3)).objects))
-        foreign = [
-            ("ip", "route", "add", "10.128.50.0/24", "via", "10.77.0.2", "proto", "static"),
-            ("ip", "route", "add", "10.128.51.0/24", "dev", "np.1", "proto", "static"),
-            ("ip", "route", "add", "192.0.2.0/24", "via", "10.77.0.2", "proto", "181"),
-            ("ip", "route", "add", "10.128.52.0/24", "dev", "np.1", "proto", "181", "table", "9"),
-            ("ip", "neigh", "add", "10.128.50.9", "lladdr", "02:11:11:11:11:11", "dev", "np.1"),
-            ("ip", "addr", "add", "198.51.100.1/32", "dev", "np.1"),
-            ("ip", "link", "add", "vx9", "type", "vxlan", "id", "9", "dev", "eth0", "dstport", "8472"),
-        ]  # fmt: skip
-        for command in foreign:
-            host.run(*command)
-        host.run("bridge", "fdb", "add", "02:22:22:22:22:22", "dev", "vx9", "dst", "10.77.0.9")
+        host.do(
+            "ip route add 10.128.50.0/24 via 10.77.0.2 proto static",
+            "ip route add 10.128.51.0/24 dev np.1 proto static",
+            "ip route add 192.0.2.0/24 via 10.77.0.2 proto 181",
+            "ip route add 10.128.52.0/24 dev np.1 proto 181 table 9",
+            "ip neigh add 10.128.50.9 lladdr 02:11:11:11:11:11 dev np.1",
+            "ip addr add 198.51.100.1/32 dev np.1",
+            "ip link add vx9 type vxlan id 9 dev eth0 dstport 8472",
+            "bridge fdb add 02:22:22:22:22:22 dev vx9 dst 10.77.0.9",
+        )
 
         def all_of_it() -> list[str]:
             commands = [
@@ -203,10 +201,10 @@ async def test_a_device_that_differs_is_made_anew_and_filled(host: Host, make: s
 
 
 async def test_a_device_that_differs_in_what_can_be_set_is_kept(host: Host) -> None:
-    host.run(
-        "ip", "link", "add", "np.1", "address", "02:99:99:99:99:99", "mtu", "1300",
-        *"type vxlan id 1 dev eth0 local 10.77.0.1 dstport 8472 nolearning".split(),
-    )  # fmt: skip
+    host.do(
+        "ip link add np.1 address 02:99:99:99:99:99 mtu 1300"
+        " type vxlan id 1 dev eth0 local 10.77.0.1 dstport 8472 nolearning"
+    )
     before = host.link()
     async with host.reconciler() as here:
         clean(await here.apply(host.plan(peers(2)).objects))
@@ -219,9 +217,7 @@ async def test_a_device_that_differs_in_what_can_be_set_is_kept(host: Host) -> N
 
 
 async def test_a_foreign_device_with_our_vni_is_refused_and_named(host: Host) -> None:
-    host.run(
-        "ip", "link", "add", "flannel.1", *"type vxlan id 1 dev eth0 dstport 8472".split()
-    )  # fmt: skip
+    host.do("ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472")
     before = host.run("ip", "-d", "link")
     async with host.reconciler() as here:
         [failure] = (await here.apply(host.plan(peers(2)).objects)).failed
@@ -255,7 +251,11 @@ async def test_clearing_leaves_the_host_as_it_was(host: Host) -> None:
     host.sysctl("ipv4/ip_forward", "0")
     before = all_of_it()
     async with host.reconciler() as here:
-        clean(await here.apply(host.plan(peers(2, 3), config=VxlanConfig(direct_routing=True)).objects))
+        clean(
+            await here.apply(
+                host.plan(peers(2, 3), config=VxlanConfig(direct_routing=True)).objects
+            )
+        )
         assert host.sysctl("ipv4/ip_forward") == "1"
         previous = here.previous_sysctls
     # Another process, that knows from the state file what there was.
@@ -303,7 +303,9 @@ async def test_every_answer_belongs_to_its_request(host: Host) -> None:
         refusals = await Kernel(connection).write(changes, {"np.1": link["ifindex"]})
     assert [refusal.change for refusal in refusals] == changes[::7]
     assert {refusal.code for refusal in refusals} == {errno.EINVAL}
-    assert {refusal.text for refusal in refusals} == {"Invalid prefix for given prefix length (EINVAL)"}
+    assert {refusal.text for refusal in refusals} == {
+        "Invalid prefix for given prefix length (EINVAL)"
+    }
     assert len(host.routes()) == len(changes) - len(refusals)
 
 

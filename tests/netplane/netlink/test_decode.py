@@ -1,4 +1,4 @@
-"""What the kernel sends, read from bytes; whatever the bytes, there is a value or a clear refusal."""
+"""What the kernel sends, read from bytes: whatever they are, a value or a clear refusal."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ BODIES = st.one_of(
     st.binary(max_size=60),
     # As long as the layouts are, and of a link that we know; so the attributes are looked at.
     st.builds(
-        lambda size, start, attributes: (start + bytes(3) + struct.pack("=i", 7)).ljust(
-            size, b"\x02"
-        )
-        + messages.attribute(18, attributes)
-        + attributes,
+        lambda size, start, attributes: (
+            (start + bytes(3) + struct.pack("=i", 7)).ljust(size, b"\x02")
+            + messages.attribute(18, attributes)
+            + attributes
+        ),
         st.sampled_from([8, 12, 16]),
         st.sampled_from([b"\x00", b"\x02", b"\x07", b"\x0a"]),
         ATTRIBUTES,
