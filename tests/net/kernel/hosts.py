@@ -91,6 +91,10 @@ class Host:
         links = self.json("ip", "-j", "-d", "link", "show")
         return next((item for item in links if item["ifname"] == name), None)
 
+    def indices(self) -> dict[str, int]:
+        """Return the links' indices by name."""
+        return {item["ifname"]: item["ifindex"] for item in self.json("ip", "-j", "link")}
+
     def addresses(self, link: str = "np.1") -> list[str]:
         found = self.json("ip", "-j", "-4", "addr", "show", "dev", link)
         return [f"{a['local']}/{a['prefixlen']}" for item in found for a in item["addr_info"]]

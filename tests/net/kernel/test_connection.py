@@ -27,9 +27,7 @@ SILENT = 0
 
 
 async def test_a_request_without_an_answer_ends_in_time_and_no_other_with_it(host: Host) -> None:
-    eth0 = next(
-        item["ifindex"] for item in host.json("ip", "-j", "link") if item["ifname"] == "eth0"
-    )
+    eth0 = host.indices()["eth0"]
     requests = [
         messages.add(Neighbour("eth0", bytes([10, 77, 0, last]), bytes([2] * 6)), eth0)
         for last in (7, 8, 9)
@@ -55,9 +53,7 @@ async def test_a_read_without_an_answer_ends_in_time(host: Host) -> None:
 
 
 async def test_answers_that_overflow_the_buffer_are_told_as_lost(host: Host) -> None:
-    eth0 = next(
-        item["ifindex"] for item in host.json("ip", "-j", "link") if item["ifname"] == "eth0"
-    )
+    eth0 = host.indices()["eth0"]
     async with Connection(host.path) as connection:
         connection._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4096)
         requests = [
@@ -65,9 +61,9 @@ async def test_answers_that_overflow_the_buffer_are_told_as_lost(host: Host) -> 
             for last in range(SEND_MAX)
         ]
         outcomes = await connection.perform(requests)
-        assert {outcome.code for outcome in outcomes} == {0, errno.ENOBUFS} or {
-            outcome.code for outcome in outcomes
-        } == {errno.ENOBUFS}
+        codes = {outcome.code for outcome in outcomes}
+        assert errno.ENOBUFS in codes
+        assert codes <= {0, errno.ENOBUFS}
         # All were carried out, and what is asked next has its own answer.
         assert len(host.routes()) == SEND_MAX
         assert (await Kernel(connection).link("lo") or pytest.fail("no lo")).name == "lo"
@@ -82,8 +78,7 @@ async def test_one_caller_at_a_time_has_the_socket(host: Host) -> None:
 
 
 async def test_a_monitor_tells_kinds_objects_and_losses(host: Host) -> None:
-    links = {item["ifname"]: item["ifindex"] for item in host.json("ip", "-j", "link")}
-    names = {links["eth0"]: "eth0"}
+    names = {host.indices()["eth0"]: "eth0"}
     monitor = Monitor(host.path, buffer_bytes=4096)
     try:
         host.do("ip route add 10.9.0.0/24 via 10.77.0.2 proto 181")
