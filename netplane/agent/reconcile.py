@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -129,7 +128,7 @@ class Reconciler:
 
         One object that fails stops no other. What others have changed meanwhile is left to `run`
         when only peers differ from the last time: then the kernel is not read, just written.
-        An empty set removes everything that is ours, the link too.
+        A link that is not desired goes, and settings that are not get their earlier values.
         """
         async with self._lock:
             before, self._desired = self._desired, Desired(desired)
@@ -152,18 +151,7 @@ class Reconciler:
 
     async def clear(self) -> Report:
         """Remove everything that is ours, and set back the settings that we changed."""
-        report = await self.apply(frozenset())
-        return replace(report, failed=report.failed + tuple(self._restore_sysctls()))
-
-    def _restore_sysctls(self) -> list[Failure]:
-        failed = []
-        for name, value in list(self.previous_sysctls.items()):
-            try:
-                sysctl.write(name, value, self._namespace)
-                del self.previous_sysctls[name]
-            except OSError as error:
-                failed.append(Failure(Sysctl(name, value), error.strerror or str(error)))
-        return failed
+        return await self.apply(frozenset())
 
     @property
     def _names(self) -> dict[int, str]:
@@ -346,6 +334,19 @@ class Reconciler:
                 done.note_heal(item)
         self._right -= {item for item in self._right if isinstance(item, Sysctl)}
         self._right |= set(desired.sysctls)
+
+        kept = {item.name for item in desired.sysctls}
+        for name, value in list(self.previous_sysctls.items()):
+            if name in kept or not self._remove:
+                continue
+            item = Sysctl(name, value)
+            try:
+                sysctl.write(name, value, self._namespace)
+            except OSError as error:
+                done.failed.append(Failure(item, error.strerror or str(error)))
+                continue
+            del self.previous_sysctls[name]
+            done.removed.append(item)
 
     def _wrong_sysctls(self, desired: Desired) -> list[tuple[Sysctl, str | None]]:
         """Return those that are not as desired, with what they are."""
