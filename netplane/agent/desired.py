@@ -79,13 +79,14 @@ def difference(
     Without `remove` only what is in the way of something desired goes.
     """
     missing, extra = desired - actual, actual - desired
-    replaced = set(map(identity, extra)) if missing else set()
-    written = [
-        Change(item, replace=identity(item) in replaced) for item in sorted(missing, key=_order)
-    ]
+    ordered = sorted(missing, key=_order)
+    if not extra:
+        return [Change(item) for item in ordered]
+    replaced = set(map(identity, extra))
+    written = [Change(item, replace=identity(item) in replaced) for item in ordered]
     if not remove:
         return written
-    kept = {identity(change.item) for change in written} if extra else set()
+    kept = {identity(change.item) for change in written}
     removed = [
         Change(item, removed=True)
         for item in sorted(extra, key=_order, reverse=True)
@@ -183,6 +184,11 @@ class Heals:
             return False
         self._contested.add(key)
         return True
+
+    @property
+    def any_contested(self) -> bool:
+        """False: none can be held."""
+        return bool(self._contested)
 
     def held(self, key: Identity, now: float) -> bool:
         """Tell whether an object has to wait."""

@@ -251,12 +251,12 @@ class Reconciler:
             self._stale = True
             done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
         self._stale = self._stale or done.lost
+        self._heals.forget(time.monotonic())
+        report = done.report()  # the time until the last answer; what follows delays no packet
         if self._monitor is not None:
             # Echoes of what was just written, against what is desired now. Later, when something
             # else is, they would look like somebody else's work: not all carry our port.
             self._hear(self._monitor.pending(self._names, self._connection.port))
-        self._heals.forget(time.monotonic())
-        report = done.report()
         if self._on_report is not None:
             self._on_report(report)
         return report
@@ -392,11 +392,13 @@ class Reconciler:
                 continue  # nothing known yet, or nothing read now
             if (change.item in before) is not change.removed:
                 done.note_heal(change.item)
-        settled = {identity(change.item) for change in ended}
-        self._known = frozenset(
-            {item for item in found if item in desired.items or identity(item) not in settled}
-            | {change.item for change in ended if not change.removed}  # type: ignore[misc]
-        )
+        written = {change.item for change in ended if not change.removed}
+        known = (found & desired.items) | written
+        left = found - desired.items
+        if left:
+            settled = {identity(change.item) for change in ended}
+            known |= {item for item in left if identity(item) not in settled}
+        self._known = known  # type: ignore[assignment]  # links are written apart
 
 
 def _as_object(found: Link) -> VxlanLink:

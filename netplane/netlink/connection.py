@@ -205,7 +205,11 @@ class Connection:
                     raise
 
     async def _read(self) -> list[Message]:
-        data = await asyncio.get_running_loop().sock_recv(self._socket, READ_MAX_BYTES)
+        try:
+            # Each answer is a read of its own, and it is there already: no need to ask the loop.
+            data = self._socket.recv(READ_MAX_BYTES)
+        except BlockingIOError:
+            data = await asyncio.get_running_loop().sock_recv(self._socket, READ_MAX_BYTES)
         return list(messages(data))
 
     @contextlib.asynccontextmanager

@@ -63,6 +63,10 @@ class Outcome:
     """In the kernel's words where it has some."""
 
 
+SUCCESS = Outcome(0, "")
+_CODE = struct.Struct("=i")
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """An interface."""
@@ -91,8 +95,8 @@ class VxlanData:
     """The default remote, if any; we want none."""
 
 
-def messages(data: bytes) -> Iterator[Message]:
-    """Split what one read gave."""
+def messages(data: bytes, *, but_of_port: int | None = None) -> Iterator[Message]:
+    """Split what one read gave; without the messages that carry a port, if one is given."""
     offset, size = 0, len(data)
     while offset < size:
         if size - offset < 16:
@@ -100,7 +104,8 @@ def messages(data: bytes) -> Iterator[Message]:
         length, kind, flags, sequence, port = HEADER.unpack_from(data, offset)
         if not 16 <= length <= size - offset:
             raise NetlinkFormatError(f"length {length} in {size - offset} bytes")
-        yield Message(kind, flags, sequence, port, data[offset + 16 : offset + length])
+        if port != but_of_port:
+            yield Message(kind, flags, sequence, port, data[offset + 16 : offset + length])
         offset += (length + 3) & ~3
 
 
@@ -123,7 +128,9 @@ def outcome(message: Message) -> Outcome:
     body = message.body
     if len(body) < 4:
         raise NetlinkFormatError(f"an outcome of {len(body)} bytes")
-    code: int = -struct.unpack_from("=i", body)[0]
+    code: int = -_CODE.unpack_from(body)[0]
+    if not code and not message.flags & ACK_TLVS:
+        return SUCCESS
     offset = 4
     if message.type == Type.ERROR:
         # Behind the code stands the request, or only its header when it is capped.

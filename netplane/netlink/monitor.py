@@ -107,9 +107,7 @@ def _overrun(error: OSError) -> list[Change]:
 
 
 def _changes(data: bytes, names: Mapping[int, str], own_port: int) -> list[Change]:
-    found = (
-        change(message, names) for message in decode.messages(data) if message.port != own_port
-    )
+    found = [change(message, names) for message in decode.messages(data, but_of_port=own_port)]
     return [item for item in found if item is not None]
 
 
