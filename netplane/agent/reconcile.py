@@ -380,7 +380,9 @@ class Reconciler:
         ]
         if not changes:
             return
+        self._stale = True  # until it is known what became of them; we may be cancelled
         refusals = await self._kernel.write(changes, self._indices)
+        self._stale = False
         failed = {id(refusal.change) for refusal in refusals}
         for refusal in refusals:
             done.note_refusal(refusal)

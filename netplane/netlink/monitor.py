@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from netplane.netlink.connection import (
 )
 from netplane.netlink.messages import Type
 from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route
+
+log = logging.getLogger(__name__)
 
 NETLINK_ADD_MEMBERSHIP = 1
 GROUPS = (1, 3, 5, 7, 24)
@@ -107,7 +110,12 @@ def _overrun(error: OSError) -> list[Change]:
 
 
 def _changes(data: bytes, names: Mapping[int, str], own_port: int) -> list[Change]:
-    found = [change(message, names) for message in decode.messages(data, but_of_port=own_port)]
+    try:
+        found = [change(message, names) for message in decode.messages(data, but_of_port=own_port)]
+    except decode.NetlinkFormatError as error:
+        # As good as lost, and as harmless: what is there will be read.
+        log.warning("a notification of the kernel is not understood: %s", error)
+        return [Overrun()]
     return [item for item in found if item is not None]
 
 

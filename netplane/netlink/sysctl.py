@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from netplane.netlink.namespace import inside
@@ -14,7 +15,11 @@ def read(names: list[str], namespace: str | None = None) -> dict[str, str]:
 
     def action() -> dict[str, str]:
         # The kernel shows each thread the settings of the namespace that it is in.
-        return {name: (ROOT / name).read_text().strip() for name in names if (ROOT / name).exists()}
+        found = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # its link may go at any time
+                found[name] = (ROOT / name).read_text().strip()
+        return found
 
     return inside(namespace, action)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from netplane.backend.vxlan import VxlanConfig
 from netplane.netlink import messages
 from netplane.netlink.connection import SEND_MAX, Connection, NetlinkError
+from netplane.netlink.decode import Outcome
 from netplane.netlink.kernel import Change, Kernel
 from netplane.netlink.objects import Route
 from tests.net.kernel.hosts import (
@@ -264,6 +266,33 @@ async def test_clearing_leaves_the_host_as_it_was(host: Host) -> None:
         clean(await later.clear())
     assert all_of_it() == before
     assert host.sysctl("ipv4/ip_forward") == "0"
+
+
+async def test_who_is_cancelled_while_writing_looks_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is not known then which writes took effect; a route that did would be in the way.
+    plan = host.plan(peers(*range(2, 502))).objects
+    send, sent = Connection._chunk, []
+
+    async def cancel_the_eighth(
+        connection: Connection, requests: Sequence[messages.Request]
+    ) -> list[Outcome]:
+        outcomes = await send(connection, requests)
+        sent.append(len(requests))
+        if len(sent) == 8:
+            task.cancel()
+        return outcomes
+
+    async with host.reconciler() as here:
+        clean(await here.apply(host.plan({}).objects))
+        monkeypatch.setattr(Connection, "_chunk", cancel_the_eighth)
+        task = asyncio.create_task(here.apply(plan))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert 0 < len(host.routes()) < 500
+        clean(await here.apply(plan))
+        assert_serves(host, *range(2, 502))
 
 
 async def test_1000_peers_are_applied_and_read_back(host: Host) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from netplane.agent import reconcile
 from netplane.agent.desired import Heals
 from netplane.agent.reconcile import Reconciler, Report
 from netplane.backend.vxlan import VxlanConfig
@@ -171,12 +172,15 @@ async def test_drift_is_healed_while_we_watch(host: Host, name: str) -> None:
             )
 
 
-async def test_routes_that_vanish_without_a_word_are_never_missed(host: Host) -> None:
+async def test_routes_that_vanish_without_a_word_are_never_missed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The kernel tells that a link goes down before it takes the routes away. A pass that reads
-    # them in between finds them all, and nothing else would be told.
+    # them in between finds them all, and nothing else would be told. So that it could: no pause.
+    monkeypatch.setattr(reconcile, "SETTLE_S", 0.0)
+    monkeypatch.setattr(Heals, "COUNT_MAX", 1000)
     async with watched(host, interval_s=HOUR_S) as here, running(here.reconciler):
         clean(await here.reconciler.apply(host.plan(peers(*range(2, 102))).objects))
-        here.reconciler._heals.COUNT_MAX = 1000  # type: ignore[misc]
         for _ in range(25):
             seen = len(here.reports)
             batch = "link set np.1 down\nlink set np.1 up\n"

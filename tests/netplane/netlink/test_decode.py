@@ -134,6 +134,20 @@ def test_an_entry_that_may_now_age_counts_as_removed() -> None:
     assert found == monitor.ObjectChange(NEIGHBOUR, removed=True, port=12)
 
 
+def test_a_notification_that_is_not_understood_counts_as_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = messages.add(NEIGHBOUR, 7).encode(0)
+    assert monitor._changes(data, NAMES, 9) == [monitor.ObjectChange(NEIGHBOUR, False, 0)]
+    assert monitor._changes(data[:20], NAMES, 9) == [monitor.Overrun()]
+    assert "not understood: length 56 in 20 bytes" in caplog.text
+
+
+def test_what_we_wrote_ourselves_is_left_out() -> None:
+    data = messages.add(NEIGHBOUR, 7).encode(0)
+    assert monitor._changes(data[:12] + struct.pack("=I", 9) + data[16:], NAMES, 9) == []
+
+
 def test_a_bridge_that_tells_of_its_ports_tells_no_link_change() -> None:
     body = messages.add(LINK, 2).body
     assert monitor.change(Message(Type.NEWLINK, 0, 0, 0, body), {}) is not None
