@@ -6,7 +6,6 @@ What there should be is handed in; the comparison itself is pure and in `desired
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from netplane.agent.desired import (
     is_ours,
     plan_link,
 )
-from netplane.agent.report import Contest, Failure, PassLog, Report
+from netplane.agent.report import Contest, Failure, PassLog, Report, warn
 from netplane.backend import Scope
 from netplane.netlink import monitor as events
 from netplane.netlink import sysctl
@@ -47,8 +46,6 @@ SETTLE_S = 0.005
 
 RETRY_S = 1.0
 """After a pass that could not learn what is there, or what became of a write."""
-
-log = logging.getLogger(__name__)
 
 
 class Reconciler:
@@ -227,8 +224,7 @@ class Reconciler:
                     continue
                 report = await self._pass(cause, read=True)
             if report.failed != said:
-                for failure in report.failed:
-                    log.warning("%s", failure)
+                warn([str(failure) for failure in report.failed])
                 said = report.failed
 
     # one pass
@@ -251,6 +247,7 @@ class Reconciler:
             self._stale = True
             done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
         self._stale = self._stale or done.lost
+        warn(done.fights)
         self._heals.forget(time.monotonic())
         report = done.report()  # the time until the last answer; what follows delays no packet
         if self._monitor is not None:

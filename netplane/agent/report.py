@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netplane.agent.desired import Heals
 from netplane.netlink.kernel import UNKNOWN, Refusal
 from netplane.netlink.objects import KernelObject, Route, identity
+
+LINES_MAX = 5
+"""Of one kind in the log, in one pass."""
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,8 @@ class PassLog:
 
     def __init__(self, cause: str, heals: Heals) -> None:
         self.cause = cause
+        self.fights: list[str] = []
+        """Of objects that are contested from now on, for the log."""
         self.lost = False
         """An answer is: what became of a write is not known."""
         self._heals = heals
@@ -97,13 +103,11 @@ class PassLog:
         self.healed.append(item)
         key = identity(item)
         if self._heals.note(key, time.monotonic()):
-            log.warning(
-                "%s was changed %d times within a minute, last by %s; from now on it is put right"
-                " every %g s only. Find who writes it and tell it to leave that alone",
-                item,
-                self._heals.count(key),
-                self._heals.writers.get(key) or "a writer that the kernel does not name",
-                self._heals.PAUSE_S,
+            self.fights.append(
+                f"{item} was changed {self._heals.count(key)} times within a minute, last by"
+                f" {self._heals.writers.get(key) or 'a writer that the kernel does not name'}; from"
+                f" now on it is put right every {self._heals.PAUSE_S:g} s only. Find who writes it"
+                " and tell it to leave that alone"
             )
 
     def note_refusal(self, refusal: Refusal) -> None:
@@ -113,3 +117,11 @@ class PassLog:
         if refusal.code == errno.EEXIST and isinstance(item, Route):
             text += "; a route that is not ours is in its place, remove it"
         self.failed.append(Failure(item, text))
+
+
+def warn(texts: Sequence[str]) -> None:
+    """Log what operators should know; of a thousand routes that share one trouble, a few."""
+    for text in texts[:LINES_MAX]:
+        log.warning("%s", text)
+    if len(texts) > LINES_MAX:
+        log.warning("... and %d more like these", len(texts) - LINES_MAX)

@@ -6,10 +6,13 @@ import asyncio
 import errno
 from collections.abc import Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from netplane.backend.vxlan import VxlanConfig
+from netplane.agent.reconcile import Reconciler
+from netplane.backend import External
+from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.netlink import messages
 from netplane.netlink.connection import SEND_MAX, Connection, NetlinkError
 from netplane.netlink.decode import Outcome
@@ -159,6 +162,39 @@ async def test_a_foreign_route_in_a_peers_place_is_named_and_delays_no_other(hos
         host.run("ip", "route", "del", "10.128.3.0/24")
         clean(await here.apply(host.plan(peers(2, 3, 4)).objects))
         assert_serves(host, 2, 3, 4)
+
+
+async def test_two_networks_on_one_host_leave_each_other_alone(host: Host) -> None:
+    # They share the external interface and the protocol number, on links and in networks apart.
+    direct = VxlanConfig(direct_routing=True)
+    other = VxlanBackend(
+        replace(direct, vni=2),
+        network=IPv4Network("10.99.0.0/16"),
+        external=External("eth0", host.address, 1500),
+        mac="02:00:00:00:00:99",
+    )
+    far = replace(lease(7), subnet=IPv4Network("10.99.7.0/24"), public_ip=IPv4Address("192.0.2.7"))
+    near = replace(lease(8), subnet=IPv4Network("10.99.8.0/24"))
+    far = replace(far, backend_data={"VNI": 2, "VtepMAC": "02:00:00:00:00:07"})
+    plan = other.plan(IPv4Network("10.99.1.0/24"), {far.subnet: far, near.subnet: near})
+    async with host.reconciler() as here, Reconciler(other.scope, namespace=host.path) as there:
+        clean(await there.apply(plan.objects))
+        clean(await here.apply(host.plan(peers(2, 3), config=direct).objects))
+    both = {
+        "10.128.2.0/24": ("10.77.0.2", "eth0"),
+        "10.128.3.0/24": ("10.77.0.3", "eth0"),
+        "10.99.7.0/24": ("10.99.7.0", "np.2"),
+        "10.99.8.0/24": ("10.77.0.8", "eth0"),
+    }
+    assert host.routes() == both
+    async with host.reconciler() as here, Reconciler(other.scope, namespace=host.path) as there:
+        assert clean(await there.apply(plan.objects)).removed == ()
+        assert clean(await here.apply(host.plan(peers(2, 3), config=direct).objects)).removed == ()
+        assert host.routes() == both
+        clean(await here.clear())
+    assert set(host.routes()) == {"10.99.7.0/24", "10.99.8.0/24"}
+    assert host.link("np.1") is None
+    assert host.link("np.2") is not None
 
 
 async def test_peers_on_the_same_link_need_no_tunnel(hosts: tuple[Host, Host]) -> None:

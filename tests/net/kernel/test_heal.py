@@ -332,6 +332,21 @@ async def test_who_fights_over_an_object_is_slowed_down_and_named(
         assert here.reports[-1].cause == "retry"
 
 
+async def test_a_thousand_objects_in_one_trouble_are_not_a_thousand_lines(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Heals, "COUNT_MAX", 0)
+    await make_device(host)
+    async with watched(host, interval_s=HOUR_S) as here:
+        clean(await here.reconciler.apply(host.plan(peers(*range(2, 102))).objects))
+        host.do("ip route flush proto 181")
+        async with running(here.reconciler):
+            await here.until(lambda: len(host.routes()) == 100)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 6
+    assert lines[-1] == "... and 95 more like these"
+
+
 async def test_a_refused_device_is_taken_up_once_the_other_is_gone(host: Host) -> None:
     host.run(
         "ip",
