@@ -16,6 +16,7 @@ from netplane.agent.desired import (
     Desired,
     Heals,
     Item,
+    LinkPlan,
     difference,
     is_drift,
     is_ours,
@@ -93,8 +94,10 @@ class Reconciler:
         self._right: set[VxlanLink | Sysctl] = set()
         """What of these was right at the end of the last pass."""
         self._indices: dict[str, int] = {}
-        self._external_up = False
-        """When it was read last."""
+        self._names: dict[int, str] = {}
+        """The other way round; always the same object, who listens has it in hand."""
+        self._external: Link | None = None
+        """As it was read last."""
         self._heals = Heals()
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -150,10 +153,6 @@ class Reconciler:
         """Remove everything that is ours, and set back the settings that we changed."""
         return await self.apply(frozenset())
 
-    @property
-    def _names(self) -> dict[int, str]:
-        return {index: name for name, index in self._indices.items()}
-
     # hearing
 
     async def _listen(self, monitor: Monitor) -> None:
@@ -198,12 +197,11 @@ class Reconciler:
             return link.index in self._names
         if removed or not link.up or self._indices.get(link.name) != link.index:
             return True
-        if link.name == self._scope.external and not self._external_up:
-            return True  # what could not be written through it, can now
+        if link.name == self._scope.external:
+            # What could not be written through it when it was down, can be now.
+            return self._external is None or not self._external.up
         wanted = self._desired.link if self._desired is not None else None
-        if link.name == self._scope.external or wanted is None:
-            return False
-        return (link.mac, link.mtu) != (wanted.mac, wanted.mtu)
+        return wanted is not None and plan_link(wanted, link, self._external, ()) != LinkPlan()
 
     async def _heal(self) -> None:
         said: tuple[Failure, ...] = ()
@@ -262,11 +260,9 @@ class Reconciler:
         """Make our link as desired; False: the objects on it have to wait."""
         # Reading one link waits until who changes links has finished, and a link that goes down is
         # told before its routes are gone. So this comes first, and the routes are read after.
-        external = await self._kernel.link(self._scope.external)
+        external = self._external = await self._kernel.link(self._scope.external)
         own = await self._kernel.link(self._scope.link)
-        self._external_up = external is not None and external.up
-        found = [item for item in (external, own) if item is not None]
-        self._indices = {item.name: item.index for item in found}
+        self._see(external, own)
         wanted = desired.link
         if wanted is None:
             if self._remove and own is not None and own.vxlan is not None:
@@ -290,7 +286,7 @@ class Reconciler:
             made = await self._kernel.link(wanted.name)
             if made is None:
                 return False  # gone again; that is told, and the next pass sees to it
-            self._indices[made.name] = made.index
+            self._see(external, made)
         else:
             refusals = await self._kernel.set_link(wanted, self._indices[wanted.name])
             if refusals:
@@ -309,8 +305,14 @@ class Reconciler:
             return False
         (done.removed if removed else done.written).append(item)
         if removed:
-            self._indices.pop(item.name, None)
+            self._see(self._external)
         return True
+
+    def _see(self, *links: Link | None) -> None:
+        """Note which links there are."""
+        self._indices = {link.name: link.index for link in links if link is not None}
+        self._names.clear()
+        self._names.update({index: name for name, index in self._indices.items()})
 
     def _keep_sysctls(self, desired: Desired, done: PassLog) -> None:
         for item, value in self._wrong_sysctls(desired):

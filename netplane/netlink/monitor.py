@@ -83,6 +83,7 @@ class Monitor:
 
         Args:
             names: the links whose objects matter, by index; of others only link changes are told.
+                Looked at when something comes, so it may change while this waits.
             own_port: what carries it we wrote ourselves, so it is left out.
         """
         try:

@@ -37,6 +37,9 @@ DRIFTS = {
     "the device is another": ["ip link del np.1", "ip link add np.1 type vxlan id 5 dstport 8472"],
     "the MTU is changed": ["ip link set np.1 mtu 1300"],
     "the MAC is changed": ["ip link set np.1 address 02:66:66:66:66:66"],
+    "the device has another source": [
+        "ip link set np.1 type vxlan id 1 local 10.77.0.9",
+    ],
     "neighbours are flushed": ["ip neigh flush dev np.1 nud permanent"],
     "a neighbour has another MAC": ["ip neigh replace 10.128.2.0 lladdr 02:6:6:6:6:6 dev np.1"],
     "a neighbour may age": ["ip neigh change 10.128.2.0 dev np.1 nud stale"],
@@ -193,6 +196,20 @@ async def test_routes_that_vanish_without_a_word_are_never_missed(
             await asyncio.to_thread(host.run, "ip", "-batch", "-", text=batch)
             await here.until(lambda seen=seen: len(here.reports) > seen)  # type: ignore[misc]
             await here.until(lambda: len(host.routes()) == 100)
+
+
+async def test_what_happens_on_a_device_just_found_is_heard(host: Host) -> None:
+    # Who listens is waiting already when the device's index becomes known, and nothing is written
+    # that would wake it up.
+    plan = host.plan(peers(2, 3)).objects
+    async with host.reconciler() as earlier:
+        clean(await earlier.apply(plan))
+    async with watched(host, interval_s=HOUR_S) as here, running(here.reconciler):
+        await asyncio.sleep(0.01)  # the listener starts
+        assert clean(await here.reconciler.apply(plan)).written == ()
+        host.do("bridge fdb del 02:00:00:00:00:02 dev np.1")
+        await here.until(lambda: len(here.reports) > 1, within_s=5)
+        assert_serves(host, 2, 3)
 
 
 async def test_a_lost_underlay_comes_back_with_everything_on_it(hosts: tuple[Host, Host]) -> None:
