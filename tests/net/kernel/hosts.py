@@ -48,6 +48,10 @@ class Host:
         for host in (self, other):
             host.run("ip", "addr", "add", str(host.address), "dev", "eth0")
             host.run("ip", "link", "set", "eth0", "up")
+        for host in (self, other):
+            # The kernel finds out in its own time that the cable is in; tests compare texts.
+            while (host.link("eth0") or {}).get("operstate") != "UP":
+                pass  # each look is a process of its own, that is pause enough
 
     def wrapped(self, *command: str) -> list[str]:
         return ["nsenter", f"--net={self.path}", "--", *command]

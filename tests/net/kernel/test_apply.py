@@ -283,8 +283,13 @@ async def test_a_missing_external_interface_is_named(host: Host) -> None:
 
 
 async def test_clearing_leaves_the_host_as_it_was(host: Host) -> None:
-    def all_of_it() -> list[str]:
-        return [host.run("ip", *what.split()) for what in ("-o link", "route", "neigh", "-4 addr")]
+    def all_of_it() -> list[object]:
+        return [
+            host.indices(),
+            [(item["dst"], item["dev"]) for item in host.json("ip", "-j", "route")],
+            host.neighbours("eth0"),
+            host.addresses("eth0"),
+        ]
 
     host.sysctl("ipv4/ip_forward", "0")
     before = all_of_it()
