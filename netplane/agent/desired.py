@@ -1,0 +1,226 @@
+"""What there should be against what there is: pure. `reconcile` reads and writes the kernel."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from netplane.backend import Scope
+from netplane.netlink.decode import Link
+from netplane.netlink.kernel import Change
+from netplane.netlink.messages import NetObject
+from netplane.netlink.monitor import ObjectChange
+from netplane.netlink.objects import (
+    PROTOCOL,
+    Address,
+    FdbEntry,
+    Identity,
+    KernelObject,
+    Neighbour,
+    Route,
+    Sysctl,
+    VxlanLink,
+    identity,
+)
+
+Item = Address | Neighbour | FdbEntry | Route
+"""What lives on a link."""
+
+ORDER = {Address: 0, Neighbour: 1, FdbEntry: 2, Route: 3}
+"""In which order they are written: no route leads to where nothing answers. Removed in reverse."""
+
+
+class Desired:
+    """The objects that there should be, by what is done about them."""
+
+    def __init__(self, objects: frozenset[KernelObject]) -> None:
+        self.objects = objects
+        links = [item for item in objects if isinstance(item, VxlanLink)]
+        assert len(links) <= 1, "one reconciler keeps one link"
+        self.link = links[0] if links else None
+        self.sysctls = sorted(item for item in objects if isinstance(item, Sysctl))
+        self.items: frozenset[Item] = frozenset(
+            item for item in objects if not isinstance(item, VxlanLink | Sysctl)
+        )
+
+    @cached_property
+    def identities(self) -> frozenset[Identity]:
+        """Of the items, to look up what became of them."""
+        return frozenset(map(identity, self.items))
+
+
+def is_ours(item: Item, scope: Scope) -> bool:
+    """Tell whether we may remove an object that nobody desires. All others are foreign."""
+    match item:
+        case Route():
+            if item.protocol != PROTOCOL:
+                return False
+            # Other instances have their own links, and share the external interface.
+            return item.link == scope.link or (
+                item.link == scope.external and _within(item.destination, item.prefix_len, scope)
+            )
+        case Neighbour():
+            return item.link == scope.link and item.protocol == PROTOCOL
+        case FdbEntry():
+            # The kernel keeps no protocol number for these.
+            return item.link == scope.link
+        case Address():
+            return item.link == scope.link and _within(item.address, item.prefix_len, scope)
+
+
+def difference(
+    desired: frozenset[Item], actual: frozenset[Item], *, remove: bool = True
+) -> list[Change]:
+    """Return the writes from what there is to what there should be, in their order.
+
+    What replaces comes before what is removed, so a peer that changes is never without a path.
+    Without `remove` only what is in the way of something desired goes.
+    """
+    missing, extra = desired - actual, actual - desired
+    ordered = sorted(missing, key=_order)
+    if not extra:
+        return [Change(item) for item in ordered]
+    replaced = set(map(identity, extra))
+    written = [Change(item, replace=identity(item) in replaced) for item in ordered]
+    if not remove:
+        return written
+    kept = {identity(change.item) for change in written}
+    removed = [
+        Change(item, removed=True)
+        for item in sorted(extra, key=_order, reverse=True)
+        if identity(item) not in kept
+    ]
+    return written + removed
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPlan:
+    """What is to be done about our link."""
+
+    remove: bool = False
+    make: bool = False
+    set: bool = False
+    refused: str = ""
+    """In words for an operator. Nothing is to be done then."""
+
+
+def plan_link(
+    desired: VxlanLink, own: Link | None, parent: Link | None, others: Iterable[Link]
+) -> LinkPlan:
+    """Compare our link with the one that has its name.
+
+    Args:
+        others: all vxlan devices; ours may be among them.
+    """
+    if parent is None:
+        return LinkPlan(refused=f"there is no interface {desired.parent}")
+    if own is not None and own.vxlan is None:
+        return LinkPlan(
+            refused=f"{own.name} is somebody else's {own.kind or 'hardware'} interface; rename it"
+        )
+    for other in others:
+        vxlan = other.vxlan
+        if other.name == desired.name or vxlan is None:
+            continue
+        if (vxlan.vni, vxlan.port) == (desired.vni, desired.port):
+            return LinkPlan(
+                refused=f"device {other.name} has VNI {vxlan.vni} and port {vxlan.port} already;"
+                f" remove it (ip link del {other.name}) or choose another VNI"
+            )
+    if own is None:
+        return LinkPlan(make=True)
+    found = own.vxlan
+    assert found is not None
+    # What the kernel cannot change, or not without leaving entries behind.
+    wanted = (desired.vni, parent.index, desired.local, desired.port, desired.learning, desired.gbp)
+    if wanted != (found.vni, found.parent, found.local, found.port, found.learning, found.gbp):
+        return LinkPlan(remove=True, make=True)
+    if found.group:
+        return LinkPlan(remove=True, make=True)
+    return LinkPlan(set=(desired.mac, desired.mtu, True) != (own.mac, own.mtu, own.up))
+
+
+def is_drift(change: ObjectChange, desired: Desired, scope: Scope) -> bool:
+    """Tell whether a change takes the kernel away from what is desired.
+
+    Our own writes do not, so their echoes need no other mark. Some carry none: forwarding entries.
+    """
+    item = change.item
+    if isinstance(item, Address) and item.link == scope.external:
+        # Routes through it may have gone without a word, or can be made at last.
+        return True
+    if change.removed:
+        return identity(item) in desired.identities
+    if item in desired.items:
+        return False
+    return is_ours(item, scope) or identity(item) in desired.identities
+
+
+class Heals:
+    """How often each object had to be put right; who fights over one is slowed down.
+
+    Two writers that both insist would keep each other and the kernel busy for ever.
+    """
+
+    COUNT_MAX = 10
+    WINDOW_S = 60.0
+    PAUSE_S = 10.0
+
+    def __init__(self) -> None:
+        self._times: dict[Identity, deque[float]] = {}
+        self._contested: set[Identity] = set()
+        self.writers: dict[Identity, str] = {}
+        """Who changed what last, as far as the kernel tells."""
+
+    def note(self, key: Identity, now: float) -> bool:
+        """Count a heal; true if from now on the object is contested."""
+        times = self._times.setdefault(key, deque())
+        times.append(now)
+        while times[0] <= now - self.WINDOW_S:
+            times.popleft()
+        if len(times) <= self.COUNT_MAX or key in self._contested:
+            return False
+        self._contested.add(key)
+        return True
+
+    @property
+    def any_contested(self) -> bool:
+        """False: none can be held."""
+        return bool(self._contested)
+
+    def held(self, key: Identity, now: float) -> bool:
+        """Tell whether an object has to wait."""
+        return key in self._contested and now < self._times[key][-1] + self.PAUSE_S
+
+    def forget(self, now: float) -> None:
+        """Let go of what has been quiet for a whole window."""
+        quiet = [key for key, times in self._times.items() if times[-1] <= now - self.WINDOW_S]
+        for key in quiet:
+            del self._times[key]
+            self._contested.discard(key)
+        self.writers = {key: name for key, name in self.writers.items() if key in self._times}
+
+    def count(self, key: Identity) -> int:
+        """Return the heals of an object in the last window that had any."""
+        return len(self._times.get(key, ()))
+
+    def due_s(self, now: float) -> float | None:
+        """Return the seconds until the first of those that wait may be put right."""
+        ends = [self._times[key][-1] + self.PAUSE_S for key in self._contested]
+        waiting = [end - now for end in ends if end > now]
+        return min(waiting, default=None)
+
+
+def _order(change: NetObject) -> int:
+    return ORDER[type(change)]
+
+
+def _within(packed: bytes, prefix_len: int, scope: Scope) -> bool:
+    for network, length in scope.networks:
+        if len(network) == len(packed) and prefix_len >= length:
+            shift = len(packed) * 8 - length
+            if int.from_bytes(packed) >> shift == int.from_bytes(network) >> shift:
+                return True
+    return False

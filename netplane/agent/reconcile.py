@@ -1,0 +1,419 @@
+"""Keeps the kernel as desired: reads what is there, writes the difference, hears of changes.
+
+What there should be is handed in; the comparison itself is pure and in `desired`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netplane.agent.desired import (
+    Desired,
+    Heals,
+    Item,
+    LinkPlan,
+    difference,
+    is_drift,
+    is_ours,
+    plan_link,
+)
+from netplane.agent.report import Contest, Failure, PassLog, Report, warn
+from netplane.backend import Scope
+from netplane.netlink import monitor as events
+from netplane.netlink import sysctl
+from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
+from netplane.netlink.decode import Link, NetlinkFormatError
+from netplane.netlink.kernel import Change, Kernel
+from netplane.netlink.messages import AF_OF_LENGTH
+from netplane.netlink.monitor import Monitor
+from netplane.netlink.objects import (
+    Identity,
+    KernelObject,
+    Sysctl,
+    VxlanLink,
+    identity,
+)
+
+__all__ = ["Contest", "Failure", "Reconciler", "Report"]
+
+INTERVAL_S = 30.0
+SETTLE_S = 0.005
+"""A flush of many objects comes as many notifications: a few may gather before a pass."""
+
+RETRY_S = 1.0
+"""After a pass that could not learn what is there, or what became of a write."""
+
+
+class Reconciler:
+    """Keeps the objects of one scope in one network namespace as desired.
+
+    Nothing is written before the first `apply`: what looks like a leftover may belong to a peer
+    that we have not heard of yet. Use as `async with Reconciler(scope) as reconciler`.
+
+    Args:
+        scope: which objects are ours.
+        namespace: a path, as `/run/netns/a`; None is the one we are in.
+        interval_s: how often the kernel is read though no change was told.
+        listen: whether changes are listened for; without it only the timer heals.
+        on_report: called with the report of every pass, those of `apply` too.
+        previous_sysctls: as an earlier reconciler had them at its end.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        *,
+        namespace: str | None = None,
+        interval_s: float = INTERVAL_S,
+        listen: bool = True,
+        on_report: Callable[[Report], None] | None = None,
+        previous_sysctls: Mapping[str, str] | None = None,
+    ) -> None:
+        self.previous_sysctls: dict[str, str] = dict(previous_sysctls or {})
+        """What each setting was before we first changed it, for `clear`."""
+        self._scope = scope
+        self._namespace = namespace
+        self._interval_s = interval_s
+        self._on_report = on_report
+        self._family = AF_OF_LENGTH[len(scope.networks[0][0])]
+        # Before anything is read, or a change right behind the reading is not told.
+        self._monitor = Monitor(namespace) if listen else None
+        self._connection = Connection(namespace)
+        self._kernel = Kernel(self._connection)
+        self._desired: Desired | None = None
+        self._remove = False
+        self._known: frozenset[Item] | None = None
+        """What was there at the end of the last pass; None: there was none yet."""
+        self._stale = True
+        """What is there has to be read before anything is written."""
+        self._right: set[VxlanLink | Sysctl] = set()
+        """What of these was right at the end of the last pass."""
+        self._indices: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        """The other way round; always the same object, who listens has it in hand."""
+        self._external: Link | None = None
+        """As it was read last."""
+        self._heals = Heals()
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._cause = ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the sockets back. The kernel stays as it is: traffic goes on without us."""
+        self._connection.close()
+        if self._monitor is not None:
+            self._monitor.close()
+
+    async def apply(self, desired: frozenset[KernelObject], *, remove: bool = True) -> Report:
+        """Make the kernel as desired, and keep it so from now on.
+
+        Without `remove`, what is ours and not desired stays, until an `apply` with it: for a view
+        that may be too old to take anything away.
+
+        One object that fails stops no other. What others have changed meanwhile is left to `run`
+        when only peers differ from the last time: then the kernel is not read, just written.
+        A link that is not desired goes, and settings that are not get their earlier values.
+        """
+        async with self._lock:
+            before, self._desired = self._desired, Desired(desired)
+            self._remove = remove
+            if before is not None and (
+                (before.link, before.sysctls) != (self._desired.link, self._desired.sysctls)
+            ):
+                self._stale = True
+            report = await self._pass("desired", read=self._stale)
+        if self._stale:
+            self._note("retry")
+        return report
+
+    async def run(self) -> None:
+        """Heal on changes, lost notifications and the timer, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            if self._monitor is not None:
+                tasks.create_task(self._listen(self._monitor))
+            tasks.create_task(self._heal())
+
+    async def clear(self) -> Report:
+        """Remove everything that is ours, and set back the settings that we changed."""
+        return await self.apply(frozenset())
+
+    # hearing
+
+    async def _listen(self, monitor: Monitor) -> None:
+        while True:
+            self._hear(await monitor.read(self._names, self._connection.port))
+            await asyncio.sleep(0)  # in a storm the next read has something at once
+
+    def _hear(self, changes: list[events.Change]) -> None:
+        for change in changes:
+            cause = self._cause_of(change)
+            if cause:
+                self._note(cause)
+
+    def _note(self, cause: str) -> None:
+        self._cause = cause
+        self._wake.set()
+
+    def _cause_of(self, change: events.Change) -> str:
+        """Return why a change calls for a pass, or ""."""
+        if self._desired is None:
+            return ""
+        match change:
+            case events.Overrun():
+                return "overrun"
+            case events.LinkChange(link, removed, port):
+                if not self._is_link_drift(link, removed=removed):
+                    return ""
+                self._heals.writers[Identity("link", link.name)] = _writer(port)
+                return "link"
+            case events.SettingsChange():
+                return "sysctl" if self._wrong_sysctls(self._desired) else ""
+            case events.ObjectChange(item, _, port):
+                if not is_drift(change, self._desired, self._scope):
+                    return ""
+                self._heals.writers[identity(item)] = _writer(port)
+                return type(item).__name__.lower()
+
+    def _is_link_drift(self, link: Link, *, removed: bool) -> bool:
+        """Tell whether a change of a link may have taken something of ours away."""
+        if link.name not in {self._scope.link, self._scope.external}:
+            # One that was ours and has another name now is still at its index.
+            return link.index in self._names
+        if removed or not link.up or self._indices.get(link.name) != link.index:
+            return True
+        if link.name == self._scope.external:
+            # What could not be written through it when it was down, can be now.
+            return self._external is None or not self._external.up
+        wanted = self._desired.link if self._desired is not None else None
+        return wanted is not None and plan_link(wanted, link, self._external, ()) != LinkPlan()
+
+    async def _heal(self) -> None:
+        said: tuple[Failure, ...] = ()
+        while True:
+            due_s = self._heals.due_s(time.monotonic())
+            if self._stale and self._desired is not None:
+                due_s = min(RETRY_S, due_s or RETRY_S)
+            try:
+                async with asyncio.timeout(min(self._interval_s, due_s or self._interval_s)):
+                    await self._wake.wait()
+                await asyncio.sleep(SETTLE_S)
+                cause = self._cause
+            except TimeoutError:
+                cause = "timer" if due_s is None else "retry"
+            self._wake.clear()
+            async with self._lock:
+                if self._desired is None:
+                    continue
+                report = await self._pass(cause, read=True)
+            if report.failed != said:
+                warn([str(failure) for failure in report.failed])
+                said = report.failed
+
+    # one pass
+
+    async def _pass(self, cause: str, *, read: bool) -> Report:
+        assert self._desired is not None
+        done = PassLog(cause, self._heals)
+        try:
+            if not read:
+                assert self._known is not None
+                await self._keep_items(self._desired, self._known, done)
+            else:
+                self._stale = True
+                if await self._keep_link(self._desired, done):
+                    self._keep_sysctls(self._desired, done)
+                    found = await self._read(self._desired)
+                    self._stale = False
+                    await self._keep_items(self._desired, found, done)
+        except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
+            self._stale = True
+            done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
+        self._stale = self._stale or done.lost
+        warn(done.fights)
+        self._heals.forget(time.monotonic())
+        report = done.report()  # the time until the last answer; what follows delays no packet
+        if self._monitor is not None:
+            # Echoes of what was just written, against what is desired now. Later, when something
+            # else is, they would look like somebody else's work: not all carry our port.
+            self._hear(self._monitor.pending(self._names, self._connection.port))
+        if self._on_report is not None:
+            self._on_report(report)
+        return report
+
+    async def _keep_link(self, desired: Desired, done: PassLog) -> bool:
+        """Make our link as desired; False: the objects on it have to wait."""
+        # Reading one link waits until who changes links has finished, and a link that goes down is
+        # told before its routes are gone. So this comes first, and the routes are read after.
+        external = self._external = await self._kernel.link(self._scope.external)
+        own = await self._kernel.link(self._scope.link)
+        self._see(external, own)
+        wanted = desired.link
+        if wanted is None:
+            if self._remove and own is not None and own.vxlan is not None:
+                await self._write_link(_as_object(own), done, removed=True)
+            return True
+        plan = plan_link(wanted, own, external, await self._kernel.vxlan_links())
+        if plan.refused:
+            done.failed.append(Failure(wanted, plan.refused))
+            self._right.discard(wanted)
+            return False
+        if not (plan.make or plan.set):
+            self._right.add(wanted)
+            return True
+        if done.must_wait(wanted):
+            return False
+        if plan.remove and not await self._write_link(wanted, done, removed=True):
+            return False
+        if plan.make:
+            if not await self._write_link(wanted, done):
+                return False
+            made = await self._kernel.link(wanted.name)
+            if made is None:
+                return False  # gone again; that is told, and the next pass sees to it
+            self._see(external, made)
+        else:
+            refusals = await self._kernel.set_link(wanted, self._indices[wanted.name])
+            if refusals:
+                done.note_refusal(refusals[0])
+                return True  # a wrong MTU is better than no objects
+            done.written.append(wanted)
+        if wanted in self._right:
+            done.note_heal(wanted)
+        self._right.add(wanted)
+        return True
+
+    async def _write_link(self, item: VxlanLink, done: PassLog, *, removed: bool = False) -> bool:
+        refusals = await self._kernel.write([Change(item, removed=removed)], self._indices)
+        if refusals:
+            done.note_refusal(refusals[0])
+            return False
+        (done.removed if removed else done.written).append(item)
+        if removed:
+            self._see(self._external)
+        return True
+
+    def _see(self, *links: Link | None) -> None:
+        """Note which links there are."""
+        self._indices = {link.name: link.index for link in links if link is not None}
+        self._names.clear()
+        self._names.update({index: name for name, index in self._indices.items()})
+
+    def _keep_sysctls(self, desired: Desired, done: PassLog) -> None:
+        for item, value in self._wrong_sysctls(desired):
+            if done.must_wait(item):
+                continue
+            if value is None:
+                done.failed.append(Failure(item, "there is no such setting"))
+                continue
+            try:
+                sysctl.write(item.name, item.value, self._namespace)
+            except OSError as error:
+                done.failed.append(Failure(item, error.strerror or str(error)))
+                continue
+            if f"/{self._scope.link}/" not in item.name:  # those go with the link
+                self.previous_sysctls.setdefault(item.name, value)
+            done.written.append(item)
+            if item in self._right:
+                done.note_heal(item)
+        self._right -= {item for item in self._right if isinstance(item, Sysctl)}
+        self._right |= set(desired.sysctls)
+
+        kept = {item.name for item in desired.sysctls}
+        for name, value in list(self.previous_sysctls.items()):
+            if name in kept or not self._remove:
+                continue
+            item = Sysctl(name, value)
+            try:
+                sysctl.write(name, value, self._namespace)
+            except OSError as error:
+                done.failed.append(Failure(item, error.strerror or str(error)))
+                continue
+            del self.previous_sysctls[name]
+            done.removed.append(item)
+
+    def _wrong_sysctls(self, desired: Desired) -> list[tuple[Sysctl, str | None]]:
+        """Return those that are not as desired, with what they are."""
+        found = sysctl.read([item.name for item in desired.sysctls], self._namespace)
+        return [
+            (item, found.get(item.name))
+            for item in desired.sysctls
+            if found.get(item.name) != item.value
+        ]
+
+    async def _read(self, desired: Desired) -> frozenset[Item]:
+        """Return what is there of ours, and of what is desired."""
+        found: list[Item] = []
+        name = self._scope.link
+        index = self._indices.get(name)
+        if index is not None:
+            found += await self._kernel.addresses(self._family, index, name)
+            found += await self._kernel.neighbours(self._family, index, name)
+            found += await self._kernel.fdb(index, name)
+        found += await self._kernel.routes(self._family, self._names)
+        wanted = desired.items
+        return frozenset(item for item in found if item in wanted or is_ours(item, self._scope))
+
+    async def _keep_items(self, desired: Desired, found: frozenset[Item], done: PassLog) -> None:
+        """Write the difference between what was found and what is desired."""
+        before, self._known = self._known, found
+        changes = [
+            change
+            for change in difference(desired.items, found, remove=self._remove)
+            if not done.must_wait(change.item)
+        ]
+        if not changes:
+            return
+        self._stale = True  # until it is known what became of them; we may be cancelled
+        refusals = await self._kernel.write(changes, self._indices)
+        self._stale = False
+        failed = {id(refusal.change) for refusal in refusals}
+        for refusal in refusals:
+            done.note_refusal(refusal)
+        ended = [change for change in changes if id(change) not in failed]
+        for change in ended:
+            (done.removed if change.removed else done.written).append(change.item)
+            # Right before and not now; or not there before, and not wanted now.
+            if before is None or found is before:
+                continue  # nothing known yet, or nothing read now
+            if (change.item in before) is not change.removed:
+                done.note_heal(change.item)
+        written = {change.item for change in ended if not change.removed}
+        known = (found & desired.items) | written
+        left = found - desired.items
+        if left:
+            settled = {identity(change.item) for change in ended}
+            known |= {item for item in left if identity(item) not in settled}
+        self._known = known  # type: ignore[assignment]  # links are written apart
+
+
+def _as_object(found: Link) -> VxlanLink:
+    """Return a link that is to be removed; only its name counts."""
+    assert found.vxlan is not None
+    vxlan = found.vxlan
+    return VxlanLink(found.name, vxlan.vni, "", vxlan.local, vxlan.port, found.mtu, found.mac)
+
+
+def _writer(port: int) -> str:
+    """Return who has a netlink port: by custom a process's first one is its id."""
+    if not port:
+        return ""
+    try:
+        return f"port {port} ({Path(f'/proc/{port}/comm').read_text().strip()})"
+    except OSError:
+        return f"port {port}"

@@ -1,0 +1,127 @@
+"""What a pass over the kernel's objects did, for logs, metrics and whoever asks."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netplane.agent.desired import Heals
+from netplane.netlink.kernel import UNKNOWN, Refusal
+from netplane.netlink.objects import KernelObject, Route, identity
+
+LINES_MAX = 5
+"""Of one kind in the log, in one pass."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What could not be done."""
+
+    item: KernelObject | None
+    """None: reading what is there failed."""
+    text: str
+    """The kernel's, or ours where it is we who refuse."""
+
+    def __str__(self) -> str:
+        return f"{self.item}: {self.text}" if self.item is not None else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """An object that somebody else keeps changing; it is put right every 10 s only."""
+
+    item: KernelObject
+    heals: int
+    """In the last minute."""
+    writer: str
+    """Who changed it last, as `port 4711 (ip)`; empty if the kernel does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one pass did."""
+
+    cause: str
+    """`desired`, a kind of change, `overrun`, `timer` or `retry`."""
+    written: tuple[KernelObject, ...]
+    removed: tuple[KernelObject, ...]
+    healed: tuple[KernelObject, ...]
+    """Those of the above that were right before and that somebody had changed."""
+    failed: tuple[Failure, ...]
+    contested: tuple[Contest, ...]
+    """Those that wait; see `Contest`."""
+    milliseconds: float
+
+
+class PassLog:
+    """What one pass has done so far."""
+
+    def __init__(self, cause: str, heals: Heals) -> None:
+        self.cause = cause
+        self.fights: list[str] = []
+        """Of objects that are contested from now on, for the log."""
+        self.lost = False
+        """An answer is: what became of a write is not known."""
+        self._heals = heals
+        self.written: list[KernelObject] = []
+        self.removed: list[KernelObject] = []
+        self.healed: list[KernelObject] = []
+        self.failed: list[Failure] = []
+        self.contested: list[Contest] = []
+        self.started = time.perf_counter()
+
+    def report(self) -> Report:
+        """Return it, with the time it took until now."""
+        return Report(
+            self.cause,
+            tuple(self.written),
+            tuple(self.removed),
+            tuple(self.healed),
+            tuple(self.failed),
+            tuple(self.contested),
+            (time.perf_counter() - self.started) * 1000,
+        )
+
+    def must_wait(self, item: KernelObject) -> bool:
+        """Tell whether an object has to wait because somebody else keeps changing it."""
+        if not self._heals.any_contested:
+            return False
+        key = identity(item)
+        if not self._heals.held(key, time.monotonic()):
+            return False
+        contest = Contest(item, self._heals.count(key), self._heals.writers.get(key, ""))
+        self.contested.append(contest)
+        return True
+
+    def note_heal(self, item: KernelObject) -> None:
+        """Count that an object which was right had to be put right."""
+        self.healed.append(item)
+        key = identity(item)
+        if self._heals.note(key, time.monotonic()):
+            self.fights.append(
+                f"{item} was changed {self._heals.count(key)} times within a minute, last by"
+                f" {self._heals.writers.get(key) or 'a writer that the kernel does not name'}; from"
+                f" now on it is put right every {self._heals.PAUSE_S:g} s only. Find who writes it"
+                " and tell it to leave that alone"
+            )
+
+    def note_refusal(self, refusal: Refusal) -> None:
+        """Note what the kernel refused to write."""
+        item, text = refusal.change.item, refusal.text
+        self.lost = self.lost or refusal.code in UNKNOWN
+        if refusal.code == errno.EEXIST and isinstance(item, Route):
+            text += "; a route that is not ours is in its place, remove it"
+        self.failed.append(Failure(item, text))
+
+
+def warn(texts: Sequence[str]) -> None:
+    """Log what operators should know; of a thousand routes that share one trouble, a few."""
+    for text in texts[:LINES_MAX]:
+        log.warning("%s", text)
+    if len(texts) > LINES_MAX:
+        log.warning("... and %d more like these", len(texts) - LINES_MAX)

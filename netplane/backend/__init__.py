@@ -1,0 +1,67 @@
+"""How packets travel between hosts: a backend turns peers into kernel objects, and writes none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Protocol
+
+from netplane.netlink.objects import KernelObject
+from netplane.subnet.lease import Lease
+
+
+class BackendError(Exception):
+    """The configuration asks for what this backend cannot do; the text says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """The interface to the other hosts."""
+
+    name: str
+    address: IPv4Interface
+    """With its prefix: peers inside it are on the same link."""
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which objects in the kernel are ours: all else is foreign and stays as it is.
+
+    On our own link everything permanent is ours. On the external interface, routes of our
+    protocol number into the network are.
+    """
+
+    link: str
+    external: str
+    networks: tuple[tuple[bytes, int], ...]
+    """Packed addresses and prefix lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the peers come to."""
+
+    objects: frozenset[KernelObject]
+    refused: dict[str, str]
+    """Subnet to reason, for peers that cannot be served; the others are."""
+
+
+class Backend(Protocol):
+    """What the agent needs from a backend."""
+
+    type: str
+    """As in a lease's BackendType."""
+    mtu: int
+    """Of the overlay: what containers may send."""
+    scope: Scope
+
+    def lease_data(self) -> dict[str, object] | None:
+        """Return the BackendData of our own lease."""
+
+    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+        """Return all objects that serve these peers, our own link and address among them.
+
+        Pure: the same arguments give the same plan. `subnet` is our own.
+        """

@@ -1,0 +1,235 @@
+"""vxlan over IPv4, on the wire as Flannel's: one device, and three kernel objects for each peer.
+
+A peer's subnet is routed to its `.0` address, which a permanent neighbour entry gives the peer's
+MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody anything.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from netplane.backend import BackendError, External, Planned, Scope
+from netplane.netlink.objects import (
+    Address,
+    FdbEntry,
+    KernelObject,
+    Neighbour,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+from netplane.subnet.lease import Lease
+
+OVERHEAD_BYTES = 50
+"""Inner Ethernet 14, vxlan 8, UDP 8, IPv4 20."""
+
+MTU_MIN = 576
+"""Of the device: below it, hosts need not take a packet in one piece (RFC 791)."""
+
+PORT = 8472
+"""Linux's and Flannel's, not the 4789 of RFC 7348."""
+
+VNI_MAX = 2**24 - 1
+MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
+LOOSE = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanConfig:
+    """The network configuration's `Backend` object."""
+
+    vni: int = 1
+    port: int = PORT
+    mtu: int = 0
+    """Of the underlay; 0: the external interface's."""
+    learning: bool = False
+    gbp: bool = False
+    direct_routing: bool = False
+
+    @classmethod
+    def parse(cls, backend: Mapping[str, object]) -> VxlanConfig:
+        """Read the JSON object; keys match whatever their case, as Go's decoder has it.
+
+        Raises:
+            BackendError: a value has the wrong type or range.
+        """
+        given = {key.lower(): value for key, value in backend.items()}
+        return cls(
+            vni=_number(given, "VNI", 1, 1, VNI_MAX),
+            # Flannel takes 0 as "the kernel's".
+            port=_number(given, "Port", 0, 0, 65535) or PORT,
+            mtu=_number(given, "MTU", 0, 0, 65535),
+            learning=_flag(given, "Learning"),
+            gbp=_flag(given, "GBP"),
+            direct_routing=_flag(given, "DirectRouting"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What one peer comes to, without a look at the others."""
+
+    objects: tuple[KernelObject, ...] = ()
+    mac: bytes = b""
+    """Empty: none is used."""
+    reason: str = ""
+
+
+def random_mac() -> str:
+    """Return a MAC for a new host: unicast, locally administered."""
+    first, *rest = secrets.token_bytes(6)
+    return bytes([first & 0xFC | 0x02, *rest]).hex(":")
+
+
+class VxlanBackend:
+    """Plans the kernel objects of one host.
+
+    Args:
+        config: the network configuration's `Backend` object.
+        network: the whole overlay.
+        external: the interface to the other hosts. Its address is the source of our packets, which
+            behind NAT differs from the PublicIP that peers send to.
+        mac: of our device, the same after every restart: peers have it in their kernels.
+    """
+
+    type = "vxlan"
+
+    def __init__(
+        self,
+        config: VxlanConfig,
+        *,
+        network: IPv4Network,
+        external: External,
+        mac: str,
+    ) -> None:
+        self.config = config
+        self.mac = mac.lower()
+        self.mtu = (config.mtu or external.mtu) - OVERHEAD_BYTES
+        if self.mtu < MTU_MIN:
+            raise BackendError(
+                f"MTU {self.mtu + OVERHEAD_BYTES} leaves {self.mtu} bytes inside vxlan; at least"
+                f" {MTU_MIN + OVERHEAD_BYTES} are needed"
+            )
+        if _packed_mac(mac) is None:
+            raise BackendError(f"{mac} is no unicast MAC address")
+        self.link = f"np.{config.vni}"
+        self.scope = Scope(
+            self.link, external.name, ((network.network_address.packed, network.prefixlen),)
+        )
+        self._external = external
+        self._known: dict[int, tuple[Lease, _Served]] = {}
+        self._own: frozenset[KernelObject] = frozenset(
+            {
+                VxlanLink(
+                    name=self.link,
+                    vni=config.vni,
+                    parent=external.name,
+                    local=external.address.ip.packed,
+                    port=config.port,
+                    mtu=self.mtu,
+                    mac=bytes.fromhex(mac.replace(":", "")),
+                    learning=config.learning,
+                    gbp=config.gbp,
+                ),
+                Sysctl("ipv4/ip_forward", "1"),
+                # Strict filtering drops what comes in from a host whose route is not yet there.
+                # 0 would not switch it off: the kernel takes the higher one of this and `all`.
+                Sysctl(f"ipv4/conf/{self.link}/rp_filter", LOOSE),
+            }
+        )
+
+    def lease_data(self) -> dict[str, object]:
+        """Return the BackendData of our own lease."""
+        return {"VNI": self.config.vni, "VtepMAC": self.mac}
+
+    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+        """Return all objects that serve these peers, our own link and address among them.
+
+        Of two peers with one MAC the older is served: the kernel holds one destination for each.
+        """
+        objects: set[KernelObject] = set(self._own)
+        objects.add(Address(self.link, subnet.network_address.packed, 32))
+        refused: dict[str, str] = {}
+        owners = {_packed_mac(self.mac): "us"}
+        known: dict[int, tuple[Lease, _Served]] = {}
+        for peer in sorted(peers.values(), key=lambda peer: (peer.create_revision, peer.subnet)):
+            # One peer of a thousand has changed, usually. That the lease is the very same object
+            # can be seen at once; it is kept, so that no other gets its id.
+            _, served = known[id(peer)] = self._known.get(id(peer)) or (peer, self._serve(peer))
+            reason = served.reason
+            if served.mac and served.mac in owners:
+                reason = f"its VtepMAC {served.mac.hex(':')} is also that of {owners[served.mac]}"
+            if reason:
+                refused[str(peer.subnet)] = reason
+                continue
+            if served.mac:
+                owners[served.mac] = str(peer.subnet)
+            objects.update(served.objects)
+        self._known = known
+        return Planned(frozenset(objects), refused)
+
+    def _serve(self, peer: Lease) -> _Served:
+        gateway, host = peer.subnet.network_address.packed, peer.public_ip.packed
+        length = peer.subnet.prefixlen
+        if self._is_direct(peer):
+            return _Served((Route(self._external.name, gateway, length, host),))
+        reason, mac = self._vtep(peer)
+        if reason:
+            return _Served(reason=reason)
+        return _Served(
+            (
+                Neighbour(self.link, gateway, mac),
+                FdbEntry(self.link, mac, host),
+                Route(self.link, gateway, length, gateway, onlink=True),
+            ),
+            mac,
+        )
+
+    def _is_direct(self, peer: Lease) -> bool:
+        return (
+            self.config.direct_routing
+            and peer.backend_type == self.type
+            and peer.public_ip in self._external.address.network
+        )
+
+    def _vtep(self, peer: Lease) -> tuple[str, bytes]:
+        """Return why a peer cannot be served, or "" and its MAC."""
+        if peer.backend_type != self.type:
+            return f"its backend is {peer.backend_type or 'udp'}, ours {self.type}", b""
+        data = peer.backend_data
+        if not isinstance(data, Mapping):
+            return "it has no BackendData", b""
+        given = {str(key).lower(): value for key, value in data.items()}
+        # Older Flannel writes only the MAC.
+        vni = given.get("vni", self.config.vni)
+        if vni != self.config.vni:
+            return f"its VNI is {vni}, ours {self.config.vni}", b""
+        mac = _packed_mac(given.get("vtepmac"))
+        if mac is None:
+            return f"its VtepMAC {given.get('vtepmac')!r} is no unicast MAC address", b""
+        return "", mac
+
+
+def _packed_mac(text: object) -> bytes | None:
+    if not isinstance(text, str) or not MAC.fullmatch(text):
+        return None
+    packed = bytes.fromhex(text.replace(":", ""))
+    return None if packed[0] & 1 or not any(packed) else packed
+
+
+def _number(given: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
+    value = given.get(name.lower(), default)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BackendError(f"Backend.{name} is {value!r}; a number from {least} to {most} is meant")
+    return value
+
+
+def _flag(given: Mapping[str, object], name: str) -> bool:
+    value = given.get(name.lower(), False)
+    if not isinstance(value, bool):
+        raise BackendError(f"Backend.{name} is {value!r}; true or false is meant")
+    return value

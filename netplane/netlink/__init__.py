@@ -1,0 +1,1 @@
+"""The kernel's network objects and the netlink messages about them; no policy."""

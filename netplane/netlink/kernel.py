@@ -1,0 +1,125 @@
+"""The kernel as objects: what is there, and writing lists of changes; no decision is taken here."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from netplane.netlink import decode, messages
+from netplane.netlink.connection import Connection
+from netplane.netlink.messages import NetObject, Request
+from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route, VxlanLink
+
+GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
+"""How removing what is not there ends."""
+
+UNKNOWN = {errno.ENOBUFS, errno.ETIMEDOUT}
+"""How a request ends whose answer is lost; see `Connection.perform`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write."""
+
+    item: NetObject
+    removed: bool = False
+    replace: bool = False
+    """A route of ours is in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A write that failed."""
+
+    change: Change
+    code: int
+    text: str
+
+
+class Kernel:
+    """Typed calls on a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def link(self, name: str) -> decode.Link | None:
+        """Return a link by its name."""
+        message = await self.connection.get(messages.get_link(name))
+        return None if message is None else decode.link(message.body)
+
+    async def vxlan_links(self) -> list[decode.Link]:
+        """Return all vxlan devices."""
+        found = await self.connection.dump(messages.dump_vxlan_links())
+        links = [decode.link(message.body) for message in found]
+        # A kernel that does not know the filter sends all links.
+        return [link for link in links if link.vxlan is not None]
+
+    async def addresses(self, family: int, index: int, name: str) -> list[Address]:
+        """Return the addresses of a link."""
+        found = await self.connection.dump(messages.dump_addresses(family, index))
+        read = (decode.address(message.body, {index: name}) for message in found)
+        return [item for item in read if item is not None]
+
+    async def neighbours(self, family: int, index: int, name: str) -> list[Neighbour]:
+        """Return the permanent neighbours on a link."""
+        found = await self._neighbours(messages.dump_neighbours(family, index), index, name)
+        return [item for item in found if isinstance(item, Neighbour)]
+
+    async def fdb(self, index: int, name: str) -> list[FdbEntry]:
+        """Return the permanent forwarding entries of a link."""
+        found = await self._neighbours(messages.dump_fdb(index), index, name)
+        return [item for item in found if isinstance(item, FdbEntry)]
+
+    async def _neighbours(
+        self, request: Request, index: int, name: str
+    ) -> list[Neighbour | FdbEntry | None]:
+        found = await self.connection.dump(request)
+        names = {index: name}
+        return [
+            decode.neighbour(message.body, names)
+            for message in found
+            if decode.is_permanent(message.body)
+        ]
+
+    async def routes(self, family: int, names: Mapping[int, str]) -> list[Route]:
+        """Return the routes of our protocol number in the main table."""
+        found = await self.connection.dump(messages.dump_routes(family))
+        read = (decode.route(message.body, names) for message in found)
+        return [item for item in read if item is not None]
+
+    async def write(self, changes: Sequence[Change], indices: Mapping[str, int]) -> list[Refusal]:
+        """Write in order and return what failed; to remove what is gone already is no failure.
+
+        Args:
+            indices: of the links that are named. An object on another one fails by itself.
+        """
+        refusals = [
+            Refusal(change, errno.ENODEV, f"there is no link {change.item.link}")
+            for change in changes
+            if not isinstance(change.item, VxlanLink) and change.item.link not in indices
+        ]
+        missing = {id(refusal.change) for refusal in refusals}
+        possible = [change for change in changes if id(change) not in missing]
+        outcomes = await self.connection.perform([_request(change, indices) for change in possible])
+        for change, outcome in zip(possible, outcomes, strict=True):
+            if outcome.code and not (change.removed and outcome.code in GONE):
+                refusals.append(Refusal(change, outcome.code, outcome.text))
+        return refusals
+
+    async def set_link(self, item: VxlanLink, index: int) -> list[Refusal]:
+        """Give a link its MAC and MTU and take it up."""
+        [outcome] = await self.connection.perform([messages.set_link(item, index)])
+        return [Refusal(Change(item), outcome.code, outcome.text)] if outcome.code else []
+
+
+def _request(change: Change, indices: Mapping[str, int]) -> Request:
+    item = change.item
+    if isinstance(item, VxlanLink):
+        # One is removed by its own index, and made on its parent's.
+        index = indices[item.name if change.removed else item.parent]
+    else:
+        index = indices[item.link]
+    if change.removed:
+        return messages.remove(item, index)
+    return messages.add(item, index, replace=change.replace)

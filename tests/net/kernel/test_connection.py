@@ -1,0 +1,122 @@
+"""Answers that do not come, or are lost: told as such, and the connection goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from netplane.netlink import messages, sysctl
+from netplane.netlink.connection import SEND_MAX, SO_RCVBUFFORCE, Connection, NetlinkLostError
+from netplane.netlink.kernel import Kernel
+from netplane.netlink.monitor import Monitor, ObjectChange, Overrun
+from netplane.netlink.namespace import inside
+from netplane.netlink.objects import Neighbour, Route
+from tests.net.kernel.hosts import Host
+
+pytestmark = [pytest.mark.net, pytest.mark.root]
+
+SILENT = 0
+"""Flags of a request that the kernel carries out and does not acknowledge."""
+
+
+async def test_a_request_without_an_answer_ends_in_time_and_no_other_with_it(host: Host) -> None:
+    eth0 = host.indices()["eth0"]
+    requests = [
+        messages.add(Neighbour("eth0", bytes([10, 77, 0, last]), bytes([2] * 6)), eth0)
+        for last in (7, 8, 9)
+    ]
+    requests[1] = replace(requests[1], flags=requests[1].flags & ~messages.ACK)
+    async with Connection(host.path, timeout_s=0.2) as connection:
+        outcomes = await connection.perform(requests)
+        assert [outcome.code for outcome in outcomes] == [0, errno.ETIMEDOUT, 0]
+        assert outcomes[1].text == "no answer within 0.2 s"
+        assert len(host.neighbours("eth0")) == 3
+        # What comes of that request later is not taken for the answer to another.
+        assert [item.code for item in await connection.perform(requests[:1])] == [0]
+
+
+async def test_a_read_without_an_answer_ends_in_time(host: Host) -> None:
+    async with Connection(host.path, timeout_s=0.2) as connection:
+        silent = replace(messages.get_link("nothing"), flags=SILENT)
+        # An error would be told all the same, so ask for what succeeds without an answer.
+        silent = replace(silent, type=messages.Type.NEWLINK, body=messages.get_link("lo").body)
+        with pytest.raises(NetlinkLostError, match="no answer within"):
+            await connection.get(silent)
+        assert (await Kernel(connection).link("lo") or pytest.fail("no lo")).name == "lo"
+
+
+async def test_answers_that_overflow_the_buffer_are_told_as_lost(host: Host) -> None:
+    eth0 = host.indices()["eth0"]
+    async with Connection(host.path) as connection:
+        connection._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4096)
+        requests = [
+            messages.add(Route("eth0", bytes([10, 9, 0, last]), 32, b""), eth0)
+            for last in range(SEND_MAX)
+        ]
+        outcomes = await connection.perform(requests)
+        codes = {outcome.code for outcome in outcomes}
+        assert errno.ENOBUFS in codes
+        assert codes <= {0, errno.ENOBUFS}
+        # All were carried out, and what is asked next has its own answer.
+        assert len(host.routes()) == SEND_MAX
+        assert (await Kernel(connection).link("lo") or pytest.fail("no lo")).name == "lo"
+
+
+async def test_one_caller_at_a_time_has_the_socket(host: Host) -> None:
+    async with Connection(host.path) as connection:
+        kernel = Kernel(connection)
+        names = ["lo", "eth0", "nothing"] * 20
+        found = await asyncio.gather(*map(kernel.link, names))
+    assert [item.name if item else "nothing" for item in found] == names
+
+
+async def test_a_monitor_tells_kinds_objects_and_losses(host: Host) -> None:
+    names = {host.indices()["eth0"]: "eth0"}
+    monitor = Monitor(host.path, buffer_bytes=4096)
+    try:
+        host.do("ip route add 10.9.0.0/24 via 10.77.0.2 proto 181")
+        [change] = await monitor.read(names, own_port=0xFFFFFFFF)
+        assert isinstance(change, ObjectChange)
+        assert str(change.item) == "route 10.9.0.0/24 via 10.77.0.2 dev eth0"
+        assert not change.removed
+        batch = "".join(f"route add 10.9.1.{last}/32 dev eth0\n" for last in range(200))
+        host.run("ip", "-batch", "-", text=batch)
+        told = monitor.pending(names, own_port=0xFFFFFFFF)
+        assert Overrun() in told
+        assert len(told) < 200
+        assert monitor.pending(names, own_port=0xFFFFFFFF) == []
+    finally:
+        monitor.close()
+
+
+def test_other_namespaces_are_entered_without_leaving_ones_own(host: Host) -> None:
+    own = os.readlink("/proc/thread-self/ns/net")
+    there = inside(host.path, lambda: os.readlink("/proc/thread-self/ns/net"))
+    assert there != own
+    assert os.readlink("/proc/thread-self/ns/net") == own
+    assert all(thread.name != "netns" for thread in threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        inside(host.path, lambda: 1 // 0)
+    with pytest.raises(FileNotFoundError):
+        inside("/proc/self/ns/nothing", lambda: None)
+    with pytest.raises(OSError, match="Invalid argument"):
+        inside("/proc/self/ns/mnt", lambda: pytest.fail("entered a mount namespace"))
+
+
+def test_settings_are_those_of_the_namespace(host: Host) -> None:
+    outside = Path("/proc/sys/net/ipv4/ip_forward").read_text()
+    sysctl.write("ipv4/conf/eth0/rp_filter", "2", host.path)
+    assert host.sysctl("ipv4/conf/eth0/rp_filter") == "2"
+    assert sysctl.read(["ipv4/conf/eth0/rp_filter", "ipv4/nothing"], host.path) == {
+        "ipv4/conf/eth0/rp_filter": "2"
+    }
+    with pytest.raises(OSError, match="No such file"):
+        sysctl.write("ipv4/nothing", "1", host.path)
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == outside

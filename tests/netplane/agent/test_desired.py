@@ -1,0 +1,120 @@
+"""The comparison of what there is with what there should be, and the slowing down of fights."""
+
+from __future__ import annotations
+
+from netplane.agent.desired import Heals, Item, difference, is_ours
+from netplane.backend import Scope
+from netplane.netlink.objects import (
+    Address,
+    FdbEntry,
+    Identity,
+    Neighbour,
+    Route,
+    identity,
+)
+
+SCOPE = Scope("np.1", "eth0", ((bytes([10, 5, 0, 0]), 16),))
+GATEWAY = bytes([10, 5, 2, 0])
+MAC, OTHER_MAC = bytes.fromhex("020000000002"), bytes.fromhex("020000000003")
+HOST = bytes([192, 0, 2, 2])
+NEIGHBOUR = Neighbour("np.1", GATEWAY, MAC)
+FDB = FdbEntry("np.1", MAC, HOST)
+ROUTE = Route("np.1", GATEWAY, 24, GATEWAY, onlink=True)
+PEER: frozenset[Item] = frozenset({NEIGHBOUR, FDB, ROUTE})
+
+
+def steps(desired: frozenset[Item], actual: frozenset[Item]) -> list[tuple[str, Item]]:
+    return [
+        ("remove" if change.removed else "replace" if change.replace else "add", change.item)
+        for change in difference(desired, actual)
+    ]
+
+
+def test_the_route_comes_last_and_goes_first() -> None:
+    # Else packets would be sent to where nothing answers, and the kernel would ask for the MAC.
+    assert steps(PEER, frozenset()) == [("add", NEIGHBOUR), ("add", FDB), ("add", ROUTE)]
+    assert steps(frozenset(), PEER) == [("remove", ROUTE), ("remove", FDB), ("remove", NEIGHBOUR)]
+
+
+def test_what_is_new_is_there_before_what_is_old_goes() -> None:
+    neighbour, fdb = NEIGHBOUR._replace(mac=OTHER_MAC), FDB._replace(mac=OTHER_MAC)
+    assert steps(frozenset({neighbour, fdb, ROUTE}), PEER) == [
+        ("replace", neighbour), ("add", fdb), ("remove", FDB),
+    ]  # fmt: skip
+
+
+def test_a_route_that_moves_to_another_link_is_replaced_in_one_step() -> None:
+    direct = Route("eth0", GATEWAY, 24, HOST)
+    assert steps(frozenset({direct}), frozenset({ROUTE})) == [("replace", direct)]
+
+
+def test_a_route_with_another_metric_is_another_route() -> None:
+    stale = ROUTE._replace(metric=7)
+    assert steps(frozenset({ROUTE}), frozenset({stale})) == [("add", ROUTE), ("remove", stale)]
+
+
+def test_without_removal_only_what_is_in_the_way_goes() -> None:
+    moved = FDB._replace(destination=bytes([192, 0, 2, 9]))
+    found = difference(frozenset({moved}), PEER, remove=False)
+    assert [(change.item, change.replace) for change in found] == [(moved, True)]
+
+
+def test_foreign_objects_are_not_ours() -> None:
+    assert all(is_ours(item, SCOPE) for item in PEER)
+    assert is_ours(Route("eth0", GATEWAY, 24, HOST), SCOPE)
+    assert is_ours(Address("np.1", GATEWAY, 32), SCOPE)
+    foreign: list[Item] = [
+        ROUTE._replace(protocol=4),
+        ROUTE._replace(link="np.2"),
+        ROUTE._replace(link=""),
+        Route("eth0", bytes([198, 51, 100, 0]), 24, HOST),
+        Route("eth0", bytes([10, 4, 0, 0]), 15, HOST),
+        NEIGHBOUR._replace(protocol=0),
+        NEIGHBOUR._replace(link="eth0"),
+        FDB._replace(link="vx9"),
+        Address("eth0", GATEWAY, 32),
+        Address("np.1", HOST, 32),
+    ]
+    assert not [item for item in foreign if is_ours(item, SCOPE)]
+
+
+def test_objects_of_different_classes_are_never_one() -> None:
+    # They are tuples, and tuples compare by their items.
+    items: list[Item] = [NEIGHBOUR, FDB, ROUTE, Address("np.1", GATEWAY, 32)]
+    assert len(set(items)) == len({identity(item) for item in items}) == 4
+
+
+def test_ten_heals_a_minute_are_let_pass_and_the_eleventh_makes_a_fight() -> None:
+    heals, key, other = Heals(), Identity("route", "np.1"), Identity("route", "np.2")
+    assert [heals.note(key, float(second)) for second in range(11)] == [False] * 10 + [True]
+    assert heals.held(key, 10.0)
+    assert heals.held(key, 19.9)
+    assert not heals.held(key, 20.0)
+    assert not heals.held(other, 10.0)
+    assert heals.due_s(12.0) == 8.0
+    assert heals.due_s(20.0) is None
+
+
+def test_ten_heals_in_more_than_a_minute_are_no_fight() -> None:
+    heals, key = Heals(), Identity("route", "np.1")
+    assert not any(heals.note(key, second * 6.1) for second in range(100))
+
+
+def test_a_fight_lasts_until_a_quiet_minute() -> None:
+    # Once every 10 s is less than ten a minute; it must not lead back to ten at once.
+    heals, key = Heals(), Identity("route", "np.1")
+    for second in range(11):
+        heals.note(key, float(second))
+    heals.writers[key] = "port 7 (ip)"
+    now = 10.0
+    for _ in range(12):
+        now += 10.0
+        assert not heals.held(key, now)
+        assert not heals.note(key, now)
+        heals.forget(now)
+        assert heals.held(key, now + 9.9)
+    assert heals.count(key) == 6
+    assert heals.writers == {key: "port 7 (ip)"}
+    heals.forget(now + 60.0)
+    assert not heals.held(key, now + 60.0)
+    assert (heals.count(key), heals.writers) == (0, {})
