@@ -1,0 +1,1 @@
+"""Which host has which subnet: configuration, leases and views; knows nothing of the kernel."""
