@@ -172,6 +172,12 @@ class SubnetManager:
         assert self._view is not None
         return self._view
 
+    async def next_standing(self, seen: Standing) -> Standing:
+        """Return how we stand; wait while it is still as `seen`."""
+        while self._standing is seen:
+            await self._published.wait()
+        return self._standing
+
     async def drain(self) -> None:
         """Give the subnet back, for good. A reservation stays one. Raises RegistryError."""
         async with self._writing:
@@ -203,9 +209,12 @@ class SubnetManager:
         if old is not None and not always and _content(old) == _content(new):
             return old
         self._view = new
+        self._wake()
+        return new
+
+    def _wake(self) -> None:
         event, self._published = self._published, asyncio.Event()
         event.set()
-        return new
 
     async def _follow(self) -> None:
         pause_s = _RETRY_FIRST_S
@@ -326,6 +335,7 @@ class SubnetManager:
             level = logging.INFO if standing is Standing.HELD else logging.WARNING
             _log.log(level, "subnet %s: %s %s", self._claimer.subnet, standing.value, detail)
         self._standing, self._detail = standing, detail
+        self._wake()
 
     def _note(self, task: str, problem: str) -> None:
         if problem and problem != self._problems.get(task):
