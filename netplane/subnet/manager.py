@@ -31,7 +31,7 @@ from netplane.subnet.errors import IdentityError, SubnetError, SubnetTakenError
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout, Registered
-from netplane.subnet.registry import Grant, Registry, RegistryError
+from netplane.subnet.registry import CompactedError, Grant, Registry, RegistryError
 from netplane.subnet.view import Local, ViewBuilder
 
 LEASE_TTL_S = 86_400
@@ -121,7 +121,7 @@ class SubnetManager:
         self._detail = ""
         self._problems: dict[str, str] = {}
         self._view: View | None = None
-        self._published = asyncio.Event()
+        self._news = asyncio.Event()
         self._attention = asyncio.Event()
         self._stale = asyncio.Event()
         self._resumptions = 0
@@ -168,15 +168,19 @@ class SubnetManager:
     async def next_view(self, seen: View) -> View:
         """Return the newest view; wait while it is still `seen`. What came between is left out."""
         while self._view is seen:
-            await self._published.wait()
+            await self.changed()
         assert self._view is not None
         return self._view
 
     async def next_standing(self, seen: Standing) -> Standing:
         """Return how we stand; wait while it is still as `seen`."""
         while self._standing is seen:
-            await self._published.wait()
+            await self.changed()
         return self._standing
+
+    async def changed(self) -> None:
+        """Return when view or status become others."""
+        await self._news.wait()
 
     async def drain(self) -> None:
         """Give the subnet back, for good. A reservation stays one. Raises RegistryError."""
@@ -189,7 +193,7 @@ class SubnetManager:
         return Status(
             self._standing,
             self._detail,
-            "; ".join(sorted(set(self._problems.values()))),
+            "; ".join(sorted({problem for problem in self._problems.values() if problem})),
             self._claimer.subnet,
             self._claimer.lease.left_s(),
             self._registered.head.revision,
@@ -213,7 +217,7 @@ class SubnetManager:
         return new
 
     def _wake(self) -> None:
-        event, self._published = self._published, asyncio.Event()
+        event, self._news = self._news, asyncio.Event()
         event.set()
 
     async def _follow(self) -> None:
@@ -248,7 +252,8 @@ class SubnetManager:
             await asyncio.wait({watching, stale})
         self._stale.clear()
         if not watching.cancelled():
-            watching.result()
+            with contextlib.suppress(CompactedError):  # what a listing is for
+                watching.result()
 
     async def _watch(self) -> None:
         registered = self._registered
@@ -284,10 +289,13 @@ class SubnetManager:
 
     def _idle_s(self) -> float:
         """Return for how long there is nothing to do if nothing happens."""
+        if self._standing is Standing.DRAINED:
+            return _RETRY_MAX_S
+        now_s = self._clock.now_s()
         due = [held.due_s for held in (self._claimer.lease, self._claimer.life) if held.lease_id]
-        if self._standing is not Standing.DRAINED and not self._claimer.is_in_order():
-            due.append(max(self._claim_after_s, self._clock.now_s() + _CLAIM_PAUSE_S))
-        return max(0.0, min(due, default=_RETRY_MAX_S) - self._clock.now_s())
+        if not self._claimer.is_in_order():
+            due.append(max(self._claim_after_s, now_s + _CLAIM_PAUSE_S))
+        return max(0.0, min(due) - now_s)
 
     async def _tend(self) -> None:
         if self._standing is Standing.DRAINED:
@@ -338,11 +346,12 @@ class SubnetManager:
         self._wake()
 
     def _note(self, task: str, problem: str) -> None:
-        if problem and problem != self._problems.get(task):
-            _log.warning("registry: %s", problem)
+        if problem == self._problems.get(task, ""):
+            return
         self._problems[task] = problem
-        if not problem:
-            del self._problems[task]
+        if problem:
+            _log.warning("registry: %s", problem)
+        self._wake()
 
 
 def _content(view: View) -> tuple[object, ...]:

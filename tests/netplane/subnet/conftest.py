@@ -39,6 +39,8 @@ class ManualClock:
         return self._now_s
 
     async def wait(self, event: asyncio.Event, timeout_s: float) -> None:
+        if timeout_s <= 0:
+            return
         timer = asyncio.get_running_loop().create_future()
         self._timers.append((self._now_s + timeout_s, timer))
         waiting = asyncio.create_task(event.wait())
@@ -73,6 +75,7 @@ class Network:
     def manager(
         self, number: int, *, ip: str = "", host_id: str = "", wish: Wish | None = None,
         registry: Registry | None = None, previous_session: str = "", boot_id: str = "boot",
+        **options: Any,
     ) -> SubnetManager:  # fmt: skip
         """Return the manager of a new process on a host."""
         session = f"session {next(self._sessions)}"
@@ -80,9 +83,8 @@ class Network:
             host_id or f"host{number}", IPv4Address(ip or f"192.0.2.{number}"), session,
             boot_id, previous_session,
         )  # fmt: skip
-        return SubnetManager(
-            registry or self.registry, self.layout, who, wish, clock=self.clock, draw=Random(number)
-        )
+        options = {"clock": self.clock, "draw": Random(number)} | options
+        return SubnetManager(registry or self.registry, self.layout, who, wish, **options)
 
     async def join(self, number: int, **others: Any) -> tuple[SubnetManager, View]:
         """Return a host's manager that has a subnet."""
