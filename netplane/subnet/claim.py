@@ -70,16 +70,18 @@ class Claimer:
 
         Raises ConfigError.
         """
-        value = self.config_value
-        if not value:
-            kv = self._registered.kvs.get(self._layout.config)
-            if kv is None:
-                raise ConfigError(
-                    f"there is no network configuration at {self._layout.config.decode()}; write "
-                    "one with `netplane ctl init --network 10.5.0.0/16`"
-                )
-            value = kv.value
-        return parse_config(value)
+        return parse_config(self._config_value())
+
+    def _config_value(self) -> bytes:
+        if self.config_value:
+            return self.config_value
+        kv = self._registered.kvs.get(self._layout.config)
+        if kv is None:
+            raise ConfigError(
+                f"there is no network configuration at {self._layout.config.decode()}; write "
+                "one with `netplane ctl init --network 10.5.0.0/16`"
+            )
+        return kv.value
 
     def describe(self, backend_data: object) -> None:
         """Say how peers reach us: the JSON of BackendData."""
@@ -105,7 +107,8 @@ class Claimer:
     async def claim(self, wish: Wish) -> None:
         """Write all that is ours, or raise a SubnetError and have written nothing."""
         for _ in range(_TRIES):
-            config = self.config()
+            config_value = self._config_value()
+            config = parse_config(config_value)
             claim = plan(self._registered, config, self._who, wish)
             if claim.why:
                 _log.info("%s", claim.why)
@@ -116,8 +119,7 @@ class Claimer:
             await self.life.obtain()
             if await self._try(tuple(self._attempt(claim, subnet) for subnet in subnets)):
                 # From here on a changed configuration is reported, and not applied by halves.
-                if not self.config_value:
-                    self.config_value = self._registered.kvs[self._layout.config].value
+                self.config_value = config_value
                 return
         raise ContentionError(
             f"others changed what we were about to write, {_TRIES} times; trying again"

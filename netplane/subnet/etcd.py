@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvstore.client import (
@@ -13,6 +13,7 @@ from kvstore.client import (
     LeaseNotFoundError,
     Op,
     Txn,
+    Watcher,
     compare,
     errors,
     methods,
@@ -85,19 +86,9 @@ class EtcdRegistry:
             response = last.response_txn
         raise AssertionError("a transaction without an attempt")
 
-    async def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[Changes, None]:
+    def watch(self, prefix: bytes, start_revision: int) -> EtcdFeed:
         """As `Registry.watch`; lost connections are the client's to resume."""
-        watcher = self._client.watch(prefix, prefix=True, start_revision=start_revision)
-        with _translated():
-            async with watcher:
-                async for batch in watcher:
-                    yield Changes(
-                        batch.revision,
-                        tuple(
-                            Change(event.key, None if event.kind == "DELETE" else _kv(event.kv))
-                            for event in batch.events
-                        ),
-                    )
+        return EtcdFeed(self._client.watch(prefix, prefix=True, start_revision=start_revision))
 
     async def grant(self, ttl_s: int) -> Grant:
         """As `Registry.grant`."""
@@ -116,6 +107,29 @@ class EtcdRegistry:
         """As `Registry.revoke`."""
         with _translated(), contextlib.suppress(LeaseNotFoundError):
             await self._client.lease_revoke(lease_id)
+
+
+class EtcdFeed:
+    """`Feed` on a watcher of the client."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    async def next(self) -> Changes:
+        """As `Feed.next`."""
+        with _translated():
+            batch = await anext(self._watcher)
+        return Changes(
+            batch.revision,
+            tuple(
+                Change(event.key, None if event.kind == "DELETE" else _kv(event.kv))
+                for event in batch.events
+            ),
+        )
+
+    async def close(self) -> None:
+        """As `Feed.close`."""
+        await self._watcher.aclose()
 
 
 @contextlib.contextmanager

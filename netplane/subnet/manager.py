@@ -259,8 +259,9 @@ class SubnetManager:
         registered = self._registered
         history = registered.history
         feed = self._registry.watch(self._everything, registered.head.revision + 1)
-        async with contextlib.aclosing(feed):
-            async for batch in feed:
+        try:
+            while True:
+                batch = await feed.next()
                 if history != registered.history:
                     return
                 registered.apply(batch.revision, batch.changes)
@@ -268,6 +269,8 @@ class SubnetManager:
                     self._publish()
                     if not self._claimer.is_in_order():
                         self._attention.set()
+        finally:
+            await feed.close()
 
     # what is ours
 
@@ -321,9 +324,10 @@ class SubnetManager:
             self._stand(Standing.NONE, str(error))
         else:
             self._stand(Standing.HELD)
-        if self._registered.history != history:
-            self._stale.set()  # the watch is of another history
-        self._publish()
+        finally:
+            if self._registered.history != history:
+                self._stale.set()  # the watch is of another history
+            self._publish()
 
     def _check_history(self, grant: Grant) -> None:
         """List again where the watch may have gone on in another store, or in an older one.

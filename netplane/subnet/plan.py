@@ -65,12 +65,35 @@ def plan(registered: Registered, config: NetworkConfig, who: Identity, wish: Wis
     """Return what to claim. Raises IdentityError, SubnetTakenError or SubnetMisfitError."""
     _check_session(registered, who)
     _check_address(registered, who)
+    claim = _chosen(registered, config, who, wish)
+    record = registered.hosts.get(who.host_id)
+    if record is not None and record.subnet != claim.subnet and not claim.drops:
+        mine = _lease_of(registered, record, who)
+        if mine is not None and mine.expires:
+            return replace(claim, drops=(mine,))
+    return claim
+
+
+def is_free(registered: Registered, subnet: IPv4Network) -> bool:
+    """Tell whether no lease touches a subnet, also not one that cannot be read."""
+    return not any(other.overlaps(subnet) for other in registered.subnets.values())
+
+
+def _lease_of(registered: Registered, record: HostRecord, who: Identity) -> Lease | None:
+    """Return the lease that our host record speaks of, if it is still ours."""
+    lease = registered.at(record.subnet)
+    if lease is None or lease.public_ip not in (who.public_ip, record.public_ip):
+        return None
+    return lease
+
+
+def _chosen(registered: Registered, config: NetworkConfig, who: Identity, wish: Wish) -> Claim:
     record = registered.hosts.get(who.host_id)
     if wish.keep and wish.previous is not None:
         return _kept(registered, config, who, wish.previous)
     if record is not None:
-        mine = registered.at(record.subnet)
-        if mine is not None and mine.public_ip in (who.public_ip, record.public_ip):
+        mine = _lease_of(registered, record, who)
+        if mine is not None:
             return _fitting(config, mine)
     for lease in sorted(registered.leases.values(), key=lambda lease: lease.create_revision):
         holder = registered.holder(lease.subnet)
@@ -80,11 +103,6 @@ def plan(registered: Registered, config: NetworkConfig, who: Identity, wish: Wis
         if wanted is not None and not config.misfit(wanted) and is_free(registered, wanted):
             return Claim(wanted)
     return Claim(None)
-
-
-def is_free(registered: Registered, subnet: IPv4Network) -> bool:
-    """Tell whether no lease touches a subnet, also not one that cannot be read."""
-    return not any(other.overlaps(subnet) for other in registered.subnets.values())
 
 
 def _check_session(registered: Registered, who: Identity) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,8 +80,9 @@ async def test_a_watch_brings_every_revision_from_the_one_asked_for(network: Net
     first = await network.client.put(prefix + b"a", b"1")
     second = await network.client.delete(prefix + b"a")
 
-    async with contextlib.aclosing(network.registry.watch(prefix, head.revision + 1)) as feed:
-        batches = [await anext(feed), await anext(feed)]
+    feed = network.registry.watch(prefix, head.revision + 1)
+    batches = [await feed.next(), await feed.next()]
+    await feed.close()
 
     assert batches == [
         Changes(
@@ -99,9 +99,10 @@ async def test_a_watch_of_compacted_history_says_so(network: Network) -> None:
     await network.client.put(prefix + b"a", b"2")
     await network.client.compact(put.revision + 1)
 
+    feed = network.registry.watch(prefix, put.revision)
     with pytest.raises(CompactedError):
-        async with contextlib.aclosing(network.registry.watch(prefix, put.revision)) as feed:
-            await anext(feed)
+        await feed.next()
+    await feed.close()
 
 
 async def test_a_lease_lives_until_it_is_revoked(network: Network) -> None:

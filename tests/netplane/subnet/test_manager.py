@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -26,7 +24,7 @@ from netplane.subnet.manager import Standing, SubnetManager
 from netplane.subnet.plan import Wish
 from netplane.subnet.registry import (
     Attempt,
-    Changes,
+    Feed,
     Grant,
     Listing,
     Outcome,
@@ -58,11 +56,9 @@ class Wrapped:
         self.calls.append("attempt")
         return await self.inner.attempt(attempts, otherwise)
 
-    async def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[Changes, None]:
+    def watch(self, prefix: bytes, start_revision: int) -> Feed:
         self.calls.append("watch")
-        async with contextlib.aclosing(self.inner.watch(prefix, start_revision)) as feed:
-            async for batch in feed:
-                yield batch
+        return self.inner.watch(prefix, start_revision)
 
     async def grant(self, ttl_s: int) -> Grant:
         self.calls.append(f"grant {ttl_s}")

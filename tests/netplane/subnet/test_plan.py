@@ -239,3 +239,19 @@ def test_a_configuration_that_excludes_our_containers_is_an_error() -> None:
 
     with pytest.raises(SubnetMisfitError, match="SubnetLen is 26"):
         planned(store, wish=Wish(net(9), keep=True))
+
+
+def test_a_host_that_keeps_another_subnet_gives_back_the_one_it_has_on_record() -> None:
+    store = Store()
+    store.host("me", 3, ip="192.0.2.5")
+    store.lease(3, ip="192.0.2.5")
+
+    claim = planned(store, wish=Wish(net(9), keep=True))
+
+    assert claim.subnet == net(9)
+    assert [lease.subnet for lease in claim.drops] == [net(3)]
+    # But not what belongs to another by now, nor a reservation.
+    store.lease(3, ip="192.0.2.5", reserved=True)
+    assert planned(store, wish=Wish(net(9), keep=True)) == Claim(net(9))
+    store.lease(3)
+    assert planned(store, wish=Wish(net(9), keep=True)) == Claim(net(9))
