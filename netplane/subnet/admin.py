@@ -114,7 +114,8 @@ async def reserve(
         elif kv is not None and lease is not None and lease.public_ip == public_ip:
             attempt = Attempt((Unchanged(key, kv.mod_revision),), (Put(key, kv.value),))
         else:
-            owner = registered.owner_text(subnet)
+            others = (one for one in registered.subnets.values() if one.overlaps(subnet))
+            owner = registered.owner_text(next(others, subnet))
             raise SubnetError(f"subnet {subnet} cannot be reserved: it belongs to {owner}")
         if await _done(registry, layout, attempt):
             return
