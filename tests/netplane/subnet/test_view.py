@@ -251,6 +251,31 @@ def test_events_that_a_listing_has_shown_change_nothing() -> None:
     assert registered.head.revision == store.revision
 
 
+def test_our_own_newer_write_is_not_undone_by_an_older_event() -> None:
+    store = Store()
+    registered = store.registered()
+    older, revision = store.lease(100, data="x"), store.revision
+    newer = store.lease(100)
+    assert newer.kv is not None
+    registered.put(newer.kv)  # noted when it was acknowledged
+
+    registered.apply(revision, [older])
+
+    assert registered.kvs[newer.key] == newer.kv
+
+
+def test_a_last_good_state_that_has_become_ours_is_not_used() -> None:
+    # The peer of before the restart had the subnet that is ours now; its key holds junk.
+    store = Store()
+    store.lease(100, ip="192.0.2.7", data=vxlan(7))
+    lease = store.registered().leases[store.key(100)]
+    store.put(store.key(100), b"junk")
+
+    view = builder(store, known=[lease]).build(store.registered())
+
+    assert peers(view) == []
+
+
 WRITES = st.lists(
     st.tuples(
         st.integers(1, 4),
