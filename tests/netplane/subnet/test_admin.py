@@ -11,7 +11,7 @@ from netplane.subnet.errors import ConfigError, SubnetError
 from netplane.subnet.lease import encode_value
 from netplane.subnet.registry import Attempt, Outcome, OutcomeUnknownError
 from tests.netplane.subnet.conftest import Network, subnet_of
-from tests.netplane.subnet.test_manager import Wrapped
+from tests.netplane.subnet.wrapped import Wrapped
 
 VXLAN = b'{"Network":"10.7.0.0/16","Backend":{"Type":"vxlan"}}'
 SMALLER = b'{"Network":"10.7.0.0/16","SubnetLen":26,"Backend":{"Type":"vxlan"}}'
