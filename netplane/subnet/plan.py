@@ -96,8 +96,9 @@ def _chosen(registered: Registered, config: NetworkConfig, who: Identity, wish: 
         if mine is not None:
             return _fitting(config, mine)
     for lease in sorted(registered.leases.values(), key=lambda lease: lease.create_revision):
-        holder = registered.holder(lease.subnet)
-        if lease.public_ip == who.public_ip and not _is_live_elsewhere(registered, who, holder):
+        if lease.public_ip != who.public_ip:
+            continue
+        if not _is_live_elsewhere(registered, who, registered.holder(lease.subnet)):
             return _adopted(registered, config, lease)
     for wanted in (record.subnet if record is not None else None, wish.previous):
         if wanted is not None and not config.misfit(wanted) and is_free(registered, wanted):

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 from types import MappingProxyType
 
 from netplane.subnet.lease import Lease, View
+from netplane.subnet.spans import Spans
 
 GRACE_S = 600.0
 _FEW = 3
@@ -65,9 +66,10 @@ class Guard:
         self._look(view, now_s)
         self._let_return(view)
         peers = dict(view.peers)
+        seen = Spans(peers)
         for subnet, lease in self._held.items():
-            for other in [one for one in peers if one.overlaps(subnet)]:
-                del peers[other]
+            for other in seen.touched_by(subnet):
+                peers.pop(other, None)
             peers[subnet] = lease
         before, self.known = (
             self.known, Known(view.cluster_id, view.revision, MappingProxyType(peers)),

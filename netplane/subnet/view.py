@@ -18,6 +18,7 @@ from netplane.subnet.config import VNI_MAX, NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.records import Registered
+from netplane.subnet.spans import Spans
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 _BROADCAST = IPv4Address("255.255.255.255")
@@ -172,9 +173,10 @@ class ViewBuilder:
         ):
             return {lease.subnet: lease for lease in candidates}  # as it should be
         peers: dict[IPv4Network, Lease] = {}
+        taken = Spans()
         by_mac: dict[str, Lease] = {}
         for lease in sorted(candidates, key=lambda lease: (lease.create_revision, lease.key)):
-            older = next((one for one in peers.values() if one.subnet.overlaps(lease.subnet)), None)
+            older = next((peers[one] for one in taken.touched_by(lease.subnet)), None)
             twin = by_mac.get(_mac(lease))
             if older is not None:
                 quarantined[lease.key] = (
@@ -188,6 +190,7 @@ class ViewBuilder:
                 )
             else:
                 peers[lease.subnet] = by_mac[_mac(lease)] = lease
+                taken.add(lease.subnet)
         return peers
 
 
