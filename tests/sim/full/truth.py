@@ -171,6 +171,8 @@ class Truth:
                 self.now.pop(change.key, None)
                 continue
             self.now[change.key] = change.after
+            if not change.after.value.startswith(b"v"):
+                continue  # not of the simulator's own clients, who never store one twice
             earlier = self.values.setdefault(change.after.value, revision)
             if earlier != revision:
                 self._fail(
@@ -263,6 +265,11 @@ class Txn:
                 results.append(old)
             elif which == "request_delete_range":
                 results.append(self.delete(op.request_delete_range))
+            elif which == "request_txn":
+                inner = self.run(op.request_txn)
+                if inner is None:
+                    return None
+                results.append(inner)
             else:
                 results.append(self.keys(op.request_range.key, op.request_range.range_end))
         return succeeded, results
@@ -276,7 +283,13 @@ class Txn:
         )
 
     def _holds(self, compare: rpc_pb2.Compare) -> bool:
-        kv = self.get(compare.key)
+        # Decided on the state before the outermost transaction.
+        if not compare.range_end:
+            return self._holds_for(compare, self.truth.at(compare.key, self.before))
+        found = self.truth.range(compare.key, compare.range_end, self.before)
+        return all(self._holds_for(compare, kv) for kv in found or [None])
+
+    def _holds_for(self, compare: rpc_pb2.Compare, kv: Kv | None) -> bool:
         left: Any
         right: Any
         if compare.target == rpc_pb2.Compare.VERSION:

@@ -1,0 +1,174 @@
+"""What an operator changes by hand: the network's configuration, reservations. Used by `ctl`."""
+
+from __future__ import annotations
+
+import enum
+from ipaddress import IPv4Address, IPv4Network
+
+from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.errors import ConfigError, ContentionError, SubnetError
+from netplane.subnet.lease import encode_value
+from netplane.subnet.plan import is_free
+from netplane.subnet.records import Layout, Registered
+from netplane.subnet.registry import (
+    Absent,
+    Attempt,
+    Delete,
+    OutcomeUnknownError,
+    Put,
+    Registry,
+    Unchanged,
+)
+
+_TRIES = 10
+
+
+class Written(enum.Enum):
+    """What `init_network` did."""
+
+    CREATED = "created"
+    SAME = "unchanged"
+    REPLACED = "replaced"
+
+
+async def init_network(
+    registry: Registry, layout: Layout, value: bytes, *, force: bool = False
+) -> Written:
+    """Write the network's configuration where there is none.
+
+    One that is there is replaced as long as no host has a lease, or when neither Network nor
+    Backend changes (agents read the rest at their next start), or with `force`.
+
+    Args:
+        registry: Where.
+        layout: Below which prefix.
+        value: JSON, kept byte for byte.
+        force: Replace it in any case: hosts with leases keep what they have until they restart,
+            and until then do not reach those that have started anew.
+
+    Raises:
+        ConfigError: `value` cannot be used, or would cut running hosts off. Nothing was written.
+        RegistryError: As the registry says.
+    """
+    wanted = parse_config(value)
+    for _ in range(_TRIES):
+        registered = await _listed(registry, layout)
+        kv = registered.kvs.get(layout.config)
+        if kv is not None and kv.value == value:
+            return Written.SAME
+        if kv is not None and registered.subnets and not force:
+            _check_replacement(kv.value, wanted, len(registered.subnets))
+        revision = registered.mod_revision(layout.config)
+        attempt = Attempt((Unchanged(layout.config, revision),), (Put(layout.config, value),))
+        if await _done(registry, layout, attempt):
+            return Written.CREATED if kv is None else Written.REPLACED
+    raise ContentionError("others change the network's configuration at the same time")
+
+
+def _check_replacement(value: bytes, wanted: NetworkConfig, leases: int) -> None:
+    try:
+        current = parse_config(value)
+    except ConfigError:
+        return  # no agent can have started with it
+    names = [
+        name
+        for name, same in (
+            ("Network", current.network == wanted.network),
+            (
+                "Backend",
+                (current.backend_type, current.backend) == (wanted.backend_type, wanted.backend),
+            ),
+        )
+        if not same
+    ]
+    if names:
+        raise ConfigError(
+            f"{leases} leases go by the present configuration ({value.decode()}), and "
+            f"{' and '.join(names)} cannot change under running hosts: drain them first "
+            "(`netplane ctl drain`), or repeat it with --force"
+        )
+
+
+async def reserve(
+    registry: Registry, layout: Layout, subnet: IPv4Network, public_ip: IPv4Address
+) -> None:
+    """Keep a subnet for a host: its lease does not end, whether the host runs now or starts later.
+
+    Raises:
+        SubnetError: Another address has it, or it does not fit the configuration. Nothing was
+            written.
+        RegistryError: As the registry says.
+    """
+    key = layout.lease(subnet)
+    for _ in range(_TRIES):
+        registered = await _listed(registry, layout)
+        config = _config(registered)
+        reason = config.misfit(subnet, reserved=True)
+        if reason:
+            raise SubnetError(f"subnet {subnet} cannot be reserved: {reason}")
+        kv, lease = registered.kvs.get(key), registered.at(subnet)
+        if kv is None and is_free(registered, subnet):
+            # Its owner writes the rest when it starts.
+            value = encode_value(public_ip, config.backend_type)
+            attempt = Attempt((Absent(key),), (Put(key, value),))
+        elif kv is not None and lease is not None and lease.public_ip == public_ip:
+            attempt = Attempt((Unchanged(key, kv.mod_revision),), (Put(key, kv.value),))
+        else:
+            others = (one for one in registered.subnets.values() if one.overlaps(subnet))
+            owner = registered.owner_text(next(others, subnet))
+            raise SubnetError(f"subnet {subnet} cannot be reserved: it belongs to {owner}")
+        if await _done(registry, layout, attempt):
+            return
+    raise ContentionError(f"others change subnet {subnet} at the same time")
+
+
+async def release(registry: Registry, layout: Layout, subnet: IPv4Network) -> None:
+    """Delete the lease or reservation of a host that does not run.
+
+    Raises:
+        SubnetError: There is none, or its host runs (it would write it anew: drain it). Nothing
+            was written.
+        RegistryError: As the registry says.
+    """
+    key = layout.lease(subnet)
+    for _ in range(_TRIES):
+        registered = await _listed(registry, layout)
+        kv, host = registered.kvs.get(key), registered.holder(subnet)
+        if kv is None:
+            raise SubnetError(f"there is no lease of {subnet}; see `netplane ctl leases`")
+        conditions = [Unchanged(key, kv.mod_revision)]
+        deletions = [Delete(key)]
+        if host is not None:
+            if host.host_id in registered.alive:
+                raise SubnetError(
+                    f"the host {host.host_id!r} runs and uses {subnet}: drain it with `netplane "
+                    "ctl drain` there"
+                )
+            conditions.append(Unchanged(layout.host(host.host_id), host.mod_revision))
+            conditions.append(Unchanged(layout.life(host.host_id), 0))
+            deletions.append(Delete(layout.host(host.host_id)))
+        if await _done(registry, layout, Attempt(tuple(conditions), tuple(deletions))):
+            return
+    raise ContentionError(f"others change subnet {subnet} at the same time")
+
+
+async def _listed(registry: Registry, layout: Layout) -> Registered:
+    registered = Registered(layout)
+    registered.load(await registry.list(layout.everything))
+    return registered
+
+
+def _config(registered: Registered) -> NetworkConfig:
+    kv = registered.kvs.get(registered.layout.config)
+    if kv is None:
+        raise ConfigError("there is no network configuration: `netplane ctl init` comes first")
+    return parse_config(kv.value)
+
+
+async def _done(registry: Registry, layout: Layout, attempt: Attempt) -> bool:
+    """Do it; False when something has changed, or may have."""
+    try:
+        outcome = await registry.attempt((attempt,), layout.config)
+    except OutcomeUnknownError:
+        return False  # the next listing shows what came of it
+    return outcome.won is not None

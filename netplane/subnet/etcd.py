@@ -1,0 +1,172 @@
+"""The registry over `kvstore.client`, and so over kvstore or any etcd from 3.4 on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kvstore.client import (
+    AsyncClient,
+    AvailabilityError,
+    KvError,
+    LeaseNotFoundError,
+    Op,
+    Txn,
+    Watcher,
+    compare,
+    errors,
+    methods,
+    prefix_end,
+)
+from netplane.subnet.registry import (
+    Absent,
+    Attempt,
+    Change,
+    Changes,
+    CompactedError,
+    Condition,
+    Grant,
+    Head,
+    KeyValue,
+    LeaseGoneError,
+    Listing,
+    Outcome,
+    OutcomeUnknownError,
+    Put,
+    RefusedError,
+    UnavailableError,
+    Write,
+)
+
+if TYPE_CHECKING:
+    from kvstore.client.txn import Comparison
+
+
+class EtcdRegistry:
+    """`Registry` on a client, which stays its owner's to close."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    @property
+    def resumptions(self) -> int:
+        """As `Registry.resumptions`."""
+        return self._client.statistics().watch_resumptions
+
+    async def list(self, prefix: bytes) -> Listing:
+        """As `Registry.list`, in one Range."""
+        # By message: the client's own results leave out the cluster id.
+        request = methods.RANGE.request(key=prefix, range_end=prefix_end(prefix))
+        with _translated():
+            response = await self._client.call(methods.RANGE, request, write=False)
+        return _listing(response.header, response)
+
+    async def attempt(self, attempts: tuple[Attempt, ...], otherwise: bytes) -> Outcome:
+        """As `Registry.attempt`: each attempt is nested in the failure of the one before."""
+        operation = Op.get(otherwise, prefix=True)
+        txn = Txn()
+        for attempt in reversed(attempts):
+            txn = (
+                Txn()
+                .when(*(_comparison(condition) for condition in attempt.conditions))
+                .then(*(_operation(write) for write in attempt.writes))
+                .otherwise(operation)
+            )
+            operation = Op.txn(txn)
+        with _translated():
+            response = await self._client.call(methods.TXN, txn.message, write=True)
+        header = response.header
+        for position in range(len(attempts)):
+            if response.succeeded:
+                return Outcome(position, _head(header), None)
+            last = response.responses[0]
+            if last.WhichOneof("response") == "response_range":
+                return Outcome(None, _head(header), _listing(header, last.response_range))
+            response = last.response_txn
+        raise AssertionError("a transaction without an attempt")
+
+    def watch(self, prefix: bytes, start_revision: int) -> EtcdFeed:
+        """As `Registry.watch`; lost connections are the client's to resume."""
+        return EtcdFeed(self._client.watch(prefix, prefix=True, start_revision=start_revision))
+
+    async def grant(self, ttl_s: int) -> Grant:
+        """As `Registry.grant`."""
+        request = methods.LEASE_GRANT.request(TTL=ttl_s)
+        with _translated():
+            response = await self._client.call(methods.LEASE_GRANT, request, write=True)
+        return Grant(response.ID, response.TTL, _head(response.header))
+
+    async def renew(self, lease_id: int) -> Grant:
+        """As `Registry.renew`."""
+        with _translated():
+            response = await self._client.keep_alive_response(lease_id)
+        return Grant(lease_id, max(response.TTL, 0), _head(response.header))
+
+    async def revoke(self, lease_id: int) -> None:
+        """As `Registry.revoke`."""
+        with _translated(), contextlib.suppress(LeaseNotFoundError):
+            await self._client.lease_revoke(lease_id)
+
+
+class EtcdFeed:
+    """`Feed` on a watcher of the client."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    async def next(self) -> Changes:
+        """As `Feed.next`."""
+        with _translated():
+            batch = await anext(self._watcher)
+        return Changes(
+            batch.revision,
+            tuple(
+                Change(event.key, None if event.kind == "DELETE" else _kv(event.kv))
+                for event in batch.events
+            ),
+        )
+
+    async def close(self) -> None:
+        """As `Feed.close`."""
+        await self._watcher.aclose()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except errors.CompactedError as error:
+        raise CompactedError(str(error)) from error
+    except LeaseNotFoundError as error:
+        raise LeaseGoneError(str(error)) from error
+    except errors.OutcomeUnknownError as error:
+        raise OutcomeUnknownError(str(error)) from error
+    except AvailabilityError as error:
+        raise UnavailableError(str(error)) from error
+    except KvError as error:
+        raise RefusedError(str(error)) from error
+
+
+def _comparison(condition: Condition) -> Comparison:
+    if isinstance(condition, Absent):
+        return compare(condition.prefix, prefix=True).version == 0
+    return compare(condition.key).mod_revision == condition.mod_revision
+
+
+def _operation(write: Write) -> Op:
+    if isinstance(write, Put):
+        return Op.put(write.key, write.value, lease=write.lease_id)
+    return Op.delete(write.key)
+
+
+def _head(header: Any) -> Head:
+    return Head(header.cluster_id, header.revision)
+
+
+def _kv(kv: Any) -> KeyValue:
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
+
+
+def _listing(header: Any, response: Any) -> Listing:
+    return Listing(_head(header), tuple(_kv(kv) for kv in response.kvs))

@@ -1,0 +1,363 @@
+"""The subnet of this host: claimed, kept, given back; and the views of everybody's.
+
+Two tasks: one follows the registry by a listing and a watch, the other is the only one that
+writes. What we wrote is compared with what is registered after every change and put back when it
+is gone; what others have is never taken.
+
+    manager = SubnetManager(EtcdRegistry(client), Layout(), identity, wish)
+    config = await manager.open()
+    view = await manager.acquire({"VNI": config.vni, "VtepMAC": mac})
+    task = asyncio.create_task(manager.run())
+    while True:
+        ...                                     # use the view
+        view = await manager.next_view(view)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from netplane.subnet.claim import Claimer
+from netplane.subnet.clock import Clock, LoopClock
+from netplane.subnet.config import NetworkConfig
+from netplane.subnet.errors import IdentityError, SubnetError, SubnetTakenError
+from netplane.subnet.lease import Lease, View
+from netplane.subnet.plan import Identity, Wish
+from netplane.subnet.records import Layout, Registered
+from netplane.subnet.registry import CompactedError, Grant, Registry, RegistryError
+from netplane.subnet.view import Local, ViewBuilder
+
+LEASE_TTL_S = 86_400
+LIFE_TTL_S = 30
+_RETRY_FIRST_S = 1.0
+_RETRY_MAX_S = 10.0
+_CLAIM_PAUSE_S = 1.0
+# Who fights with us over our own keys is answered no faster.
+
+_log = logging.getLogger("netplane.subnet")
+
+
+class Standing(enum.Enum):
+    """What we have."""
+
+    NONE = "none"
+    HELD = "held"
+    TAKEN = "taken"
+    """Our subnet belongs to another host now; see `Status.detail`."""
+    REFUSED = "refused"
+    """Another live host has our id or our address."""
+    DRAINED = "drained"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How things stand, in words and numbers."""
+
+    standing: Standing
+    detail: str
+    """Why `standing` is not HELD."""
+    problem: str
+    """Why the registry cannot be used at the moment; "" when it can."""
+    subnet: IPv4Network | None
+    lease_left_s: float
+    """Until the subnet's lease ends, if it is not renewed."""
+    revision: int
+
+
+class SubnetManager:
+    """One host's side of the registry."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        layout: Layout,
+        who: Identity,
+        wish: Wish | None = None,
+        *,
+        clock: Clock | None = None,
+        draw: random.Random | None = None,
+        known: Iterable[Lease] = (),
+        lease_ttl_s: int = LEASE_TTL_S,
+        life_ttl_s: int = LIFE_TTL_S,
+    ) -> None:
+        """Begin; calls nothing.
+
+        Args:
+            registry: Where leases are kept.
+            layout: Below which prefix.
+            who: This host.
+            wish: Its subnet of before.
+            clock: The event loop's unless a test brings another.
+            draw: Picks subnets.
+            known: Peers of the saved view: their last good values.
+            lease_ttl_s: Life of the subnet's lease without renewal.
+            life_ttl_s: Life of the sign that this agent runs.
+        """
+        self._registry = registry
+        self._everything = layout.everything
+        self._who = who
+        self._wish = wish or Wish()
+        self._clock = clock or LoopClock()
+        self._known = tuple(known)
+        self._registered = Registered(layout)
+        self._claimer = Claimer(
+            registry,
+            self._registered,
+            who,
+            clock=self._clock,
+            draw=draw or random.SystemRandom(),
+            lease_ttl_s=lease_ttl_s,
+            life_ttl_s=life_ttl_s,
+        )
+        self._builder: ViewBuilder | None = None
+        self._standing = Standing.NONE
+        self._detail = ""
+        self._problems: dict[str, str] = {}
+        self._view: View | None = None
+        self._news = asyncio.Event()
+        self._attention = asyncio.Event()
+        self._stale = asyncio.Event()
+        self._resumptions = 0
+        self._claim_after_s = 0.0
+        self._writing = asyncio.Lock()
+
+    # what the agent calls
+
+    async def open(self) -> NetworkConfig:
+        """List what is registered and return the configuration. Raises ConfigError."""
+        self._registered.load(await self._registry.list(self._everything))
+        return self._claimer.config()
+
+    async def acquire(self, backend_data: object = None) -> View:
+        """Claim this host's subnet and return the first view.
+
+        Args:
+            backend_data: JSON that peers need to reach us, such as {"VNI": 1, "VtepMAC": "..."}.
+
+        Raises:
+            SubnetError: See `netplane.subnet.errors`; nothing of ours is left in the registry.
+            RegistryError: Try again.
+        """
+        claimer = self._claimer
+        claimer.describe(backend_data)
+        try:
+            await claimer.claim(self._wish)
+        except SubnetError:
+            await claimer.give_up()
+            raise
+        self._stand(Standing.HELD)
+        mac = backend_data.get("VtepMAC", "") if isinstance(backend_data, dict) else ""
+        local = Local(self._who.public_ip, claimer.subnet, str(mac).lower())
+        self._builder = ViewBuilder(claimer.config(), local, self._known)
+        self._builder.config_value = claimer.config_value
+        return self._publish()
+
+    async def run(self) -> None:
+        """Follow the registry and keep what is ours, until cancelled. The registry may be down."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._keep())
+
+    async def next_view(self, seen: View) -> View:
+        """Return the newest view; wait while it is still `seen`. What came between is left out."""
+        while self._view is seen:
+            await self.changed()
+        assert self._view is not None
+        return self._view
+
+    async def next_standing(self, seen: Standing) -> Standing:
+        """Return how we stand; wait while it is still as `seen`."""
+        while self._standing is seen:
+            await self.changed()
+        return self._standing
+
+    async def changed(self) -> None:
+        """Return when view or status become others."""
+        await self._news.wait()
+
+    async def drain(self) -> None:
+        """Give the subnet back, for good. A reservation stays one. Raises RegistryError."""
+        async with self._writing:
+            self._stand(Standing.DRAINED, "the host was drained")
+            await self._claimer.give_back()
+
+    def status(self) -> Status:
+        """Say how things stand."""
+        return Status(
+            self._standing,
+            self._detail,
+            "; ".join(sorted({problem for problem in self._problems.values() if problem})),
+            self._claimer.subnet,
+            self._claimer.lease.left_s(),
+            self._registered.head.revision,
+        )
+
+    @property
+    def registered(self) -> Registered:
+        """All that is registered, to look at."""
+        return self._registered
+
+    # what is registered
+
+    def _publish(self, *, always: bool = False) -> View:
+        assert self._builder is not None
+        self._builder.local.subnet = self._claimer.subnet
+        old, new = self._view, self._builder.build(self._registered)
+        if old is not None and not always and _content(old) == _content(new):
+            return old
+        self._view = new
+        self._wake()
+        return new
+
+    def _wake(self) -> None:
+        event, self._news = self._news, asyncio.Event()
+        event.set()
+
+    async def _follow(self) -> None:
+        pause_s = _RETRY_FIRST_S
+        while True:
+            try:
+                await self._watch_until_stale()
+                self._resumptions = self._registry.resumptions
+                self._registered.load(await self._registry.list(self._everything))
+                self._publish(always=True)
+                self._attention.set()
+                self._note("watch", "")
+                pause_s = _RETRY_FIRST_S
+            except RegistryError as error:
+                self._note("watch", str(error))
+                # The next turn lists again, whatever it was.
+                self._stale.set()
+                await self._clock.wait(asyncio.Event(), pause_s)
+                pause_s = min(2 * pause_s, _RETRY_MAX_S)
+
+    async def _watch_until_stale(self) -> None:
+        if self._stale.is_set():
+            self._stale.clear()
+            return
+        watching = asyncio.create_task(self._watch())
+        stale = asyncio.create_task(self._stale.wait())
+        try:
+            await asyncio.wait({watching, stale}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            stale.cancel()
+            await asyncio.wait({watching, stale})
+        self._stale.clear()
+        if not watching.cancelled():
+            with contextlib.suppress(CompactedError):  # what a listing is for
+                watching.result()
+
+    async def _watch(self) -> None:
+        registered = self._registered
+        history = registered.history
+        feed = self._registry.watch(self._everything, registered.head.revision + 1)
+        try:
+            while True:
+                batch = await feed.next()
+                if history != registered.history:
+                    return
+                registered.apply(batch.revision, batch.changes)
+                if batch.changes:
+                    self._publish()
+                    if not self._claimer.is_in_order():
+                        self._attention.set()
+        finally:
+            await feed.close()
+
+    # what is ours
+
+    async def _keep(self) -> None:
+        pause_s = _RETRY_FIRST_S
+        while True:
+            self._attention.clear()
+            try:
+                async with self._writing:
+                    await self._tend()
+            except RegistryError as error:
+                self._note("keep", str(error))
+                await self._clock.wait(asyncio.Event(), pause_s)
+                pause_s = min(2 * pause_s, _RETRY_MAX_S)
+            else:
+                self._note("keep", "")
+                pause_s = _RETRY_FIRST_S
+                await self._clock.wait(self._attention, self._idle_s())
+
+    def _idle_s(self) -> float:
+        """Return for how long there is nothing to do if nothing happens."""
+        if self._standing is Standing.DRAINED:
+            return _RETRY_MAX_S
+        now_s = self._clock.now_s()
+        due = [held.due_s for held in (self._claimer.lease, self._claimer.life) if held.lease_id]
+        if not self._claimer.is_in_order():
+            due.append(max(self._claim_after_s, now_s + _CLAIM_PAUSE_S))
+        return max(0.0, min(due) - now_s)
+
+    async def _tend(self) -> None:
+        if self._standing is Standing.DRAINED:
+            return
+        for held in (self._claimer.life, self._claimer.lease):
+            if held.is_due():
+                self._check_history(await held.renew())
+        if self._claimer.is_in_order():
+            self._stand(Standing.HELD)
+        elif self._clock.now_s() >= self._claim_after_s:
+            self._claim_after_s = self._clock.now_s() + _CLAIM_PAUSE_S
+            await self._put_back()
+
+    async def _put_back(self) -> None:
+        history = self._registered.history
+        try:
+            await self._claimer.claim(Wish(self._claimer.subnet, keep=True))
+        except SubnetTakenError as error:
+            self._stand(Standing.TAKEN, str(error))
+        except IdentityError as error:
+            self._stand(Standing.REFUSED, str(error))
+        except SubnetError as error:
+            self._stand(Standing.NONE, str(error))
+        else:
+            self._stand(Standing.HELD)
+        finally:
+            if self._registered.history != history:
+                self._stale.set()  # the watch is of another history
+            self._publish()
+
+    def _check_history(self, grant: Grant) -> None:
+        """List again where the watch may have gone on in another store, or in an older one.
+
+        A member that lags behind causes a listing, too; it shows that nothing is wrong.
+        """
+        head = self._registered.head
+        if (
+            grant.head.cluster_id != head.cluster_id
+            or grant.head.revision < head.revision
+            or self._registry.resumptions != self._resumptions
+        ):
+            self._stale.set()
+
+    def _stand(self, standing: Standing, detail: str = "") -> None:
+        if (standing, detail) != (self._standing, self._detail):
+            level = logging.INFO if standing is Standing.HELD else logging.WARNING
+            _log.log(level, "subnet %s: %s %s", self._claimer.subnet, standing.value, detail)
+        self._standing, self._detail = standing, detail
+        self._wake()
+
+    def _note(self, task: str, problem: str) -> None:
+        if problem == self._problems.get(task, ""):
+            return
+        self._problems[task] = problem
+        if problem:
+            _log.warning("registry: %s", problem)
+        self._wake()
+
+
+def _content(view: View) -> tuple[object, ...]:
+    """Return what makes a view another one: not how far the registry has counted."""
+    return (view.cluster_id, view.own, view.peers, view.quarantined, view.config)

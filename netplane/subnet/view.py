@@ -1,0 +1,201 @@
+"""From what is registered to the peers that may be programmed: pure.
+
+What cannot be used is quarantined: named with its reason, never applied, and never taken for the
+absence of a peer. While the newest value of a peer's key cannot be read or used, its last good
+one stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
+from types import MappingProxyType
+
+from netplane.subnet.config import VNI_MAX, NetworkConfig, parse_config
+from netplane.subnet.errors import ConfigError
+from netplane.subnet.lease import Lease, View
+from netplane.subnet.records import Registered
+from netplane.subnet.spans import Spans
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
+_BROADCAST = IPv4Address("255.255.255.255")
+
+
+@dataclass(slots=True)
+class Local:
+    """What is ours, so that nobody else's lease may claim it."""
+
+    public_ip: IPv4Address
+    subnet: IPv4Network | None = None
+    mac: str = ""
+    """Lower case; "" for backends without."""
+
+
+class ViewBuilder:
+    """Makes views, and remembers each peer's last good state."""
+
+    def __init__(self, config: NetworkConfig, local: Local, known: Iterable[Lease] = ()) -> None:
+        """Begin.
+
+        Args:
+            config: As it was at the start; a later change is reported and not applied.
+            local: What is ours; may change from view to view.
+            known: Peers of a saved view, whose values were good before a restart.
+        """
+        self.config = config
+        self.local = local
+        self.config_value: bytes | None = None
+        """The configuration's bytes that `config` was read from; None: it has not been read."""
+        self._good = {lease.key: lease for lease in known}
+        self._checked: dict[bytes, tuple[Lease, str]] = {}
+
+    def build(self, registered: Registered) -> View:
+        """Return the view of what is registered now."""
+        quarantined = dict(self._unreadable(registered))
+        own: Lease | None = None
+        candidates: list[Lease] = []
+        for key in registered.subnets:
+            lease = registered.leases.get(key)
+            reason = "" if lease is not None else registered.junk[key]
+            if lease is not None:
+                if self._is_own(lease):
+                    own = lease
+                    continue
+                reason = self._problem(lease)
+            if reason:
+                quarantined[key] = reason
+                lease = self._good.get(key)
+                # What was good once may be so no more: our own subnet or address has moved.
+                if lease is None or self._problem(lease):
+                    continue
+            assert lease is not None
+            candidates.append(lease)
+        peers = self._without_conflicts(candidates, quarantined)
+        # Of keys that are gone nothing is remembered.
+        self._good = {lease.key: lease for lease in peers.values()}
+        self._checked = {key: self._checked[key] for key in self._good if key in self._checked}
+        return View(
+            registered.head.cluster_id,
+            registered.head.revision,
+            own,
+            MappingProxyType(peers),
+            MappingProxyType(quarantined),
+            self.config,
+        )
+
+    def _unreadable(self, registered: Registered) -> Mapping[bytes, str]:
+        found = dict(registered.junk)
+        config = registered.kvs.get(registered.layout.config)
+        if self.config_value is not None:
+            if config is None:
+                found[registered.layout.config] = (
+                    "the network's configuration is gone; the one read at the start stays in use"
+                )
+            elif config.value != self.config_value and not self._means_the_same(config.value):
+                found[registered.layout.config] = (
+                    "the network's configuration has changed; the one read at the start stays in "
+                    "use until the agent is started again"
+                )
+        return found
+
+    def _means_the_same(self, value: bytes) -> bool:
+        try:
+            return parse_config(value) == self.config
+        except ConfigError:
+            return False
+
+    def _is_own(self, lease: Lease) -> bool:
+        local = self.local
+        return lease.subnet == local.subnet and lease.public_ip == local.public_ip
+
+    def _problem(self, lease: Lease) -> str:
+        """Say what forbids to use a lease, whatever the others are; "" for nothing."""
+        local = self.local
+        if local.subnet is not None and lease.subnet.overlaps(local.subnet):
+            return f"it overlaps our own subnet {local.subnet}; PublicIP {lease.public_ip}"
+        if lease.public_ip == local.public_ip:
+            return f"PublicIP {lease.public_ip} is our own"
+        known = self._checked.get(lease.key)
+        if known is not None and known[0] == lease:
+            return known[1]
+        reason = self._lasting_problem(lease)
+        self._checked[lease.key] = (lease, reason)
+        return reason
+
+    def _lasting_problem(self, lease: Lease) -> str:
+        """As `_problem`, of what does not change with what is ours."""
+        config, address = self.config, lease.public_ip
+        if not lease.subnet.subnet_of(config.network):
+            return f"subnet {lease.subnet} is outside of Network {config.network}"
+        if address.is_unspecified or address.is_multicast or address.is_loopback:
+            return f"PublicIP {address} is no host's address"
+        if address == _BROADCAST:
+            return f"PublicIP {address} is everybody's address"
+        if address in config.network:
+            return f"PublicIP {address} is inside of the overlay's own Network {config.network}"
+        # Flannel leaves the type of udp and alloc out.
+        wanted = "" if config.backend_type in ("udp", "alloc") else config.backend_type
+        if lease.backend_type != wanted:
+            return f"its backend is {lease.backend_type or 'udp'!r}, ours {config.backend_type!r}"
+        return self._vxlan_problem(lease) if config.backend_type == "vxlan" else ""
+
+    def _vxlan_problem(self, lease: Lease) -> str:
+        data = lease.backend_data
+        if not isinstance(data, dict):
+            return "BackendData is missing"
+        vni, mac = data.get("VNI"), data.get("VtepMAC")
+        if not isinstance(vni, int) or isinstance(vni, bool) or not 1 <= vni <= VNI_MAX:
+            return f"VNI {vni!r} is no number from 1 to {VNI_MAX}"
+        if vni != self.config.vni:
+            return f"its VNI is {vni}, ours {self.config.vni}"
+        if not isinstance(mac, str) or not _MAC.fullmatch(mac):
+            return f"VtepMAC {mac!r} is no MAC address"
+        if int(mac[:2], 16) & 1 or not any(int(part, 16) for part in mac.split(":")):
+            return f"VtepMAC {mac} is no address of one interface"
+        if mac.lower() == self.local.mac:
+            return f"VtepMAC {mac} is our own"
+        return ""
+
+    def _without_conflicts(
+        self, candidates: list[Lease], quarantined: dict[bytes, str]
+    ) -> dict[IPv4Network, Lease]:
+        """Return the leases that agree with each other; of two that do not, the older stays."""
+        spans = sorted(
+            (int(lease.subnet.network_address), int(lease.subnet.broadcast_address))
+            for lease in candidates
+        )
+        macs = [_mac(lease) for lease in candidates]
+        if len(set(macs)) == len(macs) and all(
+            before[1] < after[0] for before, after in pairwise(spans)
+        ):
+            return {lease.subnet: lease for lease in candidates}  # as it should be
+        peers: dict[IPv4Network, Lease] = {}
+        taken = Spans()
+        by_mac: dict[str, Lease] = {}
+        for lease in sorted(candidates, key=lambda lease: (lease.create_revision, lease.key)):
+            older = next((peers[one] for one in taken.touched_by(lease.subnet)), None)
+            twin = by_mac.get(_mac(lease))
+            if older is not None:
+                quarantined[lease.key] = (
+                    f"subnet {lease.subnet} overlaps {older.subnet} of {older.public_ip}, which "
+                    "is older"
+                )
+            elif twin is not None:
+                quarantined[lease.key] = (
+                    f"VtepMAC {_mac(lease)} is that of {twin.subnet} of {twin.public_ip}, which "
+                    "is older"
+                )
+            else:
+                peers[lease.subnet] = by_mac[_mac(lease)] = lease
+                taken.add(lease.subnet)
+        return peers
+
+
+def _mac(lease: Lease) -> str:
+    """Return the peer's MAC; where there is none, something that no other lease has."""
+    data = lease.backend_data
+    mac = data.get("VtepMAC") if isinstance(data, dict) else None
+    return mac.lower() if isinstance(mac, str) else lease.key.decode(errors="replace")

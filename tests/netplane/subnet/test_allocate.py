@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netplane.subnet.allocate import choose, exhausted
+from netplane.subnet.config import parse_config
+from netplane.subnet.lease import Lease
+
+CONFIG = parse_config(b'{"Network":"10.5.0.0/24","SubnetLen":28}')  # 15 subnets
+ALL = [CONFIG.subnet_at(position) for position in range(CONFIG.capacity)]
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> IPv4Network:
+    length = draw(st.integers(20, 32))
+    address = int(IPv4Address("10.4.255.0")) + draw(st.integers(0, 3 * 256))
+    return IPv4Network((address, length), strict=False)
+
+
+@given(st.lists(networks(), max_size=6), st.integers(0, 20), st.integers(0, 99))
+def test_exactly_the_subnets_that_nobody_touches_are_free(
+    taken: list[IPv4Network], count: int, seed: int
+) -> None:
+    # Of any length, also around or outside of what is given out.
+    free = {one for one in ALL if not any(one.overlaps(other) for other in taken)}
+
+    everything = choose(CONFIG, taken, Random(seed), CONFIG.capacity)
+    some = choose(CONFIG, taken, Random(seed), count)
+
+    assert len(everything) == len(free)
+    assert set(everything) == free
+    assert len(some) == len(set(some)) == min(count, len(free))
+    assert set(some) <= free
+
+
+def test_every_free_subnet_is_as_likely() -> None:
+    draw = Random(7)
+    taken = [ALL[0], ALL[3], ALL[4]]
+
+    found = Counter(choose(CONFIG, taken, draw, 1)[0] for _ in range(3_000))
+
+    assert len(found) == 12
+    assert min(found.values()) > 150  # 250 expected
+
+
+def test_a_large_network_is_not_walked_through() -> None:
+    config = parse_config(b'{"Network":"10.0.0.0/8","SubnetLen":30}')
+
+    [chosen] = choose(config, [config.subnet_at(0)], Random(1), 1)
+
+    assert config.capacity == 4_194_303
+    assert chosen.subnet_of(config.network)
+
+
+def test_exhaustion_tells_capacity_owners_and_who_seems_gone() -> None:
+    leases = [
+        Lease(subnet, IPv4Address(f"192.0.2.{1 + number // 5}"), "vxlan", create_revision=number)
+        for number, subnet in enumerate(ALL)
+    ]
+    leases[3] = replace(leases[3], expires=False)
+
+    error = exhausted(CONFIG, leases, live=frozenset(ALL[:3]))
+
+    assert error.capacity == 15
+    text = str(error)
+    assert "15 of /28" in text
+    assert "15 leases, 1 of them reservations" in text
+    assert "192.0.2.1 (5)" in text
+    # Those that show no sign of life come first, the oldest of them at the front.
+    assert "the oldest leases: 10.5.0.64/28 of 192.0.2.1 (revision 3, no sign of life, res" in text
+    assert "netplane ctl release" in text

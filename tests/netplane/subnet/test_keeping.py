@@ -1,0 +1,341 @@
+"""How a host keeps its subnet and follows the others, in a real registry, and gives it back."""
+
+from __future__ import annotations
+
+import shutil
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from kvstore import embed
+from kvstore.client import AsyncClient
+from netplane.subnet.clock import LoopClock
+from netplane.subnet.lease import encode_value
+from netplane.subnet.manager import Standing
+from netplane.subnet.registry import (
+    Attempt,
+    Grant,
+    Head,
+    Listing,
+    Outcome,
+)
+from netplane.subnet.regress import Guard
+from tests.netplane.subnet.conftest import Network, running, subnet_of
+from tests.netplane.subnet.stores import vxlan
+from tests.netplane.subnet.wrapped import Wrapped, view_where
+
+
+async def test_views_follow_the_other_hosts(network: Network) -> None:
+    manager, view = await network.join(1)
+    assert view.peers == {}
+    async with running(manager):
+        second, _ = await network.join(2)
+        view = await manager.next_view(view)
+        [peer] = view.peers.values()
+        assert (str(peer.public_ip), peer.backend_data) == ("192.0.2.2", vxlan(2))
+
+        await second.drain()
+        view = await manager.next_view(view)
+        assert view.peers == {}
+
+
+async def test_signs_of_life_never_change_the_peers(network: Network) -> None:
+    manager, view = await network.join(1)
+    await network.join(2)
+    async with running(manager):
+        view = await view_where(manager, view, lambda view: view.peers)
+        await network.die(2)
+        await network.join(3)
+        later = await manager.next_view(view)
+
+    # The next view is that of the third host; there was none without the second.
+    assert {str(lease.public_ip) for lease in later.peers.values()} == {"192.0.2.2", "192.0.2.3"}
+    assert "host2" not in manager.registered.alive
+
+
+async def test_leases_are_renewed_well_before_they_end(network: Network) -> None:
+    registry = Wrapped(network.registry)
+    manager, _ = await network.join(1, registry=registry)
+    assert manager.status().lease_left_s == 86_400
+
+    async def renewals(count: int) -> None:
+        while registry.calls.count("renew") < count:
+            registry.renewed.clear()
+            await registry.renewed.wait()
+
+    async with running(manager):
+        network.clock.advance(10)
+        await renewals(1)  # the sign of life
+        assert manager.status().lease_left_s == 86_390
+        network.clock.advance(3_600)
+        await renewals(3)  # both
+        network.clock.advance(10)
+        await renewals(4)  # so that the one before has ended
+        assert manager.status().lease_left_s == 86_390
+
+
+@pytest.mark.parametrize("which", ["lease", "host", "life"])
+async def test_what_is_ours_is_put_back_when_it_is_gone(network: Network, which: str) -> None:
+    manager, view = await network.join(1)
+    key = {
+        "lease": network.layout.lease(subnet_of(view)),
+        "host": network.layout.host("host1"),
+        "life": network.layout.life("host1"),
+    }[which]
+    before = await network.value(key)
+    async with running(manager), network.changes(key) as feed:
+        await network.client.delete(key)
+        assert (await anext(feed)).events[0].kind == "DELETE"
+        [event] = (await anext(feed)).events
+
+    assert (event.kind, event.value) == ("PUT", before)
+    assert manager.status().standing is Standing.HELD
+
+
+async def test_leases_that_ended_are_granted_again(network: Network) -> None:
+    manager, view = await network.join(1)
+    key = network.layout.lease(subnet_of(view))
+    async with running(manager), network.changes(key) as feed:
+        await network.client.lease_revoke(await network.lease_of(key))
+        assert (await anext(feed)).events[0].kind == "DELETE"
+        [event] = (await anext(feed)).events
+    assert event.kind == "PUT"
+    assert event.kv.lease != 0
+
+
+async def test_a_subnet_that_was_taken_is_not_stolen_and_its_owner_is_named(
+    network: Network,
+) -> None:
+    manager, view = await network.join(1)
+    key = network.layout.lease(subnet_of(view))
+    theirs = encode_value(IPv4Address("192.0.2.99"), "vxlan", vxlan(99))
+    async with running(manager):
+        await network.client.put(key, theirs)
+        assert await manager.next_standing(Standing.HELD) is Standing.TAKEN
+        view = await view_where(manager, view, lambda view: view.own is None)
+        assert "PublicIP 192.0.2.99" in manager.status().detail
+        assert "PublicIP 192.0.2.99" in view.quarantined[key]
+        assert view.peers == {}
+        assert await network.value(key) == theirs
+
+        # When they go, the containers' subnet is ours again.
+        await network.client.delete(key)
+        await view_where(manager, view, lambda view: key not in view.quarantined)
+        network.clock.advance(1)
+        assert await manager.next_standing(Standing.TAKEN) is Standing.HELD
+    assert await network.value(key) == encode_value(IPv4Address("192.0.2.1"), "vxlan", vxlan(1))
+
+
+async def test_an_agent_that_was_superseded_writes_no_more(network: Network) -> None:
+    # Cut off for longer than its sign of life, and meanwhile a machine with its id was let in.
+    old, _ = await network.join(1)
+    await network.die(1)
+    new, view = await network.join(1, ip="192.0.2.77", boot_id="another")
+
+    async with running(old):
+        assert await old.next_standing(Standing.HELD) is Standing.REFUSED
+        assert "cloned machine-id" in old.status().detail
+    assert await network.value(network.layout.life("host1")) == (
+        b'{"Session":"' + new.registered.alive["host1"].encode() + b'"}'
+    )
+    assert subnet_of(view) in {lease.subnet for lease in new.registered.leases.values()}
+
+
+async def test_a_key_made_a_reservation_stays_one(network: Network) -> None:
+    # Flannel's documented way: the same value, put again without a lease.
+    manager, view = await network.join(1)
+    key = network.layout.lease(subnet_of(view))
+    value = await network.value(key)
+    assert value is not None
+    async with running(manager):
+        await network.client.put(key, value)
+        view = await manager.next_view(view)
+        assert view.own is not None
+        assert not view.own.expires
+        # Something else that makes it write all that is ours.
+        async with network.changes(network.layout.host("host1")) as feed:
+            await network.client.delete(network.layout.host("host1"))
+            await anext(feed)
+            await anext(feed)
+    assert await network.lease_of(key) == 0
+
+
+async def test_a_configuration_that_changes_is_reported_and_not_applied(network: Network) -> None:
+    manager, view = await network.join(1)
+    async with running(manager):
+        await network.configure(SubnetLen=26)
+        view = await manager.next_view(view)
+
+    assert "has changed" in view.quarantined[network.layout.config]
+    assert view.config.subnet_len == 24
+
+
+async def test_a_compacted_watch_lists_again_and_misses_nothing(network: Network) -> None:
+    manager, view = await network.join(1)
+    second, _ = await network.join(2)
+    await second.drain()
+    third, _ = await network.join(3)
+    await network.client.compact(third.registered.head.revision + 1)
+
+    async with running(manager):
+        view = await view_where(manager, view, lambda view: view.peers)
+        assert [str(peer.public_ip) for peer in view.peers.values()] == ["192.0.2.3"]
+        await network.join(4)
+        await manager.next_view(view)  # and it follows again
+
+
+async def test_drain_gives_back_what_is_ours_and_it_stays_so(network: Network) -> None:
+    registry = Wrapped(network.registry)
+    manager, view = await network.join(1, registry=registry)
+    async with running(manager):
+        await manager.drain()
+        left = await network.registry.list(network.layout.everything)
+        assert [kv.key for kv in left.kvs] == [network.layout.config]
+        registry.calls.clear()
+        network.clock.advance(4_000)
+        second, _ = await network.join(2)
+        await view_where(manager, view, lambda view: view.peers)
+
+    assert manager.status().standing is Standing.DRAINED
+    assert "attempt" not in registry.calls
+    assert list(second.registered.hosts) == ["host2"]
+
+
+async def test_a_wiped_registry_gets_our_lease_back(network: Network) -> None:
+    manager, view = await network.join(1)
+    subnet = subnet_of(view)
+    async with running(manager), network.changes(network.layout.lease(subnet)) as feed:
+        await network.client.delete(network.layout.everything, prefix=True)
+        assert (await anext(feed)).events[0].kind == "DELETE"
+        assert (await anext(feed)).events[0].kind == "PUT"
+
+    # Also without the configuration: the one read at the start stays in use.
+    assert "is gone" in manager._publish().quarantined[network.layout.config]
+
+
+@pytest.mark.parametrize("token", ["etcd-cluster", "other"])
+async def test_another_store_at_the_same_address_is_noticed(token: str) -> None:
+    # With the same token even its cluster id is the same: it was wiped, or restored.
+    with embed(fsync=False) as member:
+        port = int(member.endpoint.rpartition(":")[2])
+        client = AsyncClient([member.endpoint], timeout_s=2)
+        there = Network(client, "/n")
+        await there.configure()
+        await there.join(2)
+        manager, view = await there.join(1, clock=LoopClock(), life_ttl_s=3)
+        guard = Guard(None)
+        guard.judge(view, 0.0)
+        known = set(view.peers)
+        assert len(known) == 1
+    # Its last member is gone, and another one listens where it was.
+    async with client, running(manager):
+        with embed(fsync=False, port=port, initial_cluster_token=token):
+            empty = await view_where(manager, view, lambda seen: not seen.peers)
+            verdict = guard.judge(empty, 1.0)
+            back = await view_where(manager, empty, lambda seen: seen.own is not None)
+            assert await there.value(there.layout.lease(subnet_of(view))) is not None
+
+    assert subnet_of(back) == subnet_of(view)
+    assert set(verdict.peers) == known
+    assert ("another cluster" in verdict.regressed) == (token == "other")
+
+
+@pytest.mark.parametrize("sign", ["cluster", "revision", "resumption", "nothing"])
+async def test_a_sign_of_another_history_leads_to_a_listing_and_a_view(
+    network: Network, sign: str
+) -> None:
+    class Restored(Wrapped):
+        moved = 0
+
+        @property
+        def resumptions(self) -> int:
+            return self.inner.resumptions + self.moved
+
+        async def renew(self, lease_id: int) -> Grant:
+            grant = await super().renew(lease_id)
+            cluster_id, revision = grant.head
+            head = {
+                "cluster": Head(cluster_id + 1, revision),
+                "revision": Head(cluster_id, 1),
+            }.get(sign, grant.head)
+            self.moved = int(sign == "resumption")
+            return grant._replace(head=head)
+
+        async def list(self, prefix: bytes) -> Listing:
+            listing = await super().list(prefix)
+            if self.calls.count("list") == 1:
+                return listing
+            # The same keys and values, by a store that has counted less far.
+            return listing._replace(head=Head(listing.head.cluster_id, 1))
+
+    registry = Restored(network.registry)
+    manager, view = await network.join(1, registry=registry)
+    async with running(manager):
+        network.clock.advance(10)
+        if sign == "nothing":
+            await registry.renewed.wait()
+            await network.join(2)
+            await manager.next_view(view)
+            assert registry.calls.count("list") == 1
+        else:
+            # The guard against a step back lives on views: there is one, with the same peers.
+            assert (await manager.next_view(view)).revision == 1
+
+
+async def test_a_claim_that_meets_another_history_ends_the_watch(network: Network) -> None:
+    class Swapped(Wrapped):
+        async def attempt(self, attempts: tuple[Attempt, ...], otherwise: bytes) -> Outcome:
+            if self.calls.count("attempt") != 1:
+                return await super().attempt(attempts, otherwise)
+            self.calls.append("attempt")
+            listing = await self.inner.list(otherwise)
+            head = Head(listing.head.cluster_id + 1, listing.head.revision)
+            return Outcome(None, head, listing._replace(head=head))
+
+    registry = Swapped(network.registry)
+    manager, view = await network.join(1, registry=registry)
+    async with running(manager):
+        await network.client.delete(network.layout.host("host1"))
+        other = await view_where(manager, view, lambda seen: seen.cluster_id == view.cluster_id + 1)
+        await view_where(manager, other, lambda seen: seen.cluster_id == view.cluster_id)
+    assert registry.calls.count("list") >= 2
+
+
+async def test_a_registry_restored_from_an_older_copy_is_noticed(tmp_path: Path) -> None:
+    now, before = tmp_path / "now", tmp_path / "before"
+    with embed(now, fsync=False) as member:
+        port = int(member.endpoint.rpartition(":")[2])
+        client = AsyncClient([member.endpoint], timeout_s=2)
+        there = Network(client, "/n")
+        await there.configure()
+        # Its leases are in the copy: nothing of ours is missing there.
+        manager, view = await there.join(1, clock=LoopClock(), life_ttl_s=3)
+    shutil.copytree(now, before)
+    guard = Guard(None)
+    async with client, running(manager):
+        with embed(now, fsync=False, port=port):
+            await there.join(2)
+            view = await view_where(manager, view, lambda seen: seen.peers)
+            guard.judge(view, 0.0)
+        with embed(before, fsync=False, port=port):
+            view = await view_where(manager, view, lambda seen: not seen.peers)
+
+    verdict = guard.judge(view, 1.0)
+    assert len(verdict.peers) == 1
+    assert "went back from revision" in verdict.regressed
+
+
+async def test_a_registry_that_is_down_changes_nothing_and_is_reported() -> None:
+    with embed(fsync=False) as member:
+        client = AsyncClient([member.endpoint], timeout_s=0.2)
+        there = Network(client, "/n")
+        await there.configure()
+        manager, view = await there.join(1)
+    async with client, running(manager):
+        there.clock.advance(10)
+        while not manager.status().problem:
+            await manager.changed()
+
+    assert manager.status().standing is Standing.HELD
+    assert manager._view is view

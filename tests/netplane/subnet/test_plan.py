@@ -1,0 +1,257 @@
+"""The rules of identity, one by one, on contents written by hand."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from netplane.subnet.config import parse_config
+from netplane.subnet.errors import IdentityError, SubnetMisfitError, SubnetTakenError
+from netplane.subnet.plan import Claim, Identity, Wish, plan
+from tests.netplane.subnet.stores import Store
+
+
+def who(number: int = 5, **others: str) -> Identity:
+    fields = {"host_id": "me", "session": "new", "boot_id": "boot"} | others
+    return Identity(public_ip=IPv4Address(f"192.0.2.{number}"), **fields)
+
+
+def planned(store: Store, identity: Identity | None = None, wish: Wish | None = None) -> Claim:
+    config = parse_config(store.kvs[store.layout.config].value)
+    return plan(store.registered(), config, identity or who(), wish or Wish())
+
+
+def net(number: int) -> IPv4Network:
+    return IPv4Network(f"10.5.{number}.0/24")
+
+
+def test_a_new_host_takes_any_free_subnet() -> None:
+    store = Store()
+    store.lease(1)
+
+    assert planned(store) == Claim(None)
+
+
+def test_a_restarted_host_keeps_its_subnet() -> None:
+    store = Store()
+    store.host("me", 9, ip="192.0.2.5", session="old")
+    change = store.lease(9, ip="192.0.2.5")
+
+    claim = planned(store)
+
+    assert change.kv is not None
+    assert claim == Claim(net(9), change.kv.mod_revision, expires=True)
+
+
+def test_a_host_whose_address_has_changed_keeps_its_subnet() -> None:
+    # Flannel knows hosts by their address only: a new one is a new subnet under running containers.
+    store = Store()
+    store.host("me", 9, ip="192.0.2.77")
+    store.lease(9, ip="192.0.2.77")
+
+    assert planned(store).subnet == net(9)
+
+
+def test_same_id_with_another_live_session_is_refused() -> None:
+    store = Store()
+    store.host("me", 9, session="other", boot_id="other boot")
+    store.lease(9)
+    store.alive("me", "other")
+
+    with pytest.raises(IdentityError, match="cloned machine-id") as caught:
+        planned(store)
+    assert caught.value.other == "me"
+
+
+def test_the_sign_of_life_of_our_own_killed_agent_is_no_reason() -> None:
+    # It stays for up to 30 s, and the agent is started again within one.
+    store = Store()
+    store.host("me", 9, ip="192.0.2.5", session="old", boot_id="boot before")
+    store.lease(9, ip="192.0.2.5")
+    store.alive("me", "old")
+
+    assert planned(store, who(previous_session="old")).subnet == net(9)
+    with pytest.raises(IdentityError):
+        planned(store, who(previous_session="older"))
+
+
+def test_the_same_boot_at_the_same_address_needs_no_state_file() -> None:
+    store = Store()
+    store.host("me", 9, ip="192.0.2.5", session="old", boot_id="boot")
+    store.lease(9, ip="192.0.2.5")
+    store.alive("me", "old")
+
+    assert planned(store).subnet == net(9)
+    with pytest.raises(IdentityError):
+        planned(store, who(boot_id="another"))
+    with pytest.raises(IdentityError):
+        # Namespaces of one machine share the boot id.
+        planned(store, who(6))
+
+
+def test_same_id_without_sign_of_life_is_us() -> None:
+    store = Store()
+    store.host("me", 9, ip="192.0.2.5", session="other", boot_id="other")
+    store.lease(9, ip="192.0.2.5")
+
+    assert planned(store).subnet == net(9)
+
+
+def test_same_address_with_another_live_id_is_refused() -> None:
+    store = Store()
+    store.host("other", 9, ip="192.0.2.5")
+    store.lease(9, ip="192.0.2.5")
+    store.alive("other")
+
+    with pytest.raises(IdentityError, match=r"192\.0\.2\.5 is used by the host 'other'") as caught:
+        planned(store)
+    assert caught.value.other == "other"
+
+
+def test_same_address_of_a_dead_host_is_taken_over() -> None:
+    store = Store()
+    store.host("other", 9, ip="192.0.2.5")
+    change = store.lease(9, ip="192.0.2.5")
+
+    claim = planned(store)
+
+    assert change.kv is not None
+    assert (claim.subnet, claim.replaces) == (net(9), change.kv.mod_revision)
+    assert claim.ends is not None
+    assert claim.ends.host_id == "other"
+    assert "taken over from host 'other'" in claim.why
+
+
+def test_a_lease_of_flannel_with_our_address_is_adopted() -> None:
+    store = Store()
+    change = store.lease(9, ip="192.0.2.5")
+
+    claim = planned(store)
+
+    assert change.kv is not None
+    assert (claim.subnet, claim.replaces, claim.expires) == (
+        net(9), change.kv.mod_revision, True,
+    )  # fmt: skip
+    assert "a lease of Flannel" in claim.why
+
+
+def test_a_reservation_for_our_address_is_taken_and_stays_one() -> None:
+    # Also outside of what is given out by chance.
+    store = Store({"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0"})
+    store.lease(9, ip="192.0.2.5", reserved=True)
+
+    claim = planned(store)
+
+    assert (claim.subnet, claim.expires) == (net(9), False)
+    assert "reserved for our address" in claim.why
+
+
+def test_a_subnet_that_does_not_fit_any_more_is_given_back() -> None:
+    store = Store({"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0"})
+    store.host("me", 9, ip="192.0.2.5")
+    store.lease(9, ip="192.0.2.5")
+
+    claim = planned(store)
+
+    assert claim.subnet is None
+    assert [lease.subnet for lease in claim.drops] == [net(9)]
+    assert "given back: SubnetMin is 10.5.100.0" in claim.why
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_subnet_of_before_is_taken_again_when_it_is_free(keep: bool) -> None:
+    # From the state file, or subnet.env.
+    assert planned(Store(), wish=Wish(net(9), keep=keep)) == Claim(net(9))
+
+
+def test_the_subnet_of_our_expired_lease_is_taken_again() -> None:
+    store = Store()
+    store.host("me", 9, ip="192.0.2.5")
+
+    assert planned(store) == Claim(net(9))
+
+
+def test_the_subnet_of_before_is_left_to_others_when_nothing_uses_it() -> None:
+    store = Store()
+    store.lease(9)
+
+    assert planned(store, wish=Wish(net(9))) == Claim(None)
+    # A smaller one inside of it counts as well, and a key whose value cannot be read.
+    store.lease(10, subnet="10.5.10.128/25")
+    assert planned(store, wish=Wish(net(10))) == Claim(None)
+    store.put(store.key(11), b"junk")
+    assert planned(store, wish=Wish(net(11))) == Claim(None)
+
+
+@pytest.mark.parametrize("is_ours_by_record", [False, True])
+def test_the_subnet_of_our_containers_is_never_stolen(is_ours_by_record: bool) -> None:
+    store = Store()
+    if is_ours_by_record:
+        store.host("me", 9, ip="192.0.2.5")
+    else:
+        store.host("thief", 9)
+    store.lease(9)
+
+    with pytest.raises(SubnetTakenError, match=r"PublicIP 192\.0\.2\.9") as caught:
+        planned(store, wish=Wish(net(9), keep=True))
+    assert caught.value.subnet == net(9)
+
+
+def test_a_subnet_inside_that_of_our_containers_counts_as_taken() -> None:
+    store = Store()
+    store.lease(9, subnet="10.5.9.128/25")
+
+    with pytest.raises(SubnetTakenError, match=r"PublicIP 192\.0\.2\.9"):
+        planned(store, wish=Wish(net(9), keep=True))
+
+
+def test_containers_keep_their_subnet_against_a_lease_elsewhere() -> None:
+    # Flannel ran here, too: its lease is not a reason to leave ours.
+    store = Store()
+    store.lease(3, ip="192.0.2.5")
+
+    assert planned(store, wish=Wish(net(9), keep=True)) == Claim(net(9))
+
+
+def test_a_value_of_ours_that_was_garbled_is_written_anew() -> None:
+    store = Store()
+    store.host("me", 9, ip="192.0.2.5")
+    change = store.put(store.key(9), b"junk", 0)
+
+    claim = planned(store, wish=Wish(net(9), keep=True))
+
+    assert change.kv is not None
+    assert claim == Claim(net(9), change.kv.mod_revision, expires=False)
+
+
+def test_a_garbled_value_of_somebody_else_is_his() -> None:
+    store = Store()
+    store.host("other", 9)
+    store.put(store.key(9), b"junk")
+
+    with pytest.raises(SubnetTakenError, match="host 'other'"):
+        planned(store, wish=Wish(net(9), keep=True))
+
+
+def test_a_configuration_that_excludes_our_containers_is_an_error() -> None:
+    store = Store({"Network": "10.5.0.0/16", "SubnetLen": 26})
+
+    with pytest.raises(SubnetMisfitError, match="SubnetLen is 26"):
+        planned(store, wish=Wish(net(9), keep=True))
+
+
+def test_a_host_that_keeps_another_subnet_gives_back_the_one_it_has_on_record() -> None:
+    store = Store()
+    store.host("me", 3, ip="192.0.2.5")
+    store.lease(3, ip="192.0.2.5")
+
+    claim = planned(store, wish=Wish(net(9), keep=True))
+
+    assert claim.subnet == net(9)
+    assert [lease.subnet for lease in claim.drops] == [net(3)]
+    # But not what belongs to another by now, nor a reservation.
+    store.lease(3, ip="192.0.2.5", reserved=True)
+    assert planned(store, wish=Wish(net(9), keep=True)) == Claim(net(9))
+    store.lease(3)
+    assert planned(store, wish=Wish(net(9), keep=True)) == Claim(net(9))

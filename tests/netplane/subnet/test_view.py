@@ -1,0 +1,310 @@
+"""What becomes of leases that can be used, and of those that cannot."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netplane.subnet.config import parse_config
+from netplane.subnet.lease import View
+from netplane.subnet.view import Local, ViewBuilder
+from tests.netplane.subnet.stores import Store, mac, vxlan
+
+OURS = IPv4Network("10.5.100.0/24")
+
+
+def builder(store: Store, **others: Any) -> ViewBuilder:
+    """Return the builder of host 100."""
+    value = store.kvs[store.layout.config].value
+    local = Local(IPv4Address("192.0.2.100"), OURS, mac(100))
+    made = ViewBuilder(parse_config(value), local, **others)
+    made.config_value = value
+    return made
+
+
+def viewed(store: Store) -> View:
+    return builder(store).build(store.registered())
+
+
+def peers(view: View) -> list[str]:
+    return sorted(str(subnet) for subnet in view.peers)
+
+
+def test_every_peer_and_our_own_lease_are_there() -> None:
+    store = Store()
+    store.lease(1)
+    store.lease(100)
+    store.lease(2, reserved=True)
+
+    view = viewed(store)
+
+    assert (view.cluster_id, view.revision) == (store.cluster_id, store.revision)
+    assert view.own is not None
+    assert view.own.subnet == OURS
+    assert peers(view) == ["10.5.1.0/24", "10.5.2.0/24"]
+    lease = view.peers[IPv4Network("10.5.2.0/24")]
+    assert (lease.public_ip, lease.backend_data, lease.expires) == (
+        IPv4Address("192.0.2.2"), vxlan(2), False,
+    )  # fmt: skip
+    assert view.quarantined == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"subnet": "10.6.1.0/24"}, "outside of Network"),
+        ({"subnet": "10.5.100.128/25"}, "overlaps our own subnet"),
+        ({"subnet": "10.5.100.0/24"}, "overlaps our own subnet 10.5.100.0/24; PublicIP 192.0.2.1"),
+        ({"ip": "0.0.0.0"}, "no host's address"),
+        ({"ip": "224.0.0.5"}, "no host's address"),
+        ({"ip": "127.0.0.1"}, "no host's address"),
+        ({"ip": "255.255.255.255"}, "everybody's"),
+        ({"ip": "10.5.7.7"}, "inside of the overlay's own Network"),
+        ({"ip": "192.0.2.100"}, "is our own"),
+        ({"kind": "host-gw"}, "its backend is 'host-gw', ours 'vxlan'"),
+        ({"kind": "udp"}, "its backend is 'udp', ours 'vxlan'"),
+        ({"data": "x"}, "BackendData is missing"),
+        ({"data": {"VtepMAC": mac(1)}}, "VNI None"),
+        ({"data": vxlan(1, vni=0)}, "VNI 0"),
+        ({"data": vxlan(1, vni=1 << 24)}, "VNI 16777216"),
+        ({"data": {"VNI": True, "VtepMAC": mac(1)}}, "VNI True"),
+        ({"data": vxlan(1, vni=2)}, "its VNI is 2, ours 1"),
+        ({"data": {"VNI": 1}}, "VtepMAC None"),
+        ({"data": {"VNI": 1, "VtepMAC": "0e:00:00:00:00"}}, "no MAC address"),
+        ({"data": {"VNI": 1, "VtepMAC": "00:00:00:00:00:00"}}, "of one interface"),
+        ({"data": {"VNI": 1, "VtepMAC": "01:00:5e:00:00:01"}}, "of one interface"),
+        ({"data": {"VNI": 1, "VtepMAC": "ff:ff:ff:ff:ff:ff"}}, "of one interface"),
+        ({"data": {"VNI": 1, "VtepMAC": mac(100).upper()}}, "is our own"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_takes_nobody_else_along(
+    fields: dict[str, Any], words: str
+) -> None:
+    store = Store()
+    store.lease(2)
+    change = store.lease(1, **fields)
+
+    view = viewed(store)
+
+    assert peers(view) == ["10.5.2.0/24"]
+    [(key, reason)] = view.quarantined.items()
+    assert key == change.key
+    assert words in reason
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"/net/subnets/x", b"{}"),
+        (b"/net/subnets/10.5.9.0-24", b"\xff"),
+        (b"/net/subnets/10.5.9.0-24", b"null"),
+        (b"/net/subnets/", b""),
+        (b"/net/netplane/hosts/h", b"{}"),
+        (b"/net/netplane/hosts/\xff", b'{"Subnet":"","PublicIP":"","Session":"","BootID":""}'),
+        (b"/net/netplane/alive/h", b"x"),
+    ],
+)
+def test_junk_is_named_and_not_taken_for_the_absence_of_peers(key: bytes, value: bytes) -> None:
+    # One such key made Flannel remove every peer.
+    store = Store()
+    store.lease(1)
+    store.put(key, value)
+
+    view = viewed(store)
+
+    assert peers(view) == ["10.5.1.0/24"]
+    assert list(view.quarantined) == [key]
+
+
+def test_keys_that_are_nobodys_business_are_left_alone() -> None:
+    store = Store()
+    store.put(b"/net/other", b"\xff")
+    store.put(b"/net/subnetsX", b"\xff")
+
+    assert viewed(store).quarantined == {}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"data": "x"}, {"ip": "127.0.0.1"}, {"kind": "host-gw"}], ids=str
+)
+def test_a_peers_last_good_state_stays_while_its_newest_value_is_bad(
+    fields: dict[str, Any],
+) -> None:
+    store = Store()
+    good = store.lease(1)
+    build = builder(store)
+    registered = store.registered()
+    before = build.build(registered)
+
+    registered.apply(store.revision + 1, [store.lease(1, **fields)])
+    bad = build.build(registered)
+    registered.apply(store.revision + 1, [store.put(good.key, b"\xff")])
+    worse = build.build(registered)
+    registered.load(store.listing())  # nor does listing again change that
+    again = build.build(registered)
+
+    for view in (bad, worse, again):
+        assert dict(view.peers) == dict(before.peers)
+        assert list(view.quarantined) == [good.key]
+
+    registered.apply(store.revision + 1, [store.lease(1, ip="192.0.2.11")])
+    mended = build.build(registered)
+    assert [str(lease.public_ip) for lease in mended.peers.values()] == ["192.0.2.11"]
+    assert mended.quarantined == {}
+
+
+def test_a_last_good_state_survives_a_restart_and_ends_with_its_key() -> None:
+    store = Store()
+    store.lease(1)
+    known = viewed(store).peers.values()
+    store.put(store.key(1), b"junk")
+    build = builder(store, known=known)
+    registered = store.registered()
+
+    assert peers(build.build(registered)) == ["10.5.1.0/24"]
+
+    registered.apply(store.revision + 1, [store.delete(store.key(1))])
+    assert peers(build.build(registered)) == []
+    registered.apply(store.revision + 1, [store.put(store.key(1), b"junk")])
+    assert peers(build.build(registered)) == []
+
+
+@pytest.mark.parametrize("older", ["10.5.8.0/24", "10.5.8.0/23", "10.5.8.128/25"])
+def test_of_two_peers_that_overlap_the_older_stays(older: str) -> None:
+    store = Store()
+    store.lease(1)
+    store.lease(2, subnet=older)
+    store.lease(8, subnet="10.5.8.0/24" if older != "10.5.8.0/24" else "10.5.8.0/22")
+    # Not who wrote last: a renewal is no claim.
+    store.lease(2, subnet=older)
+
+    view = viewed(store)
+
+    assert sorted(peers(view)) == sorted(["10.5.1.0/24", older])
+    [reason] = view.quarantined.values()
+    assert f"overlaps {older} of 192.0.2.2, which is older" in reason
+
+
+def test_of_two_peers_with_one_mac_the_older_stays() -> None:
+    store = Store()
+    store.lease(1)
+    store.lease(2, data=vxlan(1))
+
+    view = viewed(store)
+
+    assert peers(view) == ["10.5.1.0/24"]
+    assert "VtepMAC 0e:00:00:00:00:01 is that of 10.5.1.0/24" in view.quarantined[store.key(2)]
+
+
+def test_a_lease_of_flannels_udp_fits_a_network_of_udp() -> None:
+    store = Store({"Network": "10.5.0.0/16"})
+    store.lease(1, kind="udp")
+
+    assert peers(viewed(store)) == ["10.5.1.0/24"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "is gone"),
+        (b"{}", "has changed"),
+        (b'{"Network":"10.5.0.0/16","SubnetLen":25,"Backend":{"Type":"vxlan"}}', "has changed"),
+        (b'{ "network": "10.5.0.0/16", "Backend": {"type": "vxlan"} }', ""),
+    ],
+)
+def test_a_changed_configuration_is_reported_and_not_half_applied(
+    value: bytes | None, words: str
+) -> None:
+    store = Store()
+    store.lease(1)
+    build = builder(store)
+    key = store.layout.config
+    if value is None:
+        store.delete(key)
+    else:
+        store.put(key, value, 0)
+
+    view = build.build(store.registered())
+
+    assert view.config == build.config
+    assert peers(view) == ["10.5.1.0/24"]
+    assert words in view.quarantined.get(key, "")
+    assert bool(words) == (key in view.quarantined)
+
+
+def test_events_that_a_listing_has_shown_change_nothing() -> None:
+    # The watch brings them all the same, when the listing was made for another reason.
+    store = Store()
+    registered = store.registered()
+    put, revision = store.lease(1), store.revision
+    gone = store.delete(store.key(1))
+    registered.load(store.listing())
+
+    registered.apply(revision, [put])
+
+    assert registered.leases == {}
+    registered.apply(store.revision, [gone])
+    assert registered.head.revision == store.revision
+
+
+def test_our_own_newer_write_is_not_undone_by_an_older_event() -> None:
+    store = Store()
+    registered = store.registered()
+    older, revision = store.lease(100, data="x"), store.revision
+    newer = store.lease(100)
+    assert newer.kv is not None
+    registered.put(newer.kv)  # noted when it was acknowledged
+
+    registered.apply(revision, [older])
+
+    assert registered.kvs[newer.key] == newer.kv
+
+
+def test_a_last_good_state_that_has_become_ours_is_not_used() -> None:
+    # The peer of before the restart had the subnet that is ours now; its key holds junk.
+    store = Store()
+    store.lease(100, ip="192.0.2.7", data=vxlan(7))
+    lease = store.registered().leases[store.key(100)]
+    store.put(store.key(100), b"junk")
+
+    view = builder(store, known=[lease]).build(store.registered())
+
+    assert peers(view) == []
+
+
+WRITES = st.lists(
+    st.tuples(
+        st.integers(1, 4),
+        st.sampled_from(["put", "junk", "delete", "host", "alive", "overlap"]),
+    ),
+    max_size=20,
+)
+
+
+@given(WRITES, st.integers(0, 20))
+def test_a_listing_and_events_come_to_what_a_later_listing_shows(
+    writes: list[tuple[int, str]], listed_after: int
+) -> None:
+    store = Store()
+    registered = store.registered()
+    for position, (number, kind) in enumerate(writes):
+        if position == listed_after:
+            registered.load(store.listing())
+        key = store.key(number)
+        if kind == "delete" and key not in store.kvs:
+            continue
+        change = {
+            "put": store.lease,
+            "junk": lambda n: store.put(store.key(n), b"junk"),
+            "delete": lambda n: store.delete(store.key(n)),
+            "host": lambda n: store.host(f"h{n}", n),
+            "alive": lambda n: store.alive(f"h{n}"),
+            "overlap": lambda n: store.lease(n + 10, subnet=f"10.5.{n}.128/25"),
+        }[kind](number)
+        registered.apply(store.revision, [change])
+
+    assert registered == store.registered()
