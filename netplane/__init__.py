@@ -1,0 +1,1 @@
+"""Container networks across hosts: subnet leases and routes as Flannel has them, kept healed."""

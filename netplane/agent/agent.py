@@ -1,0 +1,366 @@
+"""The agent of one host: start order, and what happens when registry, kernel or operator speak.
+
+The rules that everything here serves:
+
+- nothing is written to the kernel before a complete view is known, and a registry that is down
+  takes nothing away;
+- whoever ends us, routes and lease stay: only `drain` gives them back;
+- what is missing is on the board in words, and the agent goes on trying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from netplane.agent import subnet_env
+from netplane.agent.board import Board
+from netplane.agent.errors import SettingsError
+from netplane.agent.interface import ExternalInterface
+from netplane.agent.lock import InstanceLock
+from netplane.agent.metrics import Counts
+from netplane.agent.notify import notify
+from netplane.agent.ports import (
+    Dataplane,
+    Guard,
+    Parts,
+    Peers,
+    Report,
+    Subnets,
+    TryLaterError,
+    Wanted,
+)
+from netplane.agent.settings import Settings
+from netplane.agent.state import StateKeeper, load, read_boot_id, read_machine_id
+from netplane.subnet.config import NetworkConfig
+from netplane.subnet.lease import Lease, View
+
+log = logging.getLogger("netplane.agent")
+
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 5.0
+PATIENCE_S = 5.0
+"""How long the registry may keep silent at the start before what is remembered is programmed."""
+
+
+def draw_mac() -> str:
+    """Draw a MAC address for a device: locally administered, for one host."""
+    octets = bytearray(secrets.token_bytes(6))
+    octets[0] = octets[0] & 0xFE | 0x02
+    return octets.hex(":")
+
+
+async def _end(*tasks: asyncio.Task[object]) -> None:
+    """Cancel tasks, wait for them, and raise what one of them failed with."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            error = task.exception()
+            # A group of one says no more than the one.
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            if error is not None:
+                raise error
+
+
+class Agent:
+    """Runs once; `run` returns when `stop` was called or the host was drained."""
+
+    def __init__(self, settings: Settings, parts: Parts, *, patience_s: float = PATIENCE_S) -> None:
+        self.settings = settings
+        self.board = Board()
+        self.board.miss("starting", "the agent has only just begun")
+        self.counts = Counts()
+        self.report = Report()
+        """Of the newest round that the kernel's half did."""
+        self.external: ExternalInterface | None = None
+        self.own: Lease | None = None
+        self.peers: Peers = {}
+        """What the kernel was told to have."""
+        self.view: View | None = None
+        self.view_at_s = 0.0
+        self.lease_at_s = 0.0
+        self.keeper: StateKeeper
+        self._parts = parts
+        self._patience_s = patience_s
+        self._guard: Guard
+        self._subnets: Subnets
+        self._config: NetworkConfig
+        self._dataplane: Dataplane | None = None
+        self._healing: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        """A view came, or the one that we have is to be judged again."""
+        self._stopped = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._is_drained = False
+
+    def stop(self) -> None:
+        """End the agent, not the network."""
+        self._stopped.set()
+
+    def accept_view(self) -> bool:
+        """Believe the registry as it is now; False when it has not told anything yet."""
+        if self.view is None:
+            return False
+        self._guard.accept()
+        self._news.set()
+        return True
+
+    async def drain(self) -> str:
+        """Give lease and kernel state back and stop; return why not, or an empty text.
+
+        The lease first: the others then stop to send here before we stop to take.
+        """
+        if self._dataplane is None or self.view is None:
+            return "the agent has not joined the network yet"
+        try:
+            await self._subnets.drain()
+        except TryLaterError as error:
+            return str(error)
+        self._is_drained = True
+        self.stop()
+        await self._ended.wait()
+        return ""
+
+    async def _give_kernel_back(self) -> None:
+        assert self._dataplane is not None
+        await self._dataplane.clear()
+        self.settings.subnet_file.unlink(missing_ok=True)
+        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, config="")
+        log.info("drained: lease and kernel state are given back")
+
+    async def run(self, serving: contextlib.AbstractAsyncContextManager[None]) -> None:
+        """Run until stopped; `serving` is entered under the lock, and left last.
+
+        Raises:
+            AgentError: What the operator must change.
+        """
+        try:
+            lock = InstanceLock(self.settings.lock_file).acquire()
+        except OSError as error:
+            raise SettingsError(
+                f"cannot make the lock {self.settings.lock_file}: {error.strerror}",
+                "run as root, or choose another --state-dir",
+            ) from error
+        with contextlib.closing(lock):
+            await self._remember()
+            async with serving:
+                try:
+                    await self._work_until_stopped()
+                finally:
+                    notify("STOPPING=1")
+                    self._ended.set()
+
+    async def _remember(self) -> None:
+        state, complaint = await asyncio.to_thread(load, self.settings.state_file)
+        self.board.note("state-file", complaint)
+        self.keeper = StateKeeper(self.settings.state_file, state)
+        self.keeper.change(
+            host_id=(
+                self.settings.host_id or state.host_id or read_machine_id() or secrets.token_hex(16)
+            ),
+            session=state.session or secrets.token_hex(8),
+            vtep_mac=state.vtep_mac or draw_mac(),
+        )
+        # On disk before others hear of it: a host that comes back with another session would be
+        # taken for a clone of itself.
+        if not await self.keeper.save():
+            raise SettingsError(self.keeper.problem, "choose another --state-dir")
+
+    async def _work_until_stopped(self) -> None:
+        keeping = asyncio.create_task(self.keeper.run())
+        tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._stopped.wait())]
+        try:
+            await asyncio.wait([*tasks, keeping], return_when=asyncio.FIRST_COMPLETED)
+            await _end(*tasks)
+            if self._is_drained:
+                await self._give_kernel_back()
+        finally:
+            # Last, as all the others may change what it writes.
+            await _end(*tasks, keeping)
+
+    async def _work(self) -> None:
+        """Join the network and follow it; ends only by cancellation or an error."""
+        settings, state = self.settings, self.keeper.state
+        external = self.external = await self._parts.external(settings)
+        self._guard = self._parts.guard(
+            settings, state.cluster_id, state.revision, {each.subnet: each for each in state.peers}
+        )
+        connection = self._parts.subnets(
+            settings, self.board, state.host_id, state.session, read_boot_id()
+        )
+        async with connection as self._subnets, asyncio.TaskGroup() as group:
+            self.board.miss("no-view", "the registry has not told yet who the other hosts are")
+            self.board.miss("starting", "")
+            join = group.create_task(self._join(external))
+            await asyncio.wait({join}, timeout=self._patience_s)
+            if not join.done():
+                await self._program_what_is_remembered(external, group)
+            config, self.own = await join
+            if self._dataplane is not None and config != self._config:
+                self._halt()
+                await self._dataplane.clear()
+                self._dataplane = None
+            if self._dataplane is None:
+                self._adopt(config, external)
+            self.keeper.change(own=self.own, config=self._subnets.describe(config))
+            group.create_task(self._subnets.keep())
+            group.create_task(self._listen(self._subnets.views()))
+            await self._follow(group)
+
+    async def _join(self, external: ExternalInterface) -> tuple[NetworkConfig, Lease]:
+        """Get configuration and lease, however long that takes."""
+        state = self.keeper.state
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                config = await self._subnets.config()
+                # Writes nothing; the registry only needs to know what to tell the others of us.
+                dataplane = self._parts.dataplane(self.settings, config, external, state.vtep_mac)
+                previous = state.own.subnet if state.own is not None else None
+                if previous is None:
+                    previous = subnet_env.read_subnet(self.settings.subnet_file)
+                wanted = Wanted(
+                    self.settings.public_ip or external.address,
+                    dataplane.backend_type,
+                    dataplane.lease_data(),
+                    previous,
+                )
+                lease = await self._subnets.acquire(config, wanted)
+            except TryLaterError as error:
+                self.board.miss("no-lease", f"{error.code}: {error}")
+                # A hundred agents that wait for one registry should not all come at once.
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311
+                delay_s = min(2 * delay_s, RETRY_MAX_S)
+            else:
+                self.board.miss("no-lease", "")
+                self.lease_at_s = time.monotonic()
+                return config, lease
+
+    async def _program_what_is_remembered(
+        self, external: ExternalInterface, group: asyncio.TaskGroup
+    ) -> None:
+        """Give containers their network back while the registry is down: add, never remove."""
+        state = self.keeper.state
+        if state.own is None or not state.config:
+            return
+        try:
+            config = self._subnets.recall(state.config)
+        except ValueError as error:
+            log.warning("the remembered configuration is of no use: %s", error)
+            return
+        log.warning(
+            "the registry keeps silent: programming what is remembered of revision %d, %d peers",
+            state.revision, len(state.peers),
+        )  # fmt: skip
+        self.own = state.own
+        dataplane = self._adopt(config, external)
+        peers = {lease.subnet: lease for lease in state.peers}
+        await self._program(dataplane, state.own, peers, group, remove=False)
+
+    def _adopt(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
+        self._config = config
+        self._dataplane = self._parts.dataplane(
+            self.settings, config, external, self.keeper.state.vtep_mac
+        )
+        self._dataplane.on_report = self._take_report
+        return self._dataplane
+
+    def _halt(self) -> None:
+        """Stop healing, which would put back what is about to go."""
+        if self._healing is not None:
+            self._healing.cancel()
+            self._healing = None
+
+    async def _listen(self, views: AsyncIterator[View]) -> None:
+        async for view in views:
+            self.view = view
+            self.view_at_s = time.monotonic()
+            self._news.set()
+        raise AssertionError("views never end by themselves")
+
+    async def _follow(self, group: asyncio.TaskGroup) -> None:
+        """Program every view; those that come meanwhile are one."""
+        wait_s: float | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+            self._news.clear()
+            view = self.view
+            assert view is not None
+            wait_s = await self._program_view(view, group)
+
+    async def _program_view(self, view: View, group: asyncio.TaskGroup) -> float | None:
+        assert self._dataplane is not None
+        assert self.own is not None
+        if view.own is not None and view.own.subnet == self.own.subnet:
+            self.own = view.own
+            self.lease_at_s = time.monotonic()
+        verdict = self._guard.judge(view, time.monotonic())
+        self.board.miss("registry-regressed", verdict.regressed)
+        self.board.note(
+            "config-changed",
+            "the network's configuration was changed; restart the agent to use the new one"
+            if view.config != self._config
+            else "",
+        )
+        junk = len(view.quarantined)
+        self.board.note(
+            "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
+        )
+        await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
+        self.board.miss("no-view", "")
+        known = {"cluster_id": view.cluster_id, "revision": view.revision}
+        if verdict.regressed:
+            known = {}  # what the registry was before it lost its memory
+        self.keeper.change(
+            own=self.own, peers=tuple(peer for _, peer in sorted(verdict.peers.items())), **known
+        )
+        if self.board.is_ready:
+            notify("READY=1", f"STATUS={self.own.subnet}, {len(verdict.peers)} peers")
+        return verdict.wait_s
+
+    async def _program(
+        self,
+        dataplane: Dataplane,
+        own: Lease,
+        peers: Peers,
+        group: asyncio.TaskGroup,
+        *,
+        remove: bool,
+    ) -> None:
+        self.peers = peers
+        await dataplane.apply(own, peers, remove=remove)
+        if self._healing is None:
+            # Not before: there would be nothing yet to heal towards.
+            self._healing = group.create_task(dataplane.run())
+        self.keeper.change(boot_id=read_boot_id())
+        path = self.settings.subnet_file
+        text = subnet_env.render(self._config.network, own.subnet, dataplane.mtu)
+        try:
+            await asyncio.to_thread(subnet_env.write, path, text)
+        except OSError as error:
+            self.board.miss("subnet-file", f"cannot write {path}: {error.strerror}")
+        else:
+            self.board.miss("subnet-file", "")
+
+    def _take_report(self, report: Report) -> None:
+        self.report = report
+        self.counts.applied(report.milliseconds)
+        self.counts.healed.update(report.healed)
+        self.board.miss("kernel", report.broken)
+        # One bad peer must not make every host of the network unready.
+        text = ""
+        if report.failed:
+            (name, reason), number = report.failed[0], len(report.failed)
+            text = f"{number} objects of peers cannot be programmed, such as {name}: {reason}"
+        self.board.note("kernel-refused", text)
+        self.counts.failed += len(report.failed)

@@ -1,0 +1,1 @@
+"""Subnet leases: what the registry says, and who gets which subnet."""

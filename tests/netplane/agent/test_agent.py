@@ -1,0 +1,452 @@
+"""The order in which an agent does things; registry and kernel are made up here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from netplane.agent.agent import Agent, draw_mac
+from netplane.agent.board import Board
+from netplane.agent.errors import InterfaceError, LockedError, SettingsError
+from netplane.agent.health import Page, ask
+from netplane.agent.interface import ExternalInterface
+from netplane.agent.pages import serving
+from netplane.agent.ports import Peers, Report, TryLaterError, Verdict, Wanted
+from netplane.agent.settings import Settings
+from netplane.agent.state import State, encode, load
+from netplane.subnet.config import NetworkConfig
+from netplane.subnet.lease import Lease, View
+
+CONFIG = NetworkConfig(IPv4Network("10.5.0.0/16"))
+EXTERNAL = ExternalInterface(2, "eth0", 1500, IPv4Address("192.0.2.1"))
+
+
+def lease(number: int) -> Lease:
+    return Lease(
+        IPv4Network(f"10.5.{number}.0/24"),
+        IPv4Address(f"192.0.2.{number}"),
+        "vxlan",
+        {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"},
+    )
+
+
+OWN = lease(1)
+
+
+def peers(*numbers: int) -> dict[IPv4Network, Lease]:
+    return {lease(number).subnet: lease(number) for number in numbers}
+
+
+def view(*numbers: int, revision: int = 10) -> View:
+    return View(7, revision, OWN, peers(*numbers), {}, CONFIG)
+
+
+@dataclass
+class World:
+    """Everything around one agent, and what the agent did to it, in order."""
+
+    settings: Settings
+    happened: list[str] = field(default_factory=list)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    registry_is_up: asyncio.Event = field(default_factory=asyncio.Event)
+    views: asyncio.Queue[View] = field(default_factory=asyncio.Queue)
+    refusals: list[TryLaterError] = field(default_factory=list)
+    regressed: str = ""
+    wanted: list[Wanted] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+    no_interface: InterfaceError | None = None
+
+    def note(self, text: str) -> None:
+        self.happened.append(text)
+        self.told.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return when something happened that makes the condition true."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.told.clear()
+                await self.told.wait()
+
+    async def until_last(self, text: str) -> None:
+        await self.until(lambda: self.happened[-1:] == [text])
+
+    async def until_ready(self, agent: Agent) -> None:
+        await self.until(lambda: agent.board.is_ready)
+
+    # the agent's parts
+    @contextlib.asynccontextmanager
+    async def subnets(
+        self, settings: Settings, board: Board, host_id: str, session: str, boot_id: str
+    ) -> AsyncIterator[FakeSubnets]:
+        try:
+            yield FakeSubnets(self)
+        finally:
+            self.note("disconnected")
+
+    def dataplane(
+        self, settings: Settings, config: NetworkConfig, external: ExternalInterface, mac: str
+    ) -> FakeDataplane:
+        return FakeDataplane(self, config, mac)
+
+    def guard(self, settings: Settings, cluster: int, revision: int, known: Peers) -> FakeGuard:
+        return FakeGuard(self, known)
+
+    async def external(self, settings: Settings) -> ExternalInterface:
+        if self.no_interface is not None:
+            raise self.no_interface
+        return EXTERNAL
+
+
+class FakeSubnets:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def config(self) -> NetworkConfig:
+        await self.world.registry_is_up.wait()
+        if self.world.refusals:
+            raise self.world.refusals.pop()
+        return CONFIG
+
+    async def acquire(self, config: NetworkConfig, wanted: Wanted) -> Lease:
+        self.world.wanted.append(wanted)
+        self.world.note("lease")
+        return OWN
+
+    async def views(self) -> AsyncIterator[View]:
+        while True:
+            yield await self.world.views.get()
+
+    async def keep(self) -> None:
+        await asyncio.Event().wait()
+
+    async def drain(self) -> None:
+        if self.world.refusals:
+            raise self.world.refusals.pop()
+        self.world.note("lease given back")
+
+    def describe(self, config: NetworkConfig) -> str:
+        return str(config.network)
+
+    def recall(self, text: str) -> NetworkConfig:
+        return NetworkConfig(IPv4Network(text))
+
+
+class FakeDataplane:
+    mtu = 1450
+    backend_type = "vxlan"
+
+    def __init__(self, world: World, config: NetworkConfig, mac: str) -> None:
+        self.world = world
+        self.config = config
+        self.mac = mac
+        self.on_report: Callable[[Report], None] = lambda report: None
+
+    def lease_data(self) -> object:
+        return {"VNI": 1, "VtepMAC": self.mac}
+
+    async def apply(self, own: Lease, wanted: Peers, *, remove: bool) -> None:
+        names = ",".join(str(subnet) for subnet in sorted(wanted)) or "nobody"
+        self.on_report(self.world.report)
+        self.world.note(f"{'set' if remove else 'add'} {names}")
+
+    async def run(self) -> None:
+        self.world.note("healing")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.world.note("healing ended")
+
+    async def clear(self) -> None:
+        self.world.note("cleared")
+
+
+class FakeGuard:
+    def __init__(self, world: World, known: Peers) -> None:
+        self.world = world
+        self.known = known
+
+    def judge(self, found: View, now_s: float) -> Verdict:
+        if self.world.regressed:
+            return Verdict({**self.known, **found.peers}, self.world.regressed)
+        self.known = found.peers
+        return Verdict(found.peers)
+
+    def accept(self) -> None:
+        self.world.regressed = ""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(
+        Settings(
+            subnet_file=tmp_path / "subnet.env",
+            state_dir=tmp_path / "lib",
+            run_dir=tmp_path / "run",
+            host_id="host-1",
+        )
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(world: World, patience_s: float = 60.0) -> AsyncIterator[Agent]:
+    """Run an agent; at the end it is stopped as by SIGTERM."""
+    agent = Agent(world.settings, world, patience_s=patience_s)
+    agent.board.on_change = world.told.set
+    task = asyncio.create_task(agent.run(serving(agent)))
+    task.add_done_callback(lambda _: world.told.set())
+    try:
+        yield agent
+    finally:
+        agent.stop()
+        await task
+
+
+async def call(world: World, method: str, target: str) -> Page:
+    return await asyncio.to_thread(ask, world.settings.socket, method, target)
+
+
+def remember(world: World, *numbers: int) -> None:
+    world.settings.state_dir.mkdir(parents=True)
+    state = State(
+        "host-1", "nonce", "02:00:00:00:00:aa", "an earlier boot", 7, 9, "10.5.0.0/16", OWN,
+        tuple(peers(*numbers).values()),
+    )  # fmt: skip
+    world.settings.state_file.write_text(encode(state))
+
+
+async def test_the_kernel_is_not_touched_before_the_first_complete_view(world: World) -> None:
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        assert (await call(world, "GET", "/readyz")).status == 503
+        assert world.happened == ["lease"]
+        assert not world.settings.subnet_file.exists()
+
+        world.views.put_nowait(view(2, 3))
+        await world.until_ready(agent)
+
+    assert world.happened == [
+        "lease",
+        "set 10.5.2.0/24,10.5.3.0/24",
+        "healing",
+        "healing ended",
+        "disconnected",
+    ]
+    assert world.settings.subnet_file.read_text().splitlines()[1] == "FLANNEL_SUBNET=10.5.1.1/24"
+
+
+async def test_who_ends_the_agent_ends_nothing_else(world: World) -> None:
+    # SIGTERM and a failure alike: neither lease nor kernel state nor subnet.env go.
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+    assert not {"lease given back", "cleared"} & set(world.happened)
+    assert world.settings.subnet_file.exists()
+    state, complaint = load(world.settings.state_file)
+    assert not complaint
+    assert (state.own, state.peers, state.revision) == (OWN, (lease(2),), 10)
+
+
+async def test_views_that_come_while_one_is_programmed_are_one(world: World) -> None:
+    async with running(world):
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_last("healing")
+        for numbers in ((2, 3), (2, 3, 4), (3, 4)):
+            world.views.put_nowait(view(*numbers))
+        await world.until_last("set 10.5.3.0/24,10.5.4.0/24")
+    assert sum(text.startswith("set") for text in world.happened) == 2
+
+
+async def test_a_registry_that_is_down_is_asked_again_and_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netplane.agent.agent.RETRY_FIRST_S", 0.001)
+    world.refusals += [
+        TryLaterError("no-config", "run `netplane ctl init`"),
+        TryLaterError("registry-unreachable", "no endpoint answers"),
+    ]
+    world.registry_is_up.set()
+    said = []
+    async with running(world) as agent:
+        miss = agent.board.miss
+        agent.board.miss = lambda code, text: (said.append((code, text)), miss(code, text))  # type: ignore[assignment,func-returns-value]
+        await world.until_last("lease")
+    assert [text for code, text in said if code == "no-lease"] == [
+        "registry-unreachable: no endpoint answers",
+        "no-config: run `netplane ctl init`",
+        "",
+    ]
+
+
+async def test_after_a_reboot_with_the_registry_down_the_remembered_view_is_added(
+    world: World,
+) -> None:
+    remember(world, 2, 3)
+    async with running(world, patience_s=0.01) as agent:
+        await world.until_last("healing")
+        assert world.happened == ["add 10.5.2.0/24,10.5.3.0/24", "healing"]
+        assert list(agent.board.missing) == ["no-view"]
+
+        # The registry is back and one host has gone meanwhile: the same kernel half goes on.
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+    assert "set 10.5.2.0/24" in world.happened
+    assert world.happened.count("healing") == 1
+    assert "cleared" not in world.happened
+
+
+async def test_with_nothing_remembered_a_silent_registry_means_no_write(world: World) -> None:
+    world.refusals.append(TryLaterError("no-config", "run `netplane ctl init`"))
+    async with running(world, patience_s=0.0) as agent:
+        await world.until(lambda: "starting" not in agent.board.missing)
+        world.registry_is_up.set()  # and only now; the patience ended before
+        await world.until_last("lease")
+    assert world.happened == ["lease", "disconnected"]
+
+
+async def test_a_state_file_of_no_use_is_named_and_the_agent_starts(world: World) -> None:
+    world.settings.state_dir.mkdir(parents=True)
+    world.settings.state_file.write_text("{")
+    async with running(world):
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_last("healing")
+        status = json.loads((await call(world, "GET", "/v1/status")).body)
+    assert "is of no use" in status["notes"]["state-file"]
+
+
+async def test_who_we_are_is_on_disk_before_others_hear_of_it(world: World) -> None:
+    # A restart must find the same session: with another one it would be taken for a clone.
+    async with running(world):
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        first, _ = load(world.settings.state_file)
+    async with running(world):
+        await world.until(lambda: world.happened.count("lease") == 2)
+        second, _ = load(world.settings.state_file)
+    assert first.session
+    assert (first.session, first.vtep_mac) == (second.session, second.vtep_mac)
+    assert {wanted.backend_data["VtepMAC"] for wanted in world.wanted} == {first.vtep_mac}  # type: ignore[index]
+
+
+async def test_the_subnet_of_our_containers_is_asked_for_again(world: World) -> None:
+    world.settings.subnet_file.write_text("FLANNEL_SUBNET=10.5.44.1/24\n")
+    world.registry_is_up.set()
+    async with running(world):
+        await world.until_last("lease")
+    assert world.wanted[0].previous == IPv4Network("10.5.44.0/24")
+    assert world.wanted[0].public_ip == EXTERNAL.address
+    # What we remember knows more than the file, which others may write.
+    remembered = replace(load(world.settings.state_file)[0], own=OWN)
+    world.settings.state_file.write_text(encode(remembered))
+    async with running(world):
+        await world.until(lambda: len(world.wanted) == 2)
+    assert world.wanted[1].previous == OWN.subnet
+
+
+async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(world: World) -> None:
+    remember(world, 2, 3)
+    world.regressed = "3 of 3 known peers are missing"
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(revision=3))
+        await world.until(lambda: list(agent.board.missing) == ["registry-regressed"])
+        assert world.happened[1] == "set 10.5.2.0/24,10.5.3.0/24"
+        ready = await call(world, "GET", "/readyz")
+        assert ready == (503, b"registry-regressed: 3 of 3 known peers are missing\n", ready.kind)
+        # What a restart would compare with is what was before.
+        assert agent.keeper.state.revision == 9
+
+        assert (await call(world, "POST", "/v1/accept-view")).status == 200
+        await world.until_last("set nobody")
+        await world.until_ready(agent)
+        assert (await call(world, "GET", "/readyz")).status == 200
+    assert load(world.settings.state_file)[0].revision == 3
+
+
+async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: World) -> None:
+    async with running(world) as agent:
+        await world.until(lambda: "starting" not in agent.board.missing)
+        assert (await call(world, "POST", "/v1/drain")).status == 409  # not joined yet
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        world.refusals.append(TryLaterError("registry-unreachable", "no endpoint answers"))
+        refused = await call(world, "POST", "/v1/drain")
+        assert json.loads(refused.body) == {"error": "no endpoint answers"}
+        assert "cleared" not in world.happened
+
+        assert (await call(world, "POST", "/v1/drain")).status == 200
+    assert world.happened[-4:] == ["lease given back", "healing ended", "disconnected", "cleared"]
+    assert not world.settings.subnet_file.exists()
+    state, _ = load(world.settings.state_file)
+    assert (state.own, state.peers) == (None, ())
+    assert state.session  # we are still who we were
+
+
+async def test_one_bad_peer_is_a_note_and_a_broken_device_is_not_ready(world: World) -> None:
+    world.report = Report(Counter(route=1), (("route 10.5.2.0/24", "No route to host"),), "", 3.0)
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        assert "route 10.5.2.0/24: No route to host" in agent.board.notes["kernel-refused"]
+        world.report = Report(broken="cannot create np.1: Operation not permitted")
+        world.views.put_nowait(view(2, 3))
+        await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
+        assert b"kernel: cannot create np.1" in (await call(world, "GET", "/readyz")).body
+        metrics = (await call(world, "GET", "/metrics")).body.decode()
+    assert 'netplane_missing{code="kernel"} 1.0' in metrics
+    assert 'netplane_healed_total{kind="route"} 1.0' in metrics
+
+
+async def test_a_changed_configuration_is_reported_and_not_applied(world: World) -> None:
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_last("healing")
+        changed = NetworkConfig(IPv4Network("10.6.0.0/16"))
+        world.views.put_nowait(replace(view(2, 3), config=changed))
+        await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
+        assert "restart the agent" in agent.board.notes["config-changed"]
+    assert "FLANNEL_NETWORK=10.5.0.0/16" in world.settings.subnet_file.read_text()
+
+
+async def test_what_the_operator_must_change_ends_the_agent_with_that_error(world: World) -> None:
+    world.no_interface = InterfaceError("there is no default route", "name it with --iface")
+    agent = Agent(world.settings, world)
+    with pytest.raises(InterfaceError):
+        await agent.run(serving(agent))
+    # ... and leaves lock and socket to the next.
+    world.no_interface = None
+    async with running(world):
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        second = Agent(world.settings, world)
+        with pytest.raises(LockedError):
+            await second.run(serving(second))
+        assert (await call(world, "GET", "/healthz")).status == 200
+
+
+async def test_a_folder_that_cannot_be_made_says_so(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    agent = Agent(replace(world.settings, state_dir=tmp_path / "file" / "lib"), world)
+    with pytest.raises(SettingsError, match="--state-dir"):
+        await agent.run(serving(agent))
+
+
+def test_a_drawn_mac_is_local_and_for_one_host() -> None:
+    macs = {draw_mac() for _ in range(200)}
+    assert len(macs) == 200
+    assert {int(mac[:2], 16) & 3 for mac in macs} == {2}
