@@ -16,7 +16,6 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator
 
 from netplane.agent import subnet_env
 from netplane.agent.board import Board
@@ -25,25 +24,20 @@ from netplane.agent.interface import ExternalInterface
 from netplane.agent.lock import InstanceLock
 from netplane.agent.metrics import Counts
 from netplane.agent.notify import notify
-from netplane.agent.ports import (
-    Dataplane,
-    Guard,
-    Parts,
-    Peers,
-    Report,
-    Subnets,
-    TryLaterError,
-    Wanted,
-)
+from netplane.agent.ports import Dataplane, Parts, Peers, Report, Subnets, Who
 from netplane.agent.settings import Settings
 from netplane.agent.state import StateKeeper, load, read_boot_id, read_machine_id
-from netplane.subnet.config import NetworkConfig
+from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.errors import SubnetError
 from netplane.subnet.lease import Lease, View
+from netplane.subnet.registry import RegistryError
+from netplane.subnet.regress import Guard, Known
 
 log = logging.getLogger("netplane.agent")
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
+STANDING_INTERVAL_S = 1.0
 PATIENCE_S = 5.0
 """How long the registry may keep silent at the start before what is remembered is programmed."""
 
@@ -122,7 +116,7 @@ class Agent:
             return "the agent has not joined the network yet"
         try:
             await self._subnets.drain()
-        except TryLaterError as error:
+        except RegistryError as error:
             return str(error)
         self._is_drained = True
         self.stop()
@@ -133,7 +127,7 @@ class Agent:
         assert self._dataplane is not None
         await self._dataplane.clear()
         self.settings.subnet_file.unlink(missing_ok=True)
-        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, config="")
+        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, config="", sysctls={})
         log.info("drained: lease and kernel state are given back")
 
     async def run(self, serving: contextlib.AbstractAsyncContextManager[None]) -> None:
@@ -166,11 +160,9 @@ class Agent:
             host_id=(
                 self.settings.host_id or state.host_id or read_machine_id() or secrets.token_hex(16)
             ),
-            session=state.session or secrets.token_hex(8),
             vtep_mac=state.vtep_mac or draw_mac(),
         )
-        # On disk before others hear of it: a host that comes back with another session would be
-        # taken for a clone of itself.
+        # On disk before others hear of it: it is what they know us by.
         if not await self.keeper.save():
             raise SettingsError(self.keeper.problem, "choose another --state-dir")
 
@@ -190,59 +182,65 @@ class Agent:
         """Join the network and follow it; ends only by cancellation or an error."""
         settings, state = self.settings, self.keeper.state
         external = self.external = await self._parts.external(settings)
-        self._guard = self._parts.guard(
-            settings, state.cluster_id, state.revision, {each.subnet: each for each in state.peers}
-        )
-        connection = self._parts.subnets(
-            settings, self.board, state.host_id, state.session, read_boot_id()
-        )
-        async with connection as self._subnets, asyncio.TaskGroup() as group:
+        remembered = {lease.subnet: lease for lease in state.peers}
+        known = Known(state.cluster_id, state.revision, remembered) if state.cluster_id else None
+        self._guard = Guard(known, settings.removal_grace_s)
+        who = self._describe(external)
+        async with (
+            self._parts.subnets(settings, who) as self._subnets,
+            asyncio.TaskGroup() as group,
+        ):
             self.board.miss("no-view", "the registry has not told yet who the other hosts are")
             self.board.miss("starting", "")
             join = group.create_task(self._join(external))
             await asyncio.wait({join}, timeout=self._patience_s)
             if not join.done():
                 await self._program_what_is_remembered(external, group)
-            config, self.own = await join
+            config, view = await join
+            self.keeper.change(session=who.session, config=self._subnets.config_text())
             if self._dataplane is not None and config != self._config:
                 self._halt()
                 await self._dataplane.clear()
                 self._dataplane = None
             if self._dataplane is None:
                 self._adopt(config, external)
-            self.keeper.change(own=self.own, config=self._subnets.describe(config))
-            group.create_task(self._subnets.keep())
-            group.create_task(self._listen(self._subnets.views()))
+            self._see(view)
+            group.create_task(self._subnets.run())
+            group.create_task(self._listen(view))
+            group.create_task(self._watch_standing())
             await self._follow(group)
 
-    async def _join(self, external: ExternalInterface) -> tuple[NetworkConfig, Lease]:
-        """Get configuration and lease, however long that takes."""
+    def _describe(self, external: ExternalInterface) -> Who:
         state = self.keeper.state
+        previous = state.own.subnet if state.own is not None else None
+        return Who(
+            state.host_id,
+            self.settings.public_ip or external.address.ip,
+            secrets.token_hex(8),
+            state.session,
+            read_boot_id(),
+            # Others may write the file, so it counts only where we remember nothing.
+            previous or subnet_env.read_subnet(self.settings.subnet_file),
+            state.peers,
+        )
+
+    async def _join(self, external: ExternalInterface) -> tuple[NetworkConfig, View]:
+        """Get configuration, lease and the first view, however long that takes."""
         delay_s = RETRY_FIRST_S
         while True:
             try:
-                config = await self._subnets.config()
-                # Writes nothing; the registry only needs to know what to tell the others of us.
-                dataplane = self._parts.dataplane(self.settings, config, external, state.vtep_mac)
-                previous = state.own.subnet if state.own is not None else None
-                if previous is None:
-                    previous = subnet_env.read_subnet(self.settings.subnet_file)
-                wanted = Wanted(
-                    self.settings.public_ip or external.address,
-                    dataplane.backend_type,
-                    dataplane.lease_data(),
-                    previous,
-                )
-                lease = await self._subnets.acquire(config, wanted)
-            except TryLaterError as error:
-                self.board.miss("no-lease", f"{error.code}: {error}")
+                config = await self._subnets.open()
+                # Writes nothing: only what it would say to the others is needed here.
+                data = self._make_dataplane(config, external).lease_data()
+                view = await self._subnets.acquire(data)
+            except (SubnetError, RegistryError) as error:
+                self.board.miss("no-lease", str(error))
                 # A hundred agents that wait for one registry should not all come at once.
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311
                 delay_s = min(2 * delay_s, RETRY_MAX_S)
             else:
                 self.board.miss("no-lease", "")
-                self.lease_at_s = time.monotonic()
-                return config, lease
+                return config, view
 
     async def _program_what_is_remembered(
         self, external: ExternalInterface, group: asyncio.TaskGroup
@@ -252,8 +250,8 @@ class Agent:
         if state.own is None or not state.config:
             return
         try:
-            config = self._subnets.recall(state.config)
-        except ValueError as error:
+            config = parse_config(state.config.encode())
+        except SubnetError as error:
             log.warning("the remembered configuration is of no use: %s", error)
             return
         log.warning(
@@ -267,11 +265,13 @@ class Agent:
 
     def _adopt(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
         self._config = config
-        self._dataplane = self._parts.dataplane(
-            self.settings, config, external, self.keeper.state.vtep_mac
-        )
+        self._dataplane = self._make_dataplane(config, external)
         self._dataplane.on_report = self._take_report
         return self._dataplane
+
+    def _make_dataplane(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
+        state = self.keeper.state
+        return self._parts.dataplane(self.settings, config, external, state.vtep_mac, state.sysctls)
 
     def _halt(self) -> None:
         """Stop healing, which would put back what is about to go."""
@@ -279,12 +279,25 @@ class Agent:
             self._healing.cancel()
             self._healing = None
 
-    async def _listen(self, views: AsyncIterator[View]) -> None:
-        async for view in views:
-            self.view = view
-            self.view_at_s = time.monotonic()
-            self._news.set()
-        raise AssertionError("views never end by themselves")
+    def _see(self, view: View) -> None:
+        self.view = view
+        self.view_at_s = time.monotonic()
+        self._news.set()
+
+    async def _listen(self, view: View) -> None:
+        while True:
+            view = await self._subnets.next_view(view)
+            self._see(view)
+
+    async def _watch_standing(self) -> None:
+        while True:
+            missing, problem = self._subnets.standing()
+            self.board.miss("no-subnet", missing)
+            # The network goes on without a registry, so that is no reason not to be ready.
+            self.board.note("registry", problem)
+            if not missing and not problem:
+                self.lease_at_s = time.monotonic()
+            await asyncio.sleep(STANDING_INTERVAL_S)
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
         """Program every view; those that come meanwhile are one."""
@@ -300,33 +313,26 @@ class Agent:
 
     async def _program_view(self, view: View, group: asyncio.TaskGroup) -> float | None:
         assert self._dataplane is not None
+        # Without one (it was taken from us, or wiped) our containers keep what they have.
+        self.own = view.own or self.own or self.keeper.state.own
         assert self.own is not None
-        if view.own is not None and view.own.subnet == self.own.subnet:
-            self.own = view.own
-            self.lease_at_s = time.monotonic()
         verdict = self._guard.judge(view, time.monotonic())
-        self.board.miss("registry-regressed", verdict.regressed)
-        self.board.note(
-            "config-changed",
-            "the network's configuration was changed; restart the agent to use the new one"
-            if view.config != self._config
-            else "",
-        )
         junk = len(view.quarantined)
         self.board.note(
             "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
         )
         await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
+        peers = tuple(lease for _, lease in sorted(verdict.peers.items()))
+        self.keeper.change(own=self.own, peers=peers)
+        if not verdict.regressed:
+            # Else a restart would find nothing to compare with, and let go of what is held.
+            self.keeper.change(cluster_id=view.cluster_id, revision=view.revision)
+        # Ready means programmed and remembered.
+        self.board.miss("registry-regressed", verdict.regressed)
         self.board.miss("no-view", "")
-        known = {"cluster_id": view.cluster_id, "revision": view.revision}
-        if verdict.regressed:
-            known = {}  # what the registry was before it lost its memory
-        self.keeper.change(
-            own=self.own, peers=tuple(peer for _, peer in sorted(verdict.peers.items())), **known
-        )
         if self.board.is_ready:
             notify("READY=1", f"STATUS={self.own.subnet}, {len(verdict.peers)} peers")
-        return verdict.wait_s
+        return max(0.0, verdict.until_s - time.monotonic()) if verdict.held else None
 
     async def _program(
         self,
@@ -355,6 +361,7 @@ class Agent:
     def _take_report(self, report: Report) -> None:
         self.report = report
         self.counts.applied(report.milliseconds)
+        self.counts.written.update(report.written)
         self.counts.healed.update(report.healed)
         self.board.miss("kernel", report.broken)
         # One bad peer must not make every host of the network unready.
@@ -363,4 +370,7 @@ class Agent:
             (name, reason), number = report.failed[0], len(report.failed)
             text = f"{number} objects of peers cannot be programmed, such as {name}: {reason}"
         self.board.note("kernel-refused", text)
+        self.board.note("contested", report.contested)
+        assert self._dataplane is not None
+        self.keeper.change(sysctls=dict(self._dataplane.sysctls))
         self.counts.failed += len(report.failed)

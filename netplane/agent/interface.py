@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Interface, ip_address
 from typing import Any
 
 from netplane.agent.errors import InterfaceError
@@ -30,19 +30,20 @@ IFF_LOOPBACK = 0x8
 class Address:
     """An address of a link, as the kernel has it."""
 
-    ip: IPv4Address
+    at: IPv4Interface
+    """With the prefix of its network."""
     scope: int = RT_SCOPE_UNIVERSE
     flags: int = IFA_F_PERMANENT
 
     @property
     def is_usable(self) -> bool:
         """Whether other hosts can be told to use it."""
-        return not (self.flags & IFA_F_DEPRECATED or self.ip.is_loopback)
+        return not (self.flags & IFA_F_DEPRECATED or self.at.ip.is_loopback)
 
     def rank(self) -> tuple[bool, int, bool, bool]:
         """Sort key: what reaches farthest and stays longest first."""
         return (
-            self.ip.is_link_local,
+            self.at.ip.is_link_local,
             self.scope,
             not self.flags & IFA_F_PERMANENT,
             bool(self.flags & IFA_F_SECONDARY),
@@ -59,10 +60,10 @@ class Link:
     flags: int = IFF_UP
     addresses: tuple[Address, ...] = ()
 
-    def best_address(self) -> IPv4Address | None:
+    def best_address(self) -> IPv4Interface | None:
         """Return the address that other hosts should use; None without a usable one."""
         usable = sorted((each for each in self.addresses if each.is_usable), key=Address.rank)
-        return usable[0].ip if usable else None
+        return usable[0].at if usable else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ class ExternalInterface:
     index: int
     name: str
     mtu: int
-    address: IPv4Address
+    address: IPv4Interface
+    """With its prefix: hosts inside it are on the same link."""
 
 
 def choose(
@@ -135,9 +137,9 @@ def _named(host: Host, wanted: str) -> ExternalInterface | None:
                 return _external(link)
         return None
     for link in host.links:
-        if any(each.ip == address for each in link.addresses):
-            assert isinstance(address, IPv4Address)
-            return ExternalInterface(link.index, link.name, link.mtu, address)
+        for each in link.addresses:
+            if each.at.ip == address:
+                return ExternalInterface(link.index, link.name, link.mtu, each.at)
     return None
 
 
@@ -149,7 +151,7 @@ def _matching(host: Host, pattern: str) -> list[Link]:
         if not link.flags & IFF_LOOPBACK
         and (
             search(link.name)
-            or any(each.is_usable and search(str(each.ip)) for each in link.addresses)
+            or any(each.is_usable and search(str(each.at.ip)) for each in link.addresses)
         )
     ]
 
@@ -205,7 +207,7 @@ async def read_host() -> Host:
         text = message.get("local") or message.get("address")
         flags = message.get("flags") or 0
         by_index.setdefault(message["index"], []).append(
-            Address(IPv4Address(text), message["scope"], flags)
+            Address(IPv4Interface((text, message["prefixlen"])), message["scope"], flags)
         )
     return Host(
         tuple(

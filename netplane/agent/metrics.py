@@ -16,8 +16,10 @@ class Counts:
     """What an agent has done so far."""
 
     def __init__(self) -> None:
+        self.written: Counter[str] = Counter()
+        """Objects written or removed, by kind."""
         self.healed: Counter[str] = Counter()
-        """Objects put back, by kind."""
+        """Of these: those that were right before and that somebody had changed."""
         self.failed = 0
         """Objects that the kernel refused; each try counts."""
         self.applies = 0
@@ -74,12 +76,14 @@ def render(
                 for code in sorted(codes):
                     family.add_metric([code], 1)
                 yield family
-            healed = CounterMetricFamily(
-                "netplane_healed", "Kernel objects written, by kind.", labels=["kind"]
-            )
-            for kind, number in sorted(counts.healed.items()):
-                healed.add_metric([kind], number)
-            yield healed
+            for name, text, numbers in (
+                ("netplane_written", "Kernel objects written or removed.", counts.written),
+                ("netplane_healed", "Kernel objects that others had changed.", counts.healed),
+            ):
+                objects = CounterMetricFamily(name, text, labels=["kind"])
+                for kind, number in sorted(numbers.items()):
+                    objects.add_metric([kind], number)
+                yield objects
             yield CounterMetricFamily(
                 "netplane_refused", "Objects that the kernel refused, each try.", counts.failed
             )

@@ -115,7 +115,9 @@ def status(agent: Agent) -> dict[str, Any]:
         },
         "kernel": {
             "rounds": agent.counts.applies,
-            "written": dict(agent.counts.healed),
+            "written": dict(agent.counts.written),
+            "healed": dict(agent.counts.healed),
+            "settings": agent.keeper.state.sysctls,
             "refused": dict(agent.report.failed),
         },
     }

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class State:
 
     host_id: str = ""
     session: str = ""
-    """Tells us from another host that has our id: kept over restarts, so that we know ourselves."""
+    """Of the last agent that had a lease: its sign of life in the registry may still be there."""
     vtep_mac: str = ""
     """Peers have it in their kernels: it outlives the device."""
     boot_id: str = ""
@@ -40,11 +40,8 @@ class State:
     """The network's configuration, as the registry had it."""
     own: Lease | None = None
     peers: tuple[Lease, ...] = ()
-
-    @property
-    def has_view(self) -> bool:
-        """Whether routes could be programmed from this alone."""
-        return self.own is not None and bool(self.config)
+    sysctls: dict[str, str] = field(default_factory=dict)
+    """Settings of the kernel that we changed, as they were before."""
 
 
 def encode(state: State) -> str:
@@ -68,6 +65,9 @@ def decode(text: str) -> State:
     for name, value in content.items():
         if type(value) is not type(getattr(empty, name)):
             raise ValueError(f"{name} is {value!r}")
+    for name, value in content.get("sysctls", {}).items():
+        if not isinstance(value, str):
+            raise ValueError(f"the setting {name} is {value!r}")  # noqa: TRY004
     if not isinstance(peers, list):
         raise ValueError(f"peers is {peers!r}")  # noqa: TRY004 (one class for every wrong file)
     return State(

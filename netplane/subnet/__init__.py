@@ -1,1 +1,1 @@
-"""Subnet leases: what the registry says, and who gets which subnet."""
+"""Which host has which subnet: configuration, leases and views; knows nothing of the kernel."""

@@ -6,27 +6,29 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
 
 from netplane.agent.agent import Agent, draw_mac
-from netplane.agent.board import Board
 from netplane.agent.errors import InterfaceError, LockedError, SettingsError
 from netplane.agent.health import Page, ask
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.pages import serving
-from netplane.agent.ports import Peers, Report, TryLaterError, Verdict, Wanted
+from netplane.agent.ports import Peers, Report, Standing, Who
 from netplane.agent.settings import Settings
 from netplane.agent.state import State, encode, load
-from netplane.subnet.config import NetworkConfig
+from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.errors import ConfigError
 from netplane.subnet.lease import Lease, View
+from netplane.subnet.registry import UnavailableError
 
-CONFIG = NetworkConfig(IPv4Network("10.5.0.0/16"))
-EXTERNAL = ExternalInterface(2, "eth0", 1500, IPv4Address("192.0.2.1"))
+CONFIG_TEXT = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
+CONFIG = parse_config(CONFIG_TEXT.encode())
+EXTERNAL = ExternalInterface(2, "eth0", 1500, IPv4Interface("192.0.2.1/24"))
 
 
 def lease(number: int) -> Lease:
@@ -58,9 +60,10 @@ class World:
     told: asyncio.Event = field(default_factory=asyncio.Event)
     registry_is_up: asyncio.Event = field(default_factory=asyncio.Event)
     views: asyncio.Queue[View] = field(default_factory=asyncio.Queue)
-    refusals: list[TryLaterError] = field(default_factory=list)
-    regressed: str = ""
-    wanted: list[Wanted] = field(default_factory=list)
+    refusals: list[Exception] = field(default_factory=list)
+    standing: Standing = field(default_factory=lambda: Standing("", ""))
+    who: list[Who] = field(default_factory=list)
+    data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
     no_interface: InterfaceError | None = None
 
@@ -83,21 +86,23 @@ class World:
 
     # the agent's parts
     @contextlib.asynccontextmanager
-    async def subnets(
-        self, settings: Settings, board: Board, host_id: str, session: str, boot_id: str
-    ) -> AsyncIterator[FakeSubnets]:
+    async def subnets(self, settings: Settings, who: Who) -> AsyncIterator[FakeSubnets]:
+        self.who.append(who)
+        self.told.set()
         try:
             yield FakeSubnets(self)
         finally:
             self.note("disconnected")
 
     def dataplane(
-        self, settings: Settings, config: NetworkConfig, external: ExternalInterface, mac: str
+        self,
+        settings: Settings,
+        config: NetworkConfig,
+        external: ExternalInterface,
+        mac: str,
+        sysctls: Mapping[str, str],
     ) -> FakeDataplane:
-        return FakeDataplane(self, config, mac)
-
-    def guard(self, settings: Settings, cluster: int, revision: int, known: Peers) -> FakeGuard:
-        return FakeGuard(self, known)
+        return FakeDataplane(self, mac, sysctls)
 
     async def external(self, settings: Settings) -> ExternalInterface:
         if self.no_interface is not None:
@@ -109,22 +114,24 @@ class FakeSubnets:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def config(self) -> NetworkConfig:
+    async def open(self) -> NetworkConfig:
         await self.world.registry_is_up.wait()
         if self.world.refusals:
             raise self.world.refusals.pop()
         return CONFIG
 
-    async def acquire(self, config: NetworkConfig, wanted: Wanted) -> Lease:
-        self.world.wanted.append(wanted)
+    def config_text(self) -> str:
+        return CONFIG_TEXT
+
+    async def acquire(self, backend_data: object) -> View:
+        self.world.data.append(backend_data)
         self.world.note("lease")
-        return OWN
+        return await self.world.views.get()
 
-    async def views(self) -> AsyncIterator[View]:
-        while True:
-            yield await self.world.views.get()
+    async def next_view(self, seen: View) -> View:
+        return await self.world.views.get()
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         await asyncio.Event().wait()
 
     async def drain(self) -> None:
@@ -132,27 +139,24 @@ class FakeSubnets:
             raise self.world.refusals.pop()
         self.world.note("lease given back")
 
-    def describe(self, config: NetworkConfig) -> str:
-        return str(config.network)
-
-    def recall(self, text: str) -> NetworkConfig:
-        return NetworkConfig(IPv4Network(text))
+    def standing(self) -> Standing:
+        return self.world.standing
 
 
 class FakeDataplane:
     mtu = 1450
-    backend_type = "vxlan"
 
-    def __init__(self, world: World, config: NetworkConfig, mac: str) -> None:
+    def __init__(self, world: World, mac: str, sysctls: Mapping[str, str]) -> None:
         self.world = world
-        self.config = config
         self.mac = mac
+        self.sysctls = dict(sysctls)
         self.on_report: Callable[[Report], None] = lambda report: None
 
     def lease_data(self) -> object:
         return {"VNI": 1, "VtepMAC": self.mac}
 
     async def apply(self, own: Lease, wanted: Peers, *, remove: bool) -> None:
+        self.sysctls.setdefault("ipv4/ip_forward", "0")
         names = ",".join(str(subnet) for subnet in sorted(wanted)) or "nobody"
         self.on_report(self.world.report)
         self.world.note(f"{'set' if remove else 'add'} {names}")
@@ -165,22 +169,11 @@ class FakeDataplane:
             self.world.note("healing ended")
 
     async def clear(self) -> None:
+        self.sysctls.clear()
         self.world.note("cleared")
 
-
-class FakeGuard:
-    def __init__(self, world: World, known: Peers) -> None:
-        self.world = world
-        self.known = known
-
-    def judge(self, found: View, now_s: float) -> Verdict:
-        if self.world.regressed:
-            return Verdict({**self.known, **found.peers}, self.world.regressed)
-        self.known = found.peers
-        return Verdict(found.peers)
-
-    def accept(self) -> None:
-        self.world.regressed = ""
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -216,7 +209,7 @@ async def call(world: World, method: str, target: str) -> Page:
 def remember(world: World, *numbers: int) -> None:
     world.settings.state_dir.mkdir(parents=True)
     state = State(
-        "host-1", "nonce", "02:00:00:00:00:aa", "an earlier boot", 7, 9, "10.5.0.0/16", OWN,
+        "host-1", "nonce", "02:00:00:00:00:aa", "an earlier boot", 7, 9, CONFIG_TEXT, OWN,
         tuple(peers(*numbers).values()),
     )  # fmt: skip
     world.settings.state_file.write_text(encode(state))
@@ -272,18 +265,19 @@ async def test_a_registry_that_is_down_is_asked_again_and_named(
 ) -> None:
     monkeypatch.setattr("netplane.agent.agent.RETRY_FIRST_S", 0.001)
     world.refusals += [
-        TryLaterError("no-config", "run `netplane ctl init`"),
-        TryLaterError("registry-unreachable", "no endpoint answers"),
+        ConfigError("run `netplane ctl init`"),
+        UnavailableError("no endpoint answers"),
     ]
     world.registry_is_up.set()
     said = []
     async with running(world) as agent:
         miss = agent.board.miss
         agent.board.miss = lambda code, text: (said.append((code, text)), miss(code, text))  # type: ignore[assignment,func-returns-value]
-        await world.until_last("lease")
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
     assert [text for code, text in said if code == "no-lease"] == [
-        "registry-unreachable: no endpoint answers",
-        "no-config: run `netplane ctl init`",
+        "no endpoint answers",
+        "run `netplane ctl init`",
         "",
     ]
 
@@ -307,7 +301,7 @@ async def test_after_a_reboot_with_the_registry_down_the_remembered_view_is_adde
 
 
 async def test_with_nothing_remembered_a_silent_registry_means_no_write(world: World) -> None:
-    world.refusals.append(TryLaterError("no-config", "run `netplane ctl init`"))
+    world.refusals.append(ConfigError("run `netplane ctl init`"))
     async with running(world, patience_s=0.0) as agent:
         await world.until(lambda: "starting" not in agent.board.missing)
         world.registry_is_up.set()  # and only now; the patience ended before
@@ -326,53 +320,93 @@ async def test_a_state_file_of_no_use_is_named_and_the_agent_starts(world: World
     assert "is of no use" in status["notes"]["state-file"]
 
 
-async def test_who_we_are_is_on_disk_before_others_hear_of_it(world: World) -> None:
-    # A restart must find the same session: with another one it would be taken for a clone.
+async def test_who_we_are_outlives_the_agent(world: World) -> None:
+    for _ in range(2):
+        async with running(world) as agent:
+            world.registry_is_up.set()
+            world.views.put_nowait(view(2))
+            await world.until_ready(agent)
+    first, second = world.who
+    assert (first.host_id, second.host_id) == ("host-1", "host-1")
+    assert second.previous_session == first.session
+    assert second.session not in ("", first.session)
+    # Peers have the MAC in their kernels.
+    assert world.data[0] == world.data[1]
+    assert load(world.settings.state_file)[0].sysctls == {"ipv4/ip_forward": "0"}
+
+
+async def test_a_session_that_had_no_lease_is_not_remembered(world: World) -> None:
+    # The registry may still hold the sign of life of the one before.
+    remember(world)
     async with running(world):
-        world.registry_is_up.set()
-        await world.until_last("lease")
-        first, _ = load(world.settings.state_file)
-    async with running(world):
-        await world.until(lambda: world.happened.count("lease") == 2)
-        second, _ = load(world.settings.state_file)
-    assert first.session
-    assert (first.session, first.vtep_mac) == (second.session, second.vtep_mac)
-    assert {wanted.backend_data["VtepMAC"] for wanted in world.wanted} == {first.vtep_mac}  # type: ignore[index]
+        await world.until(lambda: bool(world.who))
+    assert load(world.settings.state_file)[0].session == "nonce"
 
 
 async def test_the_subnet_of_our_containers_is_asked_for_again(world: World) -> None:
     world.settings.subnet_file.write_text("FLANNEL_SUBNET=10.5.44.1/24\n")
-    world.registry_is_up.set()
     async with running(world):
-        await world.until_last("lease")
-    assert world.wanted[0].previous == IPv4Network("10.5.44.0/24")
-    assert world.wanted[0].public_ip == EXTERNAL.address
+        await world.until(lambda: len(world.who) == 1)
+    assert world.who[0].previous_subnet == IPv4Network("10.5.44.0/24")
+    assert world.who[0].public_ip == EXTERNAL.address.ip
     # What we remember knows more than the file, which others may write.
     remembered = replace(load(world.settings.state_file)[0], own=OWN)
     world.settings.state_file.write_text(encode(remembered))
     async with running(world):
-        await world.until(lambda: len(world.wanted) == 2)
-    assert world.wanted[1].previous == OWN.subnet
+        await world.until(lambda: len(world.who) == 2)
+    assert world.who[1].previous_subnet == OWN.subnet
 
 
 async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(world: World) -> None:
     remember(world, 2, 3)
-    world.regressed = "3 of 3 known peers are missing"
+    world.registry_is_up.set()
+    for turn in range(2):  # a restart in between must not let go of them either
+        world.happened.clear()
+        async with running(world) as agent:
+            world.views.put_nowait(view(revision=3))
+            while list(agent.board.missing) != ["registry-regressed"]:
+                world.told.clear()
+                await world.told.wait()
+            assert world.happened[1] == "set 10.5.2.0/24,10.5.3.0/24"
+            ready = await call(world, "GET", "/readyz")
+            assert ready.status == 503
+            assert b"went back from revision 9 to 3" in ready.body
+            if turn == 1:
+                assert (await call(world, "POST", "/v1/accept-view")).status == 200
+                await world.until_last("set nobody")
+                await world.until_ready(agent)
+    assert load(world.settings.state_file)[0].revision == 3
+
+
+async def test_held_peers_go_when_the_grace_ends_without_another_view(world: World) -> None:
+    remember(world, 2)
+    world.settings = replace(world.settings, removal_grace_s=0.05)
     async with running(world) as agent:
         world.registry_is_up.set()
         world.views.put_nowait(view(revision=3))
-        await world.until(lambda: list(agent.board.missing) == ["registry-regressed"])
-        assert world.happened[1] == "set 10.5.2.0/24,10.5.3.0/24"
-        ready = await call(world, "GET", "/readyz")
-        assert ready == (503, b"registry-regressed: 3 of 3 known peers are missing\n", ready.kind)
-        # What a restart would compare with is what was before.
-        assert agent.keeper.state.revision == 9
-
-        assert (await call(world, "POST", "/v1/accept-view")).status == 200
         await world.until_last("set nobody")
         await world.until_ready(agent)
-        assert (await call(world, "GET", "/readyz")).status == 200
-    assert load(world.settings.state_file)[0].revision == 3
+    assert world.happened[1] == "set 10.5.2.0/24"
+
+
+async def test_a_subnet_that_was_taken_is_named_and_our_containers_keep_theirs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netplane.agent.agent.STANDING_INTERVAL_S", 0.01)
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        world.standing = Standing("our subnet belongs to host 'b' now", "no endpoint answers")
+        world.views.put_nowait(replace(view(2, 3), own=None))
+        await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
+        await world.until(lambda: "no-subnet" in agent.board.missing)
+        ready = await call(world, "GET", "/readyz")
+        assert ready.body == b"no-subnet: our subnet belongs to host 'b' now\n"
+        assert agent.board.notes["registry"] == "no endpoint answers"
+        assert agent.own == OWN
+        world.standing = Standing("", "")
+        await world.until_ready(agent)
 
 
 async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: World) -> None:
@@ -382,7 +416,7 @@ async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: 
         world.registry_is_up.set()
         world.views.put_nowait(view(2))
         await world.until_ready(agent)
-        world.refusals.append(TryLaterError("registry-unreachable", "no endpoint answers"))
+        world.refusals.append(UnavailableError("no endpoint answers"))
         refused = await call(world, "POST", "/v1/drain")
         assert json.loads(refused.body) == {"error": "no endpoint answers"}
         assert "cleared" not in world.happened
@@ -396,7 +430,9 @@ async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: 
 
 
 async def test_one_bad_peer_is_a_note_and_a_broken_device_is_not_ready(world: World) -> None:
-    world.report = Report(Counter(route=1), (("route 10.5.2.0/24", "No route to host"),), "", 3.0)
+    world.report = Report(
+        Counter(route=2), Counter(route=1), (("route 10.5.2.0/24", "No route to host"),)
+    )
     async with running(world) as agent:
         world.registry_is_up.set()
         world.views.put_nowait(view(2))
@@ -409,18 +445,6 @@ async def test_one_bad_peer_is_a_note_and_a_broken_device_is_not_ready(world: Wo
         metrics = (await call(world, "GET", "/metrics")).body.decode()
     assert 'netplane_missing{code="kernel"} 1.0' in metrics
     assert 'netplane_healed_total{kind="route"} 1.0' in metrics
-
-
-async def test_a_changed_configuration_is_reported_and_not_applied(world: World) -> None:
-    async with running(world) as agent:
-        world.registry_is_up.set()
-        world.views.put_nowait(view(2))
-        await world.until_last("healing")
-        changed = NetworkConfig(IPv4Network("10.6.0.0/16"))
-        world.views.put_nowait(replace(view(2, 3), config=changed))
-        await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
-        assert "restart the agent" in agent.board.notes["config-changed"]
-    assert "FLANNEL_NETWORK=10.5.0.0/16" in world.settings.subnet_file.read_text()
 
 
 async def test_what_the_operator_must_change_ends_the_agent_with_that_error(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Interface
 
 import pytest
 
@@ -22,13 +22,13 @@ from netplane.agent.interface import (
 
 
 def link(index: int, name: str, *addresses: str | Address, flags: int = IFF_UP) -> Link:
-    found = [Address(IPv4Address(each)) if isinstance(each, str) else each for each in addresses]
+    found = [Address(IPv4Interface(each)) if isinstance(each, str) else each for each in addresses]
     return Link(index, name, 1500, flags, tuple(found))
 
 
-LOOPBACK = link(1, "lo", "127.0.0.1", flags=IFF_UP | IFF_LOOPBACK)
-ETH0 = link(2, "eth0", "192.0.2.10")
-ETH1 = link(3, "eth1", "198.51.100.7", "198.51.100.8")
+LOOPBACK = link(1, "lo", "127.0.0.1/24", flags=IFF_UP | IFF_LOOPBACK)
+ETH0 = link(2, "eth0", "192.0.2.10/24")
+ETH1 = link(3, "eth1", "198.51.100.7/24", "198.51.100.8/24")
 BARE = link(4, "eth2")
 LINKS = (LOOPBACK, ETH0, ETH1, BARE)
 
@@ -40,7 +40,7 @@ def host(*routes: tuple[int, int]) -> Host:
 def test_the_default_route_of_the_lowest_metric_tells_the_interface() -> None:
     found = choose(host((2, 200), (3, 100)))
     assert (found.index, found.name, found.mtu, str(found.address)) == (
-        3, "eth1", 1500, "198.51.100.7",
+        3, "eth1", 1500, "198.51.100.7/24",
     )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_two_equal_default_routes_are_refused_with_both_names() -> None:
     with pytest.raises(InterfaceError) as refused:
         choose(host((2, 100), (3, 100)))
     assert str(refused.value) == (
-        "the default route leads over eth0 (192.0.2.10), eth1 (198.51.100.7); "
+        "the default route leads over eth0 (192.0.2.10/24), eth1 (198.51.100.7/24); "
         "name the interface to the other hosts with --iface"
     )
 
@@ -61,7 +61,9 @@ def test_two_equal_default_routes_are_refused_with_both_names() -> None:
 def test_without_a_default_route_the_candidates_are_named_and_not_the_loopback() -> None:
     with pytest.raises(InterfaceError, match=r"no default route") as refused:
         choose(host())
-    assert "eth0 (192.0.2.10), eth1 (198.51.100.7), eth2 (no IPv4 address)" in str(refused.value)
+    assert "eth0 (192.0.2.10/24), eth1 (198.51.100.7/24), eth2 (no IPv4 address)" in str(
+        refused.value
+    )
     assert "127.0.0.1" not in str(refused.value)
 
 
@@ -71,11 +73,13 @@ def test_a_name_wins_over_the_default_route() -> None:
 
 def test_an_address_picks_that_address_also_if_another_ranks_higher() -> None:
     found = choose(host((2, 0)), iface=["198.51.100.8"])
-    assert (found.name, str(found.address)) == ("eth1", "198.51.100.8")
+    assert (found.name, str(found.address)) == ("eth1", "198.51.100.8/24")
 
 
 def test_the_first_that_is_there_counts_and_patterns_come_last() -> None:
-    assert choose(host(), iface=["wlan0", "10.9.9.9", "eth0"], iface_regex=["eth1"]).name == "eth0"
+    assert (
+        choose(host(), iface=["wlan0", "10.9.9.9/24", "eth0"], iface_regex=["eth1"]).name == "eth0"
+    )
     assert choose(host(), iface=["wlan0"], iface_regex=["wl", "^eth1$"]).name == "eth1"
 
 
@@ -102,14 +106,14 @@ def test_an_interface_without_a_usable_address_is_refused(wanted: str) -> None:
 
 def test_the_address_that_reaches_farthest_and_stays_longest_is_taken() -> None:
     worse = [
-        Address(IPv4Address("203.0.113.9"), flags=IFA_F_PERMANENT | IFA_F_DEPRECATED),
-        Address(IPv4Address("169.254.3.3")),
-        Address(IPv4Address("203.0.113.3"), scope=253),
-        Address(IPv4Address("203.0.113.2"), flags=0),
-        Address(IPv4Address("203.0.113.1"), flags=IFA_F_PERMANENT | IFA_F_SECONDARY),
+        Address(IPv4Interface("203.0.113.9/24"), flags=IFA_F_PERMANENT | IFA_F_DEPRECATED),
+        Address(IPv4Interface("169.254.3.3/24")),
+        Address(IPv4Interface("203.0.113.3/24"), scope=253),
+        Address(IPv4Interface("203.0.113.2/24"), flags=0),
+        Address(IPv4Interface("203.0.113.1/24"), flags=IFA_F_PERMANENT | IFA_F_SECONDARY),
     ]
-    best = Address(IPv4Address("203.0.113.7"))
+    best = Address(IPv4Interface("203.0.113.7/24"))
     for rest in range(len(worse)):
-        assert link(9, "x", *worse[rest:], best).best_address() == best.ip
+        assert link(9, "x", *worse[rest:], best).best_address() == best.at
     assert link(9, "x", worse[0]).best_address() is None
-    assert link(9, "x", *worse[:2]).best_address() == worse[1].ip
+    assert link(9, "x", *worse[:2]).best_address() == worse[1].at

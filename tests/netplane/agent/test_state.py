@@ -29,7 +29,7 @@ LEASE = Lease(
 JUNK_KEY = replace(LEASE, subnet=IPv4Network("10.5.9.0/24"), key=b"\xff\x00", expires=False)
 STATE = State(
     "host", "nonce", "02:00:00:00:00:01", "boot", 2**64 - 1, 12, '{"Network":"10.5.0.0/16"}', LEASE,
-    (JUNK_KEY,),
+    (JUNK_KEY,), {"ipv4/ip_forward": "0"},
 )  # fmt: skip
 
 
@@ -51,6 +51,8 @@ def mangled() -> list[str]:
         {**whole, "revision": "12"},
         {**whole, "revision": True},
         {**whole, "vtep_mac": None},
+        {**whole, "sysctls": {"ipv4/ip_forward": 0}},
+        {**whole, "sysctls": []},
         {**whole, "peers": {}},
         {**whole, "peers": [3]},
         {**whole, "own": {**lease, "subnet": "10.5.72.1/24"}},

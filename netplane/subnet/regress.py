@@ -1,0 +1,134 @@
+"""The guard against a registry that was wiped, restored from an older copy, or is another one.
+
+Such a registry gives a complete, valid view with too few peers. Nothing is removed for it at once:
+agents put their own leases back, so what really is there comes back within seconds. Pure; the
+caller brings the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from types import MappingProxyType
+
+from netplane.subnet.lease import Lease, View
+
+GRACE_S = 600.0
+_FEW = 3
+_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an agent goes by; it saves this, so that a restart does not forget."""
+
+    cluster_id: int
+    revision: int
+    peers: Mapping[IPv4Network, Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to program."""
+
+    peers: Mapping[IPv4Network, Lease]
+    """Those of the view, and those that are held."""
+    regressed: str
+    """Why peers are held although the view lacks them; "" when nothing is held."""
+    held: frozenset[IPv4Network]
+    """Peers that the view lacks, or shows as they were before."""
+    until_s: float
+    """When they are let go; meaningless when nothing is held."""
+
+
+@dataclass(slots=True)
+class Guard:
+    """Judges each view against what was known before it."""
+
+    known: Known | None
+    """None: nothing is known yet, so the first view is believed."""
+    grace_s: float = GRACE_S
+    """How long peers are held; `--removal-grace`."""
+    _reason: str = ""
+    _until_s: float = 0.0
+    _held: dict[IPv4Network, Lease] = field(default_factory=dict)
+    _untrusted_until: int = 0
+    """Values written up to this revision may be older than what is held."""
+
+    def judge(self, view: View, now_s: float) -> Verdict:
+        """Return what to program for a view. Call again at `until_s`, with the same view."""
+        if self._held and now_s >= self._until_s:
+            self.accept()
+        self._look(view, now_s)
+        self._let_return(view)
+        peers = dict(view.peers)
+        for subnet, lease in self._held.items():
+            for other in [one for one in peers if one.overlaps(subnet)]:
+                del peers[other]
+            peers[subnet] = lease
+        self.known = Known(view.cluster_id, view.revision, MappingProxyType(peers))
+        return Verdict(self.known.peers, self._reason, frozenset(self._held), self._until_s)
+
+    def accept(self) -> None:
+        """Believe the registry: let go of all that is held. `netplane ctl accept-view`."""
+        if self.known is not None:
+            gone = self._held.keys()
+            peers = {net: one for net, one in self.known.peers.items() if net not in gone}
+            self.known = Known(self.known.cluster_id, self.known.revision, peers)
+        self._held.clear()
+        self._reason = ""
+
+    def _look(self, view: View, now_s: float) -> None:
+        """Find out whether this view is a step back."""
+        known = self.known
+        if known is None:
+            return
+        missing = known.peers.keys() - view.peers.keys() - self._held.keys()
+        reason = _step_back(known, view)
+        if reason:
+            self._untrusted_until = view.revision
+            suspects = set(known.peers)
+        elif len(missing) > max(_FEW, _SHARE * len(known.peers)):
+            reason = f"{len(missing)} of {len(known.peers)} peers are missing at once"
+            suspects = missing
+        elif self._held:
+            suspects = missing  # while one is held nobody is let go
+        else:
+            return
+        for subnet in suspects:
+            self._held.setdefault(subnet, known.peers[subnet])
+        if reason:
+            self._reason = reason
+            self._until_s = now_s + self.grace_s
+
+    def _let_return(self, view: View) -> None:
+        """Release what the view has again: unchanged, or written since the step back."""
+        for subnet, held in list(self._held.items()):
+            seen = view.peers.get(subnet)
+            if seen is None:
+                continue
+            if seen.mod_revision > self._untrusted_until or _is_same(seen, held):
+                del self._held[subnet]
+        if not self._held:
+            self._reason = ""
+            self._untrusted_until = 0
+
+
+def _step_back(known: Known, view: View) -> str:
+    if view.cluster_id != known.cluster_id:
+        return f"the registry is another cluster: {view.cluster_id:x}, it was {known.cluster_id:x}"
+    if view.revision < known.revision:
+        return (
+            f"the registry went back from revision {known.revision} to {view.revision}: was it "
+            "restored from an older copy?"
+        )
+    return ""
+
+
+def _is_same(one: Lease, other: Lease) -> bool:
+    return (one.public_ip, one.backend_type, one.backend_data) == (
+        other.public_ip,
+        other.backend_type,
+        other.backend_data,
+    )
