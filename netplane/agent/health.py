@@ -7,7 +7,6 @@ else that an agent does at its start, and a hundred of them start on one machine
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -182,20 +181,3 @@ def _head(page: Page) -> bytes:
         f"HTTP/1.1 {page.status} {reason}\r\ncontent-type: {page.kind}\r\n"
         f"content-length: {len(page.body)}\r\nconnection: close\r\n\r\n"
     ).encode()
-
-
-def ask(path: Path, method: str, target: str, *, timeout_s: float = 15.0) -> Page:
-    """Send one request to a socket and return the answer. Blocks; for command lines.
-
-    Raises OSError when nobody listens or answers.
-    """
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
-        connection.settimeout(timeout_s)
-        connection.connect(str(path))
-        connection.sendall(f"{method} {target} HTTP/1.1\r\nhost: agent\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    head, _, body = answer.partition(b"\r\n\r\n")
-    words = head.split(b" ", 2)
-    if len(words) < 3 or not words[1].isdigit():
-        raise ConnectionError("the agent went away before it had answered")
-    return Page(int(words[1]), body)

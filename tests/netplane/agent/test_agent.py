@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from netplane.agent.agent import Agent, draw_mac
+from netplane.agent.ask import Answer, ask
 from netplane.agent.errors import InterfaceError, LockedError, SettingsError
-from netplane.agent.health import Page, ask
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.pages import serving
 from netplane.agent.ports import Peers, Report, Standing, Who
@@ -202,7 +202,7 @@ async def running(world: World, patience_s: float = 60.0) -> AsyncIterator[Agent
         await task
 
 
-async def call(world: World, method: str, target: str) -> Page:
+async def call(world: World, method: str, target: str) -> Answer:
     return await asyncio.to_thread(ask, world.settings.socket, method, target)
 
 

@@ -11,8 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from netplane.agent import health
+from netplane.agent.ask import ask
 from netplane.agent.errors import SettingsError
-from netplane.agent.health import Page, Server, ask, text_page
+from netplane.agent.health import Page, Server, text_page
 from netplane.agent.metrics import Counts, render
 
 
