@@ -91,8 +91,10 @@ class Dataplane(Protocol):
     """What containers may send in one packet."""
     on_report: Callable[[Report], None]
     """Called after every round, those of `run` too."""
-    sysctls: dict[str, str]
-    """Settings that we changed, as they were before: to be remembered."""
+
+    @property
+    def sysctls(self) -> dict[str, str]:
+        """Settings that we changed, as they were before: to be remembered."""
 
     def lease_data(self) -> object:
         """Return what our lease tells the others about us."""
