@@ -18,7 +18,7 @@ from tests.net.packets import Flow, mesh, ping, ping_all, throughput
 from tests.net.rig import Rig
 
 pytestmark = [
-    pytest.mark.root,
+    pytest.mark.net,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
