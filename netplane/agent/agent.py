@@ -19,7 +19,7 @@ import time
 
 from netplane.agent import subnet_env
 from netplane.agent.board import Board
-from netplane.agent.errors import SettingsError
+from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.lock import InstanceLock
 from netplane.agent.metrics import Counts
@@ -57,8 +57,8 @@ async def _end(*tasks: asyncio.Task[object]) -> None:
     for task in tasks:
         if not task.cancelled():
             error = task.exception()
-            # A group of one says no more than the one.
-            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            # What the operator must change is told alone; a task and who awaits it fail as one.
+            while isinstance(error, BaseExceptionGroup) and error.split(AgentError)[1] is None:
                 error = error.exceptions[0]
             if error is not None:
                 raise error
@@ -70,7 +70,8 @@ class Agent:
     def __init__(self, settings: Settings, parts: Parts, *, patience_s: float = PATIENCE_S) -> None:
         self.settings = settings
         self.board = Board()
-        self.board.miss("starting", "the agent has only just begun")
+        # Not by `miss`, which would log a warning of what is as it should be.
+        self.board.missing["starting"] = "the agent has only just begun"
         self.counts = Counts()
         self.report = Report()
         """Of the newest round that the kernel's half did."""
@@ -176,7 +177,11 @@ class Agent:
                 await self._give_kernel_back()
         finally:
             # Last, as all the others may change what it writes.
-            await _end(*tasks, keeping)
+            try:
+                await _end(*tasks, keeping)
+            finally:
+                if self._dataplane is not None:
+                    self._dataplane.close()
 
     async def _work(self) -> None:
         """Join the network and follow it; ends only by cancellation or an error."""
@@ -201,6 +206,7 @@ class Agent:
             if self._dataplane is not None and config != self._config:
                 self._halt()
                 await self._dataplane.clear()
+                self._dataplane.close()
                 self._dataplane = None
             if self._dataplane is None:
                 self._adopt(config, external)

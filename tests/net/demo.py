@@ -32,6 +32,7 @@ REPORT = ROOT / "build" / "net-demo.json"
 KEPT = ROOT / "build" / "net-demo-kept.json"
 HEAL_MAX_S = 2.0
 KEEP = b"k"
+REPORTED = "report: "
 
 
 class Steps:
@@ -166,7 +167,7 @@ def both_ways(one: Container, other: Container) -> Iterator[tuple[Flow, Flow]]:
         raise
 
 
-def inside(answer: int, life: int, *, keep: bool) -> int:
+def inside(life: int, *, keep: bool) -> int:
     """Run the demo in the namespaces that the launcher made for it."""
     _end_with(life)
     begun = time.monotonic()
@@ -184,10 +185,8 @@ def inside(answer: int, life: int, *, keep: bool) -> int:
         names += [container.namespace for container in overlay.rig.containers]
         report["namespaces"] = {each.name: each.pid for each in names}
         report["folder"] = str(overlay.members.folder)
-        with os.fdopen(answer, "w") as pipe:
-            pipe.write(json.dumps(report) + "\n")
+        print(REPORTED + json.dumps(report), flush=True)
         if keep:
-            _let_go_of_the_terminal()
             threading.Event().wait()
     return 0
 
@@ -203,12 +202,6 @@ def _end_with(life: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _let_go_of_the_terminal() -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nowhere, number)
-
-
 def launch(*, keep: bool) -> int:
     """Start the demo, print and write its report, and see that nothing is left."""
     reason = missing()
@@ -219,30 +212,31 @@ def launch(*, keep: bool) -> int:
         print("net-demo: it is up already; `make net-demo-down` first", file=sys.stderr)
         return 2
     folder = tempfile.mkdtemp(prefix="net-demo-")
-    answer_in, answer_out = os.pipe()
     life_in, life_out = os.pipe()
     command = [
         *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
-        *(sys.executable, "-m", "tests.net.demo", "--inside", str(answer_out), str(life_in)),
+        *(sys.executable, "-m", "tests.net.demo", "--inside", str(life_in)),
         *(["--keep"] if keep else []),
     ]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=os.environ | {"TMPDIR": folder},
-        pass_fds=(answer_out, life_in),
+        pass_fds=(life_in,),
+        # Not ours: who is kept would hold it, and whoever reads what we print would wait for ever.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         # Ctrl-C is for the launcher; who is inside ends with it.
         start_new_session=True,
     )
-    for number in (answer_out, life_in):
-        os.close(number)
+    os.close(life_in)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
     stays = False
     try:
-        with os.fdopen(answer_in) as pipe:
-            # A line and not all there is: `unshare` holds the other end too, as long as it runs.
-            text = pipe.readline()
+        text = _relay(process)
         report = json.loads(text) if text else {"ok": False, "failed": ["the set-up"]}
         REPORT.parent.mkdir(exist_ok=True)
         if keep and text:
@@ -290,6 +284,16 @@ def _kept() -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return found if _started(found["pid"]) == found["started"] else None
+
+
+def _relay(process: subprocess.Popen[str]) -> str:
+    """Print what comes from inside up to the report, and return that; empty if none came."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(REPORTED):
+            return line.removeprefix(REPORTED)
+        print(line, end="", flush=True)
+    return ""
 
 
 def _end(pid: int) -> None:
@@ -342,10 +346,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.net.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave it up")
     parser.add_argument("--down", action="store_true", help="end one that was left up")
-    parser.add_argument("--inside", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--inside", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.inside:
-        return inside(*options.inside, keep=options.keep)
+    if options.inside is not None:
+        return inside(options.inside, keep=options.keep)
     return down() if options.down else launch(keep=options.keep)
 
 
