@@ -10,7 +10,6 @@ RegistryError
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -136,6 +135,16 @@ class Outcome(NamedTuple):
     """With `won` None: the keys as they were at that moment."""
 
 
+class Feed(Protocol):
+    """A watch; no generator, which could not be ended from outside while it waits."""
+
+    async def next(self) -> Changes:
+        """Wait for the next revision. Raises `RegistryError`s."""
+
+    async def close(self) -> None:
+        """End it."""
+
+
 class Registry(Protocol):
     """An etcd v3 store. Every method raises `RegistryError`s and nothing else."""
 
@@ -153,8 +162,8 @@ class Registry(Protocol):
         what has changed.
         """
 
-    def watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[Changes, None]:
-        """Yield every revision's changes, without gap or repeat, until closed."""
+    def watch(self, prefix: bytes, start_revision: int) -> Feed:
+        """Return what brings every revision's changes, without gap or repeat."""
 
     async def grant(self, ttl_s: int) -> Grant:
         """Grant a lease."""

@@ -50,6 +50,8 @@ class Guard:
     """None: nothing is known yet, so the first view is believed."""
     grace_s: float = GRACE_S
     """How long peers are held; `--removal-grace`."""
+    saved: Known | None = None
+    """What to save: while peers are held after a step back, that it is one is part of it."""
     _reason: str = ""
     _until_s: float = 0.0
     _held: dict[IPv4Network, Lease] = field(default_factory=dict)
@@ -67,7 +69,14 @@ class Guard:
             for other in [one for one in peers if one.overlaps(subnet)]:
                 del peers[other]
             peers[subnet] = lease
-        self.known = Known(view.cluster_id, view.revision, MappingProxyType(peers))
+        before, self.known = (
+            self.known, Known(view.cluster_id, view.revision, MappingProxyType(peers)),
+        )  # fmt: skip
+        if not self._untrusted_until:
+            self.saved = self.known
+        else:
+            origin = self.saved or before or self.known
+            self.saved = Known(origin.cluster_id, origin.revision, self.known.peers)
         return Verdict(self.known.peers, self._reason, frozenset(self._held), self._until_s)
 
     def accept(self) -> None:
@@ -78,6 +87,7 @@ class Guard:
             self.known = Known(self.known.cluster_id, self.known.revision, peers)
         self._held.clear()
         self._reason = ""
+        self._untrusted_until = 0
 
     def _look(self, view: View, now_s: float) -> None:
         """Find out whether this view is a step back."""
