@@ -354,7 +354,6 @@ class Agent:
         if self._healing is None:
             # Not before: there would be nothing yet to heal towards.
             self._healing = group.create_task(dataplane.run())
-        self.keeper.change(boot_id=read_boot_id())
         path = self.settings.subnet_file
         text = subnet_env.render(self._config.network, own.subnet, dataplane.mtu)
         try:

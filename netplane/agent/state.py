@@ -32,8 +32,6 @@ class State:
     """Of the last agent that had a lease: its sign of life in the registry may still be there."""
     vtep_mac: str = ""
     """Peers have it in their kernels: it outlives the device."""
-    boot_id: str = ""
-    """In which boot of the machine `peers` were last in the kernel."""
     cluster_id: int = 0
     revision: int = 0
     config: str = ""

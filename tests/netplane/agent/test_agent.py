@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -48,6 +49,24 @@ async def test_the_kernel_is_not_touched_before_the_first_complete_view(world: W
         "disconnected",
     ]
     assert world.settings.subnet_file.read_text().splitlines()[1] == "FLANNEL_SUBNET=10.5.1.1/24"
+
+
+async def test_systemd_hears_ready_when_it_is_true_and_of_the_end(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        async with running(world) as agent:
+            world.registry_is_up.set()
+            await world.until_last("lease")
+            with pytest.raises(BlockingIOError):
+                systemd.recv(4096)
+            world.views.put_nowait(view(2))
+            await world.until_ready(agent)
+            assert systemd.recv(4096) == b"READY=1\nSTATUS=10.5.1.0/24, 1 peers"
+        assert systemd.recv(4096) == b"STOPPING=1"
 
 
 async def test_who_ends_the_agent_ends_nothing_else(world: World) -> None:

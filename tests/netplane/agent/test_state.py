@@ -28,7 +28,7 @@ LEASE = Lease(
 )
 JUNK_KEY = replace(LEASE, subnet=IPv4Network("10.5.9.0/24"), key=b"\xff\x00", expires=False)
 STATE = State(
-    "host", "nonce", "02:00:00:00:00:01", "boot", 2**64 - 1, 12, '{"Network":"10.5.0.0/16"}', LEASE,
+    "host", "nonce", "02:00:00:00:00:01", 2**64 - 1, 12, '{"Network":"10.5.0.0/16"}', LEASE,
     (JUNK_KEY,), {"ipv4/ip_forward": "0"},
 )  # fmt: skip
 

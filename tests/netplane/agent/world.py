@@ -206,7 +206,7 @@ async def call(world: World, method: str, target: str) -> Answer:
 def remember(world: World, *numbers: int) -> None:
     world.settings.state_dir.mkdir(parents=True)
     state = State(
-        "host-1", "nonce", "02:00:00:00:00:aa", "an earlier boot", 7, 9, CONFIG_TEXT, OWN,
+        "host-1", "nonce", "02:00:00:00:00:aa", 7, 9, CONFIG_TEXT, OWN,
         tuple(peers(*numbers).values()),
     )  # fmt: skip
     world.settings.state_file.write_text(encode(state))
