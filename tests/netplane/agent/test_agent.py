@@ -197,9 +197,8 @@ async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(wo
         world.happened.clear()
         async with running(world) as agent:
             world.views.put_nowait(view(revision=3))
-            while list(agent.board.missing) != ["registry-regressed"]:
-                world.told.clear()
-                await world.told.wait()
+            missing = agent.board.missing
+            await world.until(lambda missing=missing: list(missing) == ["registry-regressed"])
             assert world.happened[1] == "set 10.5.2.0/24,10.5.3.0/24"
             ready = await call(world, "GET", "/readyz")
             assert ready.status == 503

@@ -15,6 +15,7 @@ import pytest
 from netplane.agent import subnet_env
 from netplane.agent.board import Board
 from netplane.agent.errors import LockedError, SettingsError
+from netplane.agent.files import write_whole
 from netplane.agent.lock import InstanceLock
 from netplane.agent.notify import notify
 from netplane.agent.settings import Registry, Settings
@@ -45,6 +46,47 @@ def test_subnet_env_is_left_alone_when_it_is_right(tmp_path: Path) -> None:
     number = path.stat().st_ino
     assert not subnet_env.write(path, FLANNELS)
     assert path.stat().st_ino == number
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In any other order a power cut may leave an empty file, or the old one after we told others.
+    done: list[str] = []
+    path = tmp_path / "state"
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(number: int) -> None:
+        what = os.readlink(f"/proc/self/fd/{number}")
+        done.append(
+            "fsync folder" if what == str(tmp_path) else f"fsync {os.fstat(number).st_size}"
+        )
+        real_fsync(number)
+
+    def replace(source: str, target: Path) -> None:
+        done.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_whole(path, "12345")
+    assert done == ["fsync 5", "rename", "fsync folder"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    write_whole(path, "old")
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
