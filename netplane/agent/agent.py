@@ -328,11 +328,14 @@ class Agent:
             "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
         )
         await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
-        peers = tuple(lease for _, lease in sorted(verdict.peers.items()))
-        self.keeper.change(own=self.own, peers=peers)
-        if not verdict.regressed:
-            # Else a restart would find nothing to compare with, and let go of what is held.
-            self.keeper.change(cluster_id=view.cluster_id, revision=view.revision)
+        saved = self._guard.saved
+        assert saved is not None
+        self.keeper.change(
+            own=self.own,
+            peers=tuple(lease for _, lease in sorted(saved.peers.items())),
+            cluster_id=saved.cluster_id,
+            revision=saved.revision,
+        )
         # Ready means programmed and remembered.
         self.board.miss("registry-regressed", verdict.regressed)
         self.board.miss("no-view", "")
