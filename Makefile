@@ -12,7 +12,8 @@ COMPILED_TESTS := tests/raft tests/wal tests/mvcc tests/apply tests/rpc tests/pe
   tests/test_compiled.py tests/client/test_kv.py tests/client/test_watch.py tests/client/test_session.py \
   tests/cluster/test_three_members.py::test_nothing_acknowledged_is_lost_when_the_leader_is_killed
 
-.PHONY: help setup up test check compiled test-compiled sim chaos compat fuzz bench bench-report micro proto clean
+.PHONY: help setup up test check compiled test-compiled sim chaos compat fuzz bench bench-report micro proto clean \
+  net-demo net-demo-down
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -78,6 +79,12 @@ bench-report: setup ## a short benchmark report (about two minutes), with a page
 
 micro: setup ## microbenchmarks of the hot parts, in microseconds per operation
 	@$(PY) -m pytest -q -s bench/micro $(ARGS)
+
+net-demo: setup ## an overlay across three simulated hosts, broken and healed (root); KEEP=1 leaves it up
+	@$(PY) -m tests.net.demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+net-demo-down: setup ## end what net-demo KEEP=1 left up
+	@$(PY) -m tests.net.demo --down
 
 proto: setup ## regenerate kvstore/pb
 	@proto/generate

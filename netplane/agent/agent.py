@@ -1,0 +1,384 @@
+"""The agent of one host: start order, and what happens when registry, kernel or operator speak.
+
+The rules that everything here serves:
+
+- nothing is written to the kernel before a complete view is known, and a registry that is down
+  takes nothing away;
+- whoever ends us, routes and lease stay: only `drain` gives them back;
+- what is missing is on the board in words, and the agent goes on trying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+
+from netplane.agent import subnet_env
+from netplane.agent.board import Board
+from netplane.agent.errors import AgentError, SettingsError
+from netplane.agent.interface import ExternalInterface
+from netplane.agent.lock import InstanceLock
+from netplane.agent.metrics import Counts
+from netplane.agent.notify import notify
+from netplane.agent.ports import Dataplane, Parts, Peers, Report, Subnets, Who
+from netplane.agent.settings import Settings
+from netplane.agent.state import StateKeeper, load, read_boot_id, read_machine_id
+from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.errors import SubnetError
+from netplane.subnet.lease import Lease, View
+from netplane.subnet.registry import RegistryError
+from netplane.subnet.regress import Guard, Known
+
+log = logging.getLogger("netplane.agent")
+
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 5.0
+STANDING_INTERVAL_S = 1.0
+PATIENCE_S = 5.0
+"""How long the registry may keep silent at the start before what is remembered is programmed."""
+
+
+def draw_mac() -> str:
+    """Draw a MAC address for a device: locally administered, for one host."""
+    octets = bytearray(secrets.token_bytes(6))
+    octets[0] = octets[0] & 0xFE | 0x02
+    return octets.hex(":")
+
+
+async def _end(*tasks: asyncio.Task[object]) -> None:
+    """Cancel tasks, wait for them, and raise what one of them failed with."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            error = task.exception()
+            # What the operator must change is told alone; a task and who awaits it fail as one.
+            while isinstance(error, BaseExceptionGroup) and error.split(AgentError)[1] is None:
+                error = error.exceptions[0]
+            if error is not None:
+                raise error
+
+
+class Agent:
+    """Runs once; `run` returns when `stop` was called or the host was drained."""
+
+    def __init__(self, settings: Settings, parts: Parts, *, patience_s: float = PATIENCE_S) -> None:
+        self.settings = settings
+        self.board = Board()
+        # Not by `miss`, which would log a warning of what is as it should be.
+        self.board.missing["starting"] = "the agent has only just begun"
+        self.counts = Counts()
+        self.report = Report()
+        """Of the newest round that the kernel's half did."""
+        self.external: ExternalInterface | None = None
+        self.own: Lease | None = None
+        self.peers: Peers = {}
+        """What the kernel was told to have."""
+        self.view: View | None = None
+        self.view_at_s = 0.0
+        self.lease_at_s = 0.0
+        self.keeper: StateKeeper
+        self._parts = parts
+        self._patience_s = patience_s
+        self._guard: Guard
+        self._subnets: Subnets
+        self._config: NetworkConfig
+        self._dataplane: Dataplane | None = None
+        self._healing: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        """A view came, or the one that we have is to be judged again."""
+        self._stopped = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._is_drained = False
+
+    def stop(self) -> None:
+        """End the agent, not the network."""
+        self._stopped.set()
+
+    def accept_view(self) -> bool:
+        """Believe the registry as it is now; False when it has not told anything yet."""
+        if self.view is None:
+            return False
+        self._guard.accept()
+        self._news.set()
+        return True
+
+    async def drain(self) -> str:
+        """Give lease and kernel state back and stop; return why not, or an empty text.
+
+        The lease first: the others then stop to send here before we stop to take.
+        """
+        if self._dataplane is None or self.view is None:
+            return "the agent has not joined the network yet"
+        try:
+            await self._subnets.drain()
+        except RegistryError as error:
+            return str(error)
+        self._is_drained = True
+        self.stop()
+        await self._ended.wait()
+        return ""
+
+    async def _give_kernel_back(self) -> None:
+        assert self._dataplane is not None
+        await self._dataplane.clear()
+        self.settings.subnet_file.unlink(missing_ok=True)
+        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, config="", sysctls={})
+        log.info("drained: lease and kernel state are given back")
+
+    async def run(self, serving: contextlib.AbstractAsyncContextManager[None]) -> None:
+        """Run until stopped; `serving` is entered under the lock, and left last.
+
+        Raises:
+            AgentError: What the operator must change.
+        """
+        try:
+            lock = InstanceLock(self.settings.lock_file).acquire()
+        except OSError as error:
+            raise SettingsError(
+                f"cannot make the lock {self.settings.lock_file}: {error.strerror}",
+                "run as root, or choose another --state-dir",
+            ) from error
+        with contextlib.closing(lock):
+            await self._remember()
+            async with serving:
+                try:
+                    await self._work_until_stopped()
+                finally:
+                    notify("STOPPING=1")
+                    self._ended.set()
+
+    async def _remember(self) -> None:
+        state, complaint = await asyncio.to_thread(load, self.settings.state_file)
+        self.board.note("state-file", complaint)
+        self.keeper = StateKeeper(self.settings.state_file, state)
+        self.keeper.change(
+            host_id=(
+                self.settings.host_id or state.host_id or read_machine_id() or secrets.token_hex(16)
+            ),
+            vtep_mac=state.vtep_mac or draw_mac(),
+        )
+        # On disk before others hear of it: it is what they know us by.
+        if not await self.keeper.save():
+            raise SettingsError(self.keeper.problem, "choose another --state-dir")
+
+    async def _work_until_stopped(self) -> None:
+        keeping = asyncio.create_task(self.keeper.run())
+        tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._stopped.wait())]
+        try:
+            await asyncio.wait([*tasks, keeping], return_when=asyncio.FIRST_COMPLETED)
+            await _end(*tasks)
+            if self._is_drained:
+                await self._give_kernel_back()
+        finally:
+            # Last, as all the others may change what it writes.
+            try:
+                await _end(*tasks, keeping)
+            finally:
+                if self._dataplane is not None:
+                    self._dataplane.close()
+
+    async def _work(self) -> None:
+        """Join the network and follow it; ends only by cancellation or an error."""
+        settings, state = self.settings, self.keeper.state
+        external = self.external = await self._parts.external(settings)
+        remembered = {lease.subnet: lease for lease in state.peers}
+        known = Known(state.cluster_id, state.revision, remembered) if state.cluster_id else None
+        self._guard = Guard(known, settings.removal_grace_s)
+        who = self._describe(external)
+        async with (
+            self._parts.subnets(settings, who) as self._subnets,
+            asyncio.TaskGroup() as group,
+        ):
+            self.board.miss("no-view", "the registry has not told yet who the other hosts are")
+            self.board.miss("starting", "")
+            join = group.create_task(self._join(external))
+            await asyncio.wait({join}, timeout=self._patience_s)
+            if not join.done():
+                await self._program_what_is_remembered(external, group)
+            config, view = await join
+            self.keeper.change(session=who.session, config=self._subnets.config_text())
+            if self._dataplane is not None and config != self._config:
+                self._halt()
+                await self._dataplane.clear()
+                self._dataplane.close()
+                self._dataplane = None
+            if self._dataplane is None:
+                self._adopt(config, external)
+            self._see(view)
+            group.create_task(self._subnets.run())
+            group.create_task(self._listen(view))
+            group.create_task(self._watch_standing())
+            await self._follow(group)
+
+    def _describe(self, external: ExternalInterface) -> Who:
+        state = self.keeper.state
+        previous = state.own.subnet if state.own is not None else None
+        return Who(
+            state.host_id,
+            self.settings.public_ip or external.address.ip,
+            secrets.token_hex(8),
+            state.session,
+            read_boot_id(),
+            # Others may write the file, so it counts only where we remember nothing.
+            previous or subnet_env.read_subnet(self.settings.subnet_file),
+            state.peers,
+        )
+
+    async def _join(self, external: ExternalInterface) -> tuple[NetworkConfig, View]:
+        """Get configuration, lease and the first view, however long that takes."""
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                config = await self._subnets.open()
+                # Writes nothing: only what it would say to the others is needed here.
+                data = self._make_dataplane(config, external).lease_data()
+                view = await self._subnets.acquire(data)
+            except (SubnetError, RegistryError) as error:
+                self.board.miss("no-lease", str(error))
+                # A hundred agents that wait for one registry should not all come at once.
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311
+                delay_s = min(2 * delay_s, RETRY_MAX_S)
+            else:
+                self.board.miss("no-lease", "")
+                return config, view
+
+    async def _program_what_is_remembered(
+        self, external: ExternalInterface, group: asyncio.TaskGroup
+    ) -> None:
+        """Give containers their network back while the registry is down: add, never remove."""
+        state = self.keeper.state
+        if state.own is None or not state.config:
+            return
+        try:
+            config = parse_config(state.config.encode())
+        except SubnetError as error:
+            log.warning("the remembered configuration is of no use: %s", error)
+            return
+        log.warning(
+            "the registry keeps silent: programming what is remembered of revision %d, %d peers",
+            state.revision, len(state.peers),
+        )  # fmt: skip
+        self.own = state.own
+        dataplane = self._adopt(config, external)
+        peers = {lease.subnet: lease for lease in state.peers}
+        await self._program(dataplane, state.own, peers, group, remove=False)
+
+    def _adopt(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
+        self._config = config
+        self._dataplane = self._make_dataplane(config, external)
+        self._dataplane.on_report = self._take_report
+        return self._dataplane
+
+    def _make_dataplane(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
+        state = self.keeper.state
+        return self._parts.dataplane(self.settings, config, external, state.vtep_mac, state.sysctls)
+
+    def _halt(self) -> None:
+        """Stop healing, which would put back what is about to go."""
+        if self._healing is not None:
+            self._healing.cancel()
+            self._healing = None
+
+    def _see(self, view: View) -> None:
+        self.view = view
+        self.view_at_s = time.monotonic()
+        self._news.set()
+
+    async def _listen(self, view: View) -> None:
+        while True:
+            view = await self._subnets.next_view(view)
+            self._see(view)
+
+    async def _watch_standing(self) -> None:
+        while True:
+            missing, problem = self._subnets.standing()
+            self.board.miss("no-subnet", missing)
+            # The network goes on without a registry, so that is no reason not to be ready.
+            self.board.note("registry", problem)
+            if not missing and not problem:
+                self.lease_at_s = time.monotonic()
+            await asyncio.sleep(STANDING_INTERVAL_S)
+
+    async def _follow(self, group: asyncio.TaskGroup) -> None:
+        """Program every view; those that come meanwhile are one."""
+        wait_s: float | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+            self._news.clear()
+            view = self.view
+            assert view is not None
+            wait_s = await self._program_view(view, group)
+
+    async def _program_view(self, view: View, group: asyncio.TaskGroup) -> float | None:
+        assert self._dataplane is not None
+        # Without one (it was taken from us, or wiped) our containers keep what they have.
+        self.own = view.own or self.own or self.keeper.state.own
+        assert self.own is not None
+        verdict = self._guard.judge(view, time.monotonic())
+        junk = len(view.quarantined)
+        self.board.note(
+            "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
+        )
+        await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
+        saved = self._guard.saved
+        assert saved is not None
+        self.keeper.change(
+            own=self.own,
+            peers=tuple(lease for _, lease in sorted(saved.peers.items())),
+            cluster_id=saved.cluster_id,
+            revision=saved.revision,
+        )
+        # Ready means programmed and remembered.
+        self.board.miss("registry-regressed", verdict.regressed)
+        self.board.miss("no-view", "")
+        if self.board.is_ready:
+            notify("READY=1", f"STATUS={self.own.subnet}, {len(verdict.peers)} peers")
+        return max(0.0, verdict.until_s - time.monotonic()) if verdict.held else None
+
+    async def _program(
+        self,
+        dataplane: Dataplane,
+        own: Lease,
+        peers: Peers,
+        group: asyncio.TaskGroup,
+        *,
+        remove: bool,
+    ) -> None:
+        self.peers = peers
+        await dataplane.apply(own, peers, remove=remove)
+        if self._healing is None:
+            # Not before: there would be nothing yet to heal towards.
+            self._healing = group.create_task(dataplane.run())
+        path = self.settings.subnet_file
+        text = subnet_env.render(self._config.network, own.subnet, dataplane.mtu)
+        try:
+            await asyncio.to_thread(subnet_env.write, path, text)
+        except OSError as error:
+            self.board.miss("subnet-file", f"cannot write {path}: {error.strerror}")
+        else:
+            self.board.miss("subnet-file", "")
+
+    def _take_report(self, report: Report) -> None:
+        self.report = report
+        self.counts.applied(report.milliseconds)
+        self.counts.written.update(report.written)
+        self.counts.healed.update(report.healed)
+        self.board.miss("kernel", report.broken)
+        # One bad peer must not make every host of the network unready.
+        text = ""
+        if report.failed:
+            (name, reason), number = report.failed[0], len(report.failed)
+            text = f"{number} objects of peers cannot be programmed, such as {name}: {reason}"
+        self.board.note("kernel-refused", text)
+        self.board.note("contested", report.contested)
+        assert self._dataplane is not None
+        self.keeper.change(sysctls=dict(self._dataplane.sysctls))
+        self.counts.failed += len(report.failed)

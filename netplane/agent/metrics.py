@@ -1,0 +1,111 @@
+"""Counts of one agent, and their Prometheus page; prometheus-client is loaded at the first read."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from kvstore import __version__
+
+APPLY_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+class Counts:
+    """What an agent has done so far."""
+
+    def __init__(self) -> None:
+        self.written: Counter[str] = Counter()
+        """Objects written or removed, by kind."""
+        self.healed: Counter[str] = Counter()
+        """Of these: those that were right before and that somebody had changed."""
+        self.failed = 0
+        """Objects that the kernel refused; each try counts."""
+        self.applies = 0
+        self.apply_ms_sum = 0.0
+        self._apply_buckets = [0] * (len(APPLY_BOUNDS_MS) + 1)
+
+    def applied(self, milliseconds: float) -> None:
+        """Count a round of comparing and programming."""
+        self.applies += 1
+        self.apply_ms_sum += milliseconds
+        self._apply_buckets[bisect_left(APPLY_BOUNDS_MS, milliseconds)] += 1
+
+    def apply_buckets(self) -> list[tuple[str, float]]:
+        """Return cumulated counts with their bounds in seconds, as Prometheus has them."""
+        total, rows = 0, []
+        for bound, count in zip([*APPLY_BOUNDS_MS, None], self._apply_buckets, strict=True):
+            total += count
+            rows.append(("+Inf" if bound is None else repr(bound / 1000), float(total)))
+        return rows
+
+
+def render(
+    counts: Counts,
+    gauges: Mapping[str, float],
+    missing: Mapping[str, str],
+    notes: Mapping[str, str],
+) -> bytes:
+    """Return the page.
+
+    Args:
+        counts: What was done.
+        gauges: Values of now, by name without the prefix; see HELP.
+        missing: What keeps the host from being ready, by code.
+        notes: What else an operator should know, by code.
+    """
+    # ruff: noqa: PLC0415 (0.05 s, for agents that are asked)
+    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        InfoMetricFamily,
+    )
+
+    class Page:
+        def collect(self) -> Any:
+            for name, value in gauges.items():
+                yield GaugeMetricFamily(f"netplane_{name}", HELP[name], value)
+            for name, text, codes in (
+                ("netplane_missing", "What keeps the host from being ready.", missing),
+                ("netplane_note", "What else an operator should know.", notes),
+            ):
+                family = GaugeMetricFamily(name, f"{text} Texts: ctl status.", labels=["code"])
+                for code in sorted(codes):
+                    family.add_metric([code], 1)
+                yield family
+            for name, text, numbers in (
+                ("netplane_written", "Kernel objects written or removed.", counts.written),
+                ("netplane_healed", "Kernel objects that others had changed.", counts.healed),
+            ):
+                objects = CounterMetricFamily(name, text, labels=["kind"])
+                for kind, number in sorted(numbers.items()):
+                    objects.add_metric([kind], number)
+                yield objects
+            yield CounterMetricFamily(
+                "netplane_refused", "Objects that the kernel refused, each try.", counts.failed
+            )
+            apply = HistogramMetricFamily(
+                "netplane_apply_seconds", "Rounds of comparing and programming the kernel."
+            )
+            apply.add_metric([], counts.apply_buckets(), counts.apply_ms_sum / 1000)
+            yield apply
+            yield InfoMetricFamily("netplane_build", "This agent.", {"version": __version__})
+
+    registry = CollectorRegistry()
+    registry.register(Page())
+    ProcessCollector(namespace="", registry=registry)
+    page: bytes = generate_latest(registry)
+    return page
+
+
+HELP = {
+    "ready": "1 when the network of this host works.",
+    "peers": "Hosts whose subnets are routed.",
+    "quarantined": "Keys of the registry that are of no use and are not applied.",
+    "view_revision": "Revision of the registry that the kernel follows.",
+    "view_age_seconds": "Time since the registry last told a change.",
+    "lease_age_seconds": "Time since this host's lease was last known to be ours.",
+}

@@ -1,0 +1,134 @@
+"""What the agent tells: health and metrics to everybody, status and commands to its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from netplane.agent.agent import Agent
+from netplane.agent.health import Page, Routes, Server, json_page, text_page
+from netplane.agent.metrics import render
+from netplane.subnet.lease import Lease
+
+
+@contextlib.asynccontextmanager
+async def serving(agent: Agent) -> AsyncIterator[None]:
+    """Serve the pages of an agent while the block runs. Raises SettingsError."""
+    public = public_routes(agent)
+    private = Server({**public, **command_routes(agent)})
+    health = Server(public)
+    settings = agent.settings
+    try:
+        await private.listen_unix(settings.socket)
+        if settings.healthz_port:
+            await health.listen_tcp(settings.healthz_ip, settings.healthz_port)
+        yield
+    finally:
+        await health.close()
+        await private.close()
+
+
+def public_routes(agent: Agent) -> Routes:
+    """Return the pages for load balancers, monitoring and people without root."""
+
+    async def healthz(_query: Mapping[str, str]) -> Page:
+        return text_page("ok\n")
+
+    async def readyz(_query: Mapping[str, str]) -> Page:
+        if agent.board.is_ready:
+            return text_page("ok\n")
+        return text_page(agent.board.text(), 503)
+
+    async def metrics(_query: Mapping[str, str]) -> Page:
+        page = render(agent.counts, gauges(agent), agent.board.missing, agent.board.notes)
+        return Page(200, page, "text/plain; version=0.0.4; charset=utf-8")
+
+    return {
+        ("GET", "/healthz"): healthz,
+        ("GET", "/readyz"): readyz,
+        ("GET", "/metrics"): metrics,
+    }
+
+
+def command_routes(agent: Agent) -> Routes:
+    """Return what `netplane ctl` asks for, and may order."""
+
+    async def show(_query: Mapping[str, str]) -> Page:
+        return json_page(status(agent))
+
+    async def accept_view(_query: Mapping[str, str]) -> Page:
+        if agent.accept_view():
+            return json_page({})
+        return json_page({"error": "the registry has not told anything yet"}, 409)
+
+    async def drain(_query: Mapping[str, str]) -> Page:
+        problem = await agent.drain()
+        return json_page({"error": problem}, 409) if problem else json_page({})
+
+    return {
+        ("GET", "/v1/status"): show,
+        ("POST", "/v1/accept-view"): accept_view,
+        ("POST", "/v1/drain"): drain,
+    }
+
+
+def gauges(agent: Agent) -> dict[str, float]:
+    """Return the values of now for the metrics page."""
+    now_s = time.monotonic()
+    values: dict[str, float] = {"ready": agent.board.is_ready, "peers": len(agent.peers)}
+    if agent.view is not None:
+        values["quarantined"] = len(agent.view.quarantined)
+        values["view_revision"] = agent.view.revision
+        values["view_age_seconds"] = now_s - agent.view_at_s
+    if agent.lease_at_s:
+        values["lease_age_seconds"] = now_s - agent.lease_at_s
+    return values
+
+
+def status(agent: Agent) -> dict[str, Any]:
+    """Return everything that `netplane ctl status` shows."""
+    view, external, state = agent.view, agent.external, agent.keeper.state
+    return {
+        "ready": agent.board.is_ready,
+        "missing": agent.board.missing,
+        "notes": agent.board.notes
+        | ({"state-file": agent.keeper.problem} if agent.keeper.problem else {}),
+        "instance": agent.settings.instance,
+        "host_id": state.host_id,
+        "interface": None
+        if external is None
+        else {"name": external.name, "address": str(external.address), "mtu": external.mtu},
+        "own": None if agent.own is None else show_lease(agent.own),
+        "peers": [show_lease(lease) for _, lease in sorted(agent.peers.items())],
+        "registry": None
+        if view is None
+        else {
+            "cluster_id": f"{view.cluster_id:x}",
+            "revision": view.revision,
+            "age_s": round(time.monotonic() - agent.view_at_s, 3),
+            "quarantined": {
+                key.decode("utf-8", "backslashreplace"): reason
+                for key, reason in sorted(view.quarantined.items())
+            },
+        },
+        "kernel": {
+            "rounds": agent.counts.applies,
+            "written": dict(agent.counts.written),
+            "healed": dict(agent.counts.healed),
+            "settings": agent.keeper.state.sysctls,
+            "refused": dict(agent.report.failed),
+        },
+    }
+
+
+def show_lease(lease: Lease) -> dict[str, Any]:
+    """Return a lease as JSON shows it."""
+    return {
+        "subnet": str(lease.subnet),
+        "public_ip": str(lease.public_ip),
+        "backend": lease.backend_type,
+        "data": lease.backend_data,
+        "reserved": not lease.expires,
+    }

@@ -1,0 +1,132 @@
+"""What the agent needs of the connection to the registry and of the kernel's half, and no more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple, Protocol
+
+from netplane.agent.interface import ExternalInterface
+from netplane.agent.settings import Settings
+from netplane.subnet.config import NetworkConfig
+from netplane.subnet.lease import Lease, View
+
+Peers = Mapping[IPv4Network, Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """What we say about ourselves when we ask for a subnet."""
+
+    host_id: str
+    public_ip: IPv4Address
+    session: str
+    previous_session: str
+    """Of the last agent here, whose sign of life may still be there."""
+    boot_id: str
+    previous_subnet: IPv4Network | None
+    """What our containers have addresses of."""
+    known: tuple[Lease, ...]
+    """Peers of the remembered view."""
+
+
+class Standing(NamedTuple):
+    """How things stand with the registry; both texts are empty when all is well."""
+
+    missing: str
+    """Why we do not have our subnet any more."""
+    problem: str
+    """Why the registry cannot be used at the moment."""
+
+
+class Subnets(Protocol):
+    """The registry's half, for one host."""
+
+    async def open(self) -> NetworkConfig:
+        """Return the network's configuration. Raises SubnetError, RegistryError."""
+
+    def config_text(self) -> str:
+        """Return that configuration as the registry has it."""
+
+    async def acquire(self, backend_data: object) -> View:
+        """Claim our subnet and return the first view. Raises SubnetError, RegistryError."""
+
+    async def run(self) -> None:
+        """Keep lease and view until cancelled, which gives nothing back."""
+
+    async def next_view(self, seen: View) -> View:
+        """Wait for a view that is another than `seen`."""
+
+    async def drain(self) -> None:
+        """Give the lease back, for good. Raises RegistryError."""
+
+    def standing(self) -> Standing:
+        """Say how things stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one round of comparing and programming did."""
+
+    written: Counter[str] = field(default_factory=Counter)
+    """Objects written or removed, by kind."""
+    healed: Counter[str] = field(default_factory=Counter)
+    """Of these: those that were right before."""
+    failed: tuple[tuple[str, str], ...] = ()
+    """Objects of peers that the kernel or we refused, and why."""
+    broken: str = ""
+    """Why nothing works: our own device or address is missing."""
+    contested: str = ""
+    """What somebody else keeps changing, and who."""
+    milliseconds: float = 0.0
+
+
+class Dataplane(Protocol):
+    """The kernel's half, for one network. Touches the kernel from the first `apply` on."""
+
+    mtu: int
+    """What containers may send in one packet."""
+    on_report: Callable[[Report], None]
+    """Called after every round, those of `run` too."""
+
+    @property
+    def sysctls(self) -> dict[str, str]:
+        """Settings that we changed, as they were before: to be remembered."""
+
+    def lease_data(self) -> object:
+        """Return what our lease tells the others about us."""
+
+    async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
+        """Make the kernel have this; `remove` lets what it has beyond that go."""
+
+    async def run(self) -> None:
+        """Heal until cancelled, which takes nothing away."""
+
+    async def clear(self) -> None:
+        """Take away everything that is ours, and set settings back."""
+
+    def close(self) -> None:
+        """Give sockets back; the kernel stays as it is."""
+
+
+class Parts(Protocol):
+    """Makes both halves; what tests replace."""
+
+    def subnets(self, settings: Settings, who: Who) -> AbstractAsyncContextManager[Subnets]:
+        """Connect to the registry; lazily, so that one that is down is no error yet."""
+
+    def dataplane(
+        self,
+        settings: Settings,
+        config: NetworkConfig,
+        external: ExternalInterface,
+        mac: str,
+        sysctls: Mapping[str, str],
+    ) -> Dataplane:
+        """Prepare the kernel's half. Raises AgentError for a configuration it cannot serve."""
+
+    async def external(self, settings: Settings) -> ExternalInterface:
+        """Find the interface to the other hosts. Raises InterfaceError."""

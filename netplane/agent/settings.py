@@ -1,0 +1,139 @@
+"""What an agent is told at its start, checked; reads no file and asks no kernel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from netplane.agent.errors import SettingsError
+
+_INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+"""What fits a file name, the name of a table and a label of a metric."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+UNIX_PATH_BYTES_MAX = 107
+"""Linux, unix(7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """How to reach the registry."""
+
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
+    prefix: str = "/coreos.com/network"
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    user: str | None = None
+    password: str | None = None
+
+    def check(self) -> None:
+        """Raise SettingsError for what cannot work."""
+        if not any(self.endpoints):
+            raise SettingsError("no registry endpoint", "give --etcd-endpoints HOST:PORT,...")
+        if not self.prefix.startswith("/") or self.prefix.endswith("/"):
+            raise SettingsError(
+                f"--etcd-prefix {self.prefix!r} is no absolute path without a slash at its end",
+                "write it as /coreos.com/network",
+            )
+        if (self.cert_file is None) != (self.key_file is None):
+            raise SettingsError(
+                "--etcd-certfile and --etcd-keyfile go together", "give both or none"
+            )
+        if self.user is not None and self.password is None:
+            raise SettingsError("--etcd-username without a password", "give --etcd-password too")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an agent is told."""
+
+    registry: Registry = Registry()
+    iface: tuple[str, ...] = ()
+    """Names or addresses; the first that is found counts."""
+    iface_regex: tuple[str, ...] = ()
+    """Tried after `iface`, against names and addresses."""
+    public_ip: IPv4Address | None = None
+    """What other hosts reach us by. None: the address of the interface."""
+    subnet_file: Path = Path("/run/flannel/subnet.env")
+    healthz_ip: str = "0.0.0.0"  # noqa: S104 (Flannel's default; the port is off unless asked for)
+    healthz_port: int = 0
+    """0: no health port."""
+    instance: str = "default"
+    """Tells agents of one host apart: sockets, locks, state."""
+    host_id: str = ""
+    """Who we are in the registry, whatever our address. Empty: /etc/machine-id."""
+    state_dir: Path = Path("/var/lib/netplane")
+    """Outlives a reboot."""
+    run_dir: Path = Path("/run/netplane")
+    """Does not."""
+    removal_grace_s: float = 600.0
+    heal_interval_s: float = 10.0
+
+    @property
+    def state_file(self) -> Path:
+        """What the agent remembers."""
+        return self.state_dir / f"{self.instance}.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held while the agent runs."""
+        return self.state_dir / f"{self.instance}.lock"
+
+    @property
+    def socket(self) -> Path:
+        """Where `netplane ctl` finds the agent."""
+        return socket_path(self.run_dir, self.instance)
+
+    def check(self) -> None:
+        """Raise SettingsError for what cannot work."""
+        self.registry.check()
+        check_instance(self.instance)
+        if self.host_id and not _ID.fullmatch(self.host_id):
+            raise SettingsError(
+                f"--host-id {self.host_id!r} does not fit a key",
+                "use up to 63 letters, digits, dots, dashes and underscores",
+            )
+        for pattern in self.iface_regex:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SettingsError(
+                    f"--iface-regex {pattern!r} is no regular expression ({error})",
+                    "quote dots and brackets for the shell",
+                ) from error
+        address = self.public_ip
+        if address is not None and (
+            address.is_unspecified or address.is_loopback or address.is_multicast
+        ):
+            raise SettingsError(
+                f"no host can be reached by --public-ip {address}",
+                "leave it out for the address of the interface",
+            )
+        if not 0 <= self.healthz_port < 1 << 16:
+            raise SettingsError(f"--healthz-port {self.healthz_port}", "0 is off, 65535 the last")
+        for flag, seconds in (
+            ("--removal-grace", self.removal_grace_s),
+            ("--heal-interval", self.heal_interval_s),
+        ):
+            if seconds <= 0:
+                raise SettingsError(f"{flag} must be longer than nothing", "write 10s, 10m or 1h")
+        if len(bytes(self.socket)) > UNIX_PATH_BYTES_MAX:
+            raise SettingsError(
+                f"the path {self.socket} is too long for a socket", "choose a shorter --run-dir"
+            )
+
+
+def check_instance(name: str) -> None:
+    """Raise SettingsError for a name that does not fit where instances are named."""
+    if not _INSTANCE.fullmatch(name):
+        raise SettingsError(
+            f"--instance {name!r} does not fit a file name",
+            "use up to 31 lower-case letters, digits and dashes",
+        )
+
+
+def socket_path(run_dir: Path, instance: str) -> Path:
+    """Return where the agent of an instance listens for `netplane ctl`."""
+    return run_dir / f"{instance}.sock"

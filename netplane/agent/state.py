@@ -1,0 +1,206 @@
+"""What the agent remembers across restarts and reboots: one JSON file, whole or absent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from netplane.agent.files import write_whole
+from netplane.subnet.lease import Lease
+
+log = logging.getLogger("netplane.state")
+
+FORMAT = 1
+RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The memory of one instance. Everything may be missing: a first start has none of it."""
+
+    host_id: str = ""
+    session: str = ""
+    """Of the last agent that had a lease: its sign of life in the registry may still be there."""
+    vtep_mac: str = ""
+    """Peers have it in their kernels: it outlives the device."""
+    cluster_id: int = 0
+    revision: int = 0
+    config: str = ""
+    """The network's configuration, as the registry had it."""
+    own: Lease | None = None
+    peers: tuple[Lease, ...] = ()
+    sysctls: dict[str, str] = field(default_factory=dict)
+    """Settings of the kernel that we changed, as they were before."""
+
+
+def encode(state: State) -> str:
+    """Return the file's text."""
+    fields = {name: getattr(state, name) for name in State.__slots__}
+    fields["own"] = None if state.own is None else _from_lease(state.own)
+    fields["peers"] = [_from_lease(lease) for lease in state.peers]
+    return json.dumps({"format": FORMAT, **fields}, indent=1) + "\n"
+
+
+def decode(text: str) -> State:
+    """Read the file's text. Raises ValueError for whatever is not exactly a state."""
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise ValueError(f"not a state file of format {FORMAT}")
+    unknown = content.keys() - set(State.__slots__)
+    if unknown:
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    own, peers = content.pop("own", None), content.pop("peers", [])
+    empty = State()
+    for name, value in content.items():
+        if type(value) is not type(getattr(empty, name)):
+            raise ValueError(f"{name} is {value!r}")
+    for name, value in content.get("sysctls", {}).items():
+        if not isinstance(value, str):
+            raise ValueError(f"the setting {name} is {value!r}")  # noqa: TRY004
+    if not isinstance(peers, list):
+        raise ValueError(f"peers is {peers!r}")  # noqa: TRY004 (one class for every wrong file)
+    return State(
+        **content,
+        own=None if own is None else _to_lease(own),
+        peers=tuple(_to_lease(each) for each in peers),
+    )
+
+
+def _from_lease(lease: Lease) -> dict[str, Any]:
+    return asdict(lease) | {
+        "subnet": str(lease.subnet),
+        "public_ip": str(lease.public_ip),
+        # Keys are bytes, and junk among them is quarantined, not refused.
+        "key": lease.key.decode("utf-8", "surrogateescape"),
+    }
+
+
+def _to_lease(fields: object) -> Lease:
+    if not isinstance(fields, dict):
+        raise ValueError(f"a lease is {fields!r}")  # noqa: TRY004
+    try:
+        lease = Lease(
+            **fields
+            | {
+                "subnet": IPv4Network(fields["subnet"]),
+                "public_ip": IPv4Address(fields["public_ip"]),
+                "key": fields["key"].encode("utf-8", "surrogateescape"),
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a lease is {fields!r}: {error}") from error
+    if not (
+        isinstance(lease.backend_type, str)
+        and type(lease.create_revision) is int
+        and type(lease.mod_revision) is int
+        and type(lease.expires) is bool
+    ):
+        raise ValueError(f"a lease is {fields!r}")
+    return lease
+
+
+def load(path: Path) -> tuple[State, str]:
+    """Return the remembered state, and a complaint when a file was there and of no use.
+
+    A bad file is set aside under another name: without it we start as a new host would, with it
+    we would never start. Blocks.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return State(), ""
+    except (OSError, UnicodeDecodeError) as error:
+        return State(), _set_aside(path, error)
+    try:
+        return decode(text), ""
+    except ValueError as error:
+        return State(), _set_aside(path, error)
+
+
+def _set_aside(path: Path, error: Exception) -> str:
+    bad = path.with_name(path.name + ".bad")
+    try:
+        os.replace(path, bad)
+        where = f"set aside as {bad}"
+    except OSError as failure:
+        where = f"and it cannot be set aside: {failure}"
+    complaint = f"state file {path} is of no use ({error}), {where}"
+    log.warning(complaint)
+    return complaint
+
+
+class StateKeeper:
+    """Writes the newest state behind the agent's back: what comes during a write shares the next.
+
+    A disk that fails must not take the network down, so a failure is told and tried again.
+    """
+
+    def __init__(
+        self, path: Path, state: State, write: Callable[[Path, str], None] | None = None
+    ) -> None:
+        self._path = path
+        self._write = write or (lambda path, text: write_whole(path, text, mode=0o600))
+        # One thread: what was handed over first is written first, also when nobody waits for it.
+        self._writer = ThreadPoolExecutor(1, "netplane-state")
+        self._saved: State | None = None
+        self._changed = asyncio.Event()
+        self.state = state
+        self.problem = ""
+        """Why the last write failed; empty when it did not."""
+
+    def change(self, **fields: Any) -> None:
+        """Change fields of the state; it is written soon."""
+        self.state = replace(self.state, **fields)
+        if self.state != self._saved:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Write what changes until cancelled; then write what is left."""
+        try:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                if not await self.save():
+                    await asyncio.sleep(RETRY_S)
+                    self._changed.set()
+        finally:
+            await self.save()
+            self._writer.shutdown(wait=False)
+
+    async def save(self) -> bool:
+        """Write the state unless the file has it; return whether the file has it now."""
+        state = self.state
+        if state == self._saved:
+            return True
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                self._writer, self._write, self._path, encode(state)
+            )
+        except OSError as error:
+            self.problem = f"cannot write the state file {self._path}: {error}"
+            log.warning(self.problem)
+            return False
+        self._saved = state
+        self.problem = ""
+        return True
+
+
+def read_machine_id(path: Path = Path("/etc/machine-id")) -> str:
+    """Return the machine's own name for itself; empty when it has none."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text().strip()
+    return ""
+
+
+def read_boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """Return the id of this boot: kernel state of another is gone."""
+    return path.read_text().strip()

@@ -1,0 +1,200 @@
+"""The real halves behind the agent's ports: `kvstore.client` and the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
+from kvstore.client import AsyncClient, Tls
+from netplane.agent import report as kernel
+from netplane.agent.errors import SettingsError
+from netplane.agent.interface import ExternalInterface, choose, read_host
+from netplane.agent.ports import Peers, Report, Standing, Who
+from netplane.agent.reconcile import Reconciler
+from netplane.agent.settings import Registry, Settings
+from netplane.backend import BackendError, External
+from netplane.backend.vxlan import VxlanBackend, VxlanConfig
+from netplane.netlink.objects import KernelObject, Sysctl, VxlanLink
+from netplane.subnet.config import NetworkConfig
+from netplane.subnet.etcd import EtcdRegistry
+from netplane.subnet.lease import Lease
+from netplane.subnet.manager import Standing as ManagerStanding
+from netplane.subnet.manager import SubnetManager
+from netplane.subnet.plan import Identity, Wish
+from netplane.subnet.records import Layout
+
+
+def make_client(registry: Registry) -> AsyncClient:
+    """Make the client that the flags describe. Raises SettingsError."""
+    files = (registry.ca_file, registry.cert_file, registry.key_file)
+    try:
+        return AsyncClient(
+            registry.endpoints,
+            user=registry.user,
+            password=registry.password,
+            tls=Tls(*files) if any(files) else None,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error), "correct --etcd-endpoints") from error
+
+
+class RealParts:
+    """`Parts` of a real host."""
+
+    @contextlib.asynccontextmanager
+    async def subnets(self, settings: Settings, who: Who) -> AsyncIterator[RealSubnets]:
+        """As `Parts.subnets`."""
+        layout = Layout(settings.registry.prefix)
+        async with make_client(settings.registry) as client:
+            manager = SubnetManager(
+                EtcdRegistry(client),
+                layout,
+                Identity(
+                    who.host_id, who.public_ip, who.session, who.boot_id, who.previous_session
+                ),
+                Wish(who.previous_subnet),
+                known=who.known,
+            )
+            yield RealSubnets(manager, layout)
+
+    def dataplane(
+        self,
+        settings: Settings,
+        config: NetworkConfig,
+        external: ExternalInterface,
+        mac: str,
+        sysctls: Mapping[str, str],
+    ) -> RealDataplane:
+        """As `Parts.dataplane`."""
+        if config.backend_type != VxlanBackend.type:
+            raise SettingsError(
+                f"the network's backend is {config.backend_type!r}, which is not offered",
+                "write another with `netplane ctl init`: vxlan",
+            )
+        try:
+            backend = VxlanBackend(
+                VxlanConfig.parse(config.backend),
+                network=config.network,
+                external=External(external.name, external.address, external.mtu),
+                mac=mac,
+            )
+        except BackendError as error:
+            raise SettingsError(str(error), "correct it with `netplane ctl init`") from error
+        return RealDataplane(backend, settings.heal_interval_s, sysctls)
+
+    async def external(self, settings: Settings) -> ExternalInterface:
+        """As `Parts.external`."""
+        return choose(await read_host(), settings.iface, settings.iface_regex)
+
+
+class RealSubnets:
+    """`Subnets` on a manager."""
+
+    def __init__(self, manager: SubnetManager, layout: Layout) -> None:
+        self._layout = layout
+        self._manager = manager
+        self.open = manager.open
+        self.acquire = manager.acquire
+        self.run = manager.run
+        self.next_view = manager.next_view
+        self.drain = manager.drain
+
+    def config_text(self) -> str:
+        """As `Subnets.config_text`."""
+        return self._manager.registered.kvs[self._layout.config].value.decode()
+
+    def standing(self) -> Standing:
+        """As `Subnets.standing`."""
+        status = self._manager.status()
+        missing = ""
+        if status.standing is not ManagerStanding.HELD:
+            missing = status.detail or f"our lease is {status.standing.value}"
+        return Standing(missing, status.problem)
+
+
+class RealDataplane:
+    """`Dataplane` on a reconciler, which opens its sockets when it is first needed."""
+
+    def __init__(
+        self, backend: VxlanBackend, heal_interval_s: float, sysctls: Mapping[str, str]
+    ) -> None:
+        self.mtu = backend.mtu
+        self.on_report: Callable[[Report], None] = lambda _: None
+        self._backend = backend
+        self._interval_s = heal_interval_s
+        self._before = dict(sysctls)
+        self._made: Reconciler | None = None
+        self._refused: dict[str, str] = {}
+
+    @property
+    def sysctls(self) -> dict[str, str]:
+        """As `Dataplane.sysctls`."""
+        return self._before if self._made is None else self._made.previous_sysctls
+
+    def lease_data(self) -> object:
+        """As `Dataplane.lease_data`."""
+        return self._backend.lease_data()
+
+    async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
+        """As `Dataplane.apply`."""
+        plan = self._backend.plan(own.subnet, peers)
+        self._refused = plan.refused
+        await self._reconciler().apply(plan.objects, remove=remove)
+
+    async def run(self) -> None:
+        """As `Dataplane.run`."""
+        await self._reconciler().run()
+
+    async def clear(self) -> None:
+        """As `Dataplane.clear`."""
+        self._refused = {}
+        await self._reconciler().clear()
+
+    def close(self) -> None:
+        """As `Dataplane.close`."""
+        if self._made is not None:
+            self._made.close()
+
+    def _reconciler(self) -> Reconciler:
+        if self._made is None:
+            self._made = Reconciler(
+                self._backend.scope,
+                interval_s=self._interval_s,
+                on_report=self._take,
+                previous_sysctls=self._before,
+            )
+        return self._made
+
+    def _take(self, report: kernel.Report) -> None:
+        broken = [
+            str(failure)
+            for failure in report.failed
+            if failure.item is None or isinstance(failure.item, VxlanLink | Sysctl)
+        ]
+        self.on_report(
+            Report(
+                _kinds((*report.written, *report.removed)),
+                _kinds(report.healed),
+                (
+                    *self._refused.items(),
+                    *(
+                        (str(failure.item), failure.text)
+                        for failure in report.failed
+                        if failure.item is not None
+                        and not isinstance(failure.item, VxlanLink | Sysctl)
+                    ),
+                ),
+                "; ".join(broken),
+                "; ".join(
+                    f"{contest.item} was changed {contest.heals} times in a minute by "
+                    f"{contest.writer or 'somebody'}"
+                    for contest in report.contested
+                ),
+                report.milliseconds,
+            )
+        )
+
+
+def _kinds(items: Iterable[KernelObject]) -> Counter[str]:
+    return Counter(type(item).__name__.lower() for item in items)

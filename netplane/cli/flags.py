@@ -1,0 +1,232 @@
+"""Flannel's flags and `FLANNELD_*` environment: each is honoured, or refused with the reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import click
+
+from netplane.agent.errors import AgentError
+from netplane.agent.settings import Registry, Settings
+
+DEFAULTS = Settings()
+UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_GO_STYLE = re.compile(r"-[a-z][a-z0-9-]+(=.*)?", re.DOTALL)
+"""-name, as Go's flags may be written; our short options have one letter."""
+
+NOT_OFFERED: dict[str, str] = {
+    "iface-can-reach": "name the interface with --iface",
+    "ip-masq": "packets that leave the overlay keep their source; there is no masquerading yet",
+    "ip-masq-fully-random-disable": "there is no masquerading yet",
+    "iptables-resync": "iptables are not used",
+    "iptables-forward-rules": "iptables are not used",
+    "ip-blackhole-route": "not offered yet",
+    "public-ipv6": "only IPv4 networks are supported",
+    "subnet-lease-renew-margin": "leases are renewed long before they end",
+    "net-config-path": "the configuration is kept in the registry: netplane ctl init",
+    "kube-subnet-mgr": "subnets are kept in etcd or kvstore",
+    "kube-api-url": "subnets are kept in etcd or kvstore",
+    "kube-annotation-prefix": "subnets are kept in etcd or kvstore",
+    "kubeconfig-file": "subnets are kept in etcd or kvstore",
+    "set-node-network-unavailable": "subnets are kept in etcd or kvstore",
+    "v": "use --log-level",
+    "vmodule": "use --log-level",
+}
+"""Flannel's other flags. Refused, because ignoring them would lie."""
+
+
+class Failed(click.ClickException):
+    """Ends a command: what was wrong, and what helps on a line of its own."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+    def show(self, file: Any = None) -> None:
+        """Print both to standard error."""
+        click.echo(f"Error: {self.message}", err=True)
+        if self.remedy:
+            click.echo(f"Hint: {self.remedy}", err=True)
+
+
+def failed(error: AgentError) -> Failed:
+    """Say an error of the agent as the command line does."""
+    return Failed(error.problem, error.remedy)
+
+
+class Command(click.Command):
+    """Takes flags as Go programs do, and explains those of Flannel that are missing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, as `click.Command` does."""
+        args = [f"-{arg}" if _GO_STYLE.fullmatch(arg) else arg for arg in args]
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            flag = error.option_name.lstrip("-")
+            if flag not in NOT_OFFERED:
+                raise
+            raise click.UsageError(
+                f"Flannel's flag --{flag} is not offered; leave it out: {NOT_OFFERED[flag]}", ctx
+            ) from error
+
+
+def check_environment(environment: Mapping[str, str], known: set[str]) -> list[str]:
+    """Return a warning for each `FLANNELD_*` variable that means nothing here.
+
+    Raises:
+        click.UsageError: A variable sets a flag of Flannel's that is not offered.
+    """
+    warnings = []
+    for name in sorted(environment):
+        if not name.startswith("FLANNELD_") or name in known:
+            continue
+        flag = name.removeprefix("FLANNELD_").lower().replace("_", "-")
+        if flag in NOT_OFFERED and environment[name] not in ("", "false"):
+            raise click.UsageError(
+                f"{name} in the environment sets Flannel's flag --{flag}, which is not offered; "
+                f"unset it: {NOT_OFFERED[flag]}"
+            )
+        if flag not in NOT_OFFERED:
+            warnings.append(f"unknown environment variable {name}")
+    return warnings
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, written as 500ms, 10s, 10m or 1h30m."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Read the flag's text."""
+        if isinstance(value, float):
+            return value
+        parts = _PART.findall(value)
+        if not parts or "".join(number + unit for number, unit in parts) != value:
+            self.fail(f"{value!r} is no duration; write 500ms, 10s, 10m or 1h", param, ctx)
+        return sum(float(number) * UNITS_S[unit] for number, unit in parts)
+
+
+class Address(click.ParamType[IPv4Address]):
+    """An IPv4 address."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> IPv4Address:
+        """Read the text."""
+        try:
+            return IPv4Address(value)
+        except AddressValueError:
+            self.fail(f"{value!r} is no IPv4 address", param, ctx)
+
+
+class Subnet(click.ParamType[IPv4Network]):
+    """A subnet, written as 10.5.72.0/24."""
+
+    name = "subnet"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> IPv4Network:
+        """Read the text."""
+        try:
+            return IPv4Network(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is no subnet such as 10.5.72.0/24: {error}", param, ctx)
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """Make an option with Flannel's environment variable."""
+    flag = names[0].removeprefix("--")
+    variable = f"FLANNELD_{flag.upper().replace('-', '_')}"
+    return click.option(*names, envvar=variable, **settings)
+
+
+def options(*made: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make one decorator of several, in the order of the help page."""
+
+    def decorate(command: Any) -> Any:
+        for each in reversed(made):
+            command = each(command)
+        return command
+
+    return decorate
+
+
+registry_options = options(
+    option(
+        "--etcd-endpoints",
+        default=",".join(DEFAULTS.registry.endpoints),
+        show_default=True,
+        help="Members of kvstore or etcd, with commas between.",
+    ),
+    option(
+        "--etcd-prefix", default=DEFAULTS.registry.prefix, show_default=True, help="Of all keys."
+    ),
+    option("--etcd-cafile", metavar="FILE", help="Authority of the members (PEM)."),
+    option("--etcd-certfile", metavar="FILE", help="Our certificate (PEM)."),
+    option("--etcd-keyfile", metavar="FILE", help="Our key (PEM)."),
+    option("--etcd-username", metavar="NAME", help="To log in with."),
+    option("--etcd-password", metavar="TEXT", help="Its password."),
+)
+
+instance_options = options(
+    option(
+        "--instance",
+        default=DEFAULTS.instance,
+        show_default=True,
+        help="Tells several agents of one host apart.",
+    ),
+    option(
+        "--run-dir",
+        type=click.Path(path_type=Path),
+        default=DEFAULTS.run_dir,
+        show_default=True,
+        help="Folder of the agent's socket.",
+    ),
+)
+
+state_option = option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=DEFAULTS.state_dir,
+    show_default=True,
+    help="Folder of what the agent remembers; must outlive reboots, must not be copied to others.",
+)
+
+interface_options = options(
+    option(
+        "--iface",
+        multiple=True,
+        metavar="NAME|ADDRESS",
+        help="Interface to the other hosts; repeated: the first that is there.  "
+        "[default: that of the default route]",
+    ),
+    option("--iface-regex", multiple=True, metavar="PATTERN", help="Tried after --iface."),
+)
+
+
+def registry_of(flags: dict[str, Any]) -> Registry:
+    """Take the registry's flags out of a command's; refuse what cannot work."""
+    registry = Registry(
+        tuple(name.strip() for name in flags.pop("etcd_endpoints").split(",") if name.strip()),
+        flags.pop("etcd_prefix").rstrip("/") or "/",
+        flags.pop("etcd_cafile") or None,
+        flags.pop("etcd_certfile") or None,
+        flags.pop("etcd_keyfile") or None,
+        flags.pop("etcd_username") or None,
+        flags.pop("etcd_password") or None,
+    )
+    checked(registry)
+    return registry
+
+
+def checked(settings: Registry | Settings) -> None:
+    """Refuse settings that cannot work."""
+    try:
+        settings.check()
+    except AgentError as error:
+        raise failed(error) from error

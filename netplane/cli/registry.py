@@ -1,0 +1,182 @@
+"""`netplane ctl`: commands that ask the registry, from wherever it can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from netplane.agent.errors import AgentError
+from netplane.agent.settings import Registry
+from netplane.agent.wiring import make_client
+from netplane.cli.ctl import output_option
+from netplane.cli.flags import (
+    Address,
+    Command,
+    Failed,
+    Subnet,
+    failed,
+    registry_of,
+    registry_options,
+)
+from netplane.cli.tables import write_json, write_table
+from netplane.subnet.admin import init_network
+from netplane.subnet.admin import release as release_subnet
+from netplane.subnet.admin import reserve as reserve_subnet
+from netplane.subnet.errors import SubnetError
+from netplane.subnet.etcd import EtcdRegistry
+from netplane.subnet.jsontext import text_of
+from netplane.subnet.records import Layout, Registered
+from netplane.subnet.registry import RegistryError
+
+Result = TypeVar("Result")
+
+
+@click.command(cls=Command)
+@registry_options
+@click.argument("config", required=False, metavar="[JSON|@FILE]")
+@click.option("--network", metavar="CIDR", help="Instead of JSON: vxlan over this network.")
+@click.option("--force", is_flag=True, help="Also if running hosts would be cut off.")
+def init(config: str | None, network: str | None, force: bool, **flags: Any) -> None:
+    """Write the network's configuration into the registry, where there is none.
+
+    CONFIG is Flannel's, such as {"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}.
+    """
+    if (config is None) == (network is None):
+        raise click.UsageError("give the configuration as JSON, as @FILE, or --network CIDR")
+    if network is not None:
+        value = text_of({"Network": network, "Backend": {"Type": "vxlan"}})
+    elif config is not None and config.startswith("@"):
+        try:
+            value = Path(config[1:]).read_bytes().strip()
+        except OSError as error:
+            raise Failed(f"cannot read {config[1:]}: {error.strerror}") from error
+    else:
+        value = (config or "").encode()
+    written = _run(
+        flags, lambda registry, layout: init_network(registry, layout, value, force=force)
+    )
+    click.echo(f"configuration {written.value}: {value.decode()}")
+
+
+@click.command(cls=Command)
+@registry_options
+@output_option
+def hosts(write_out: str, **flags: Any) -> None:
+    """Show the hosts, and which of them live."""
+    registered = _run(flags, _listed)
+    rows = [
+        {
+            "host": host.host_id,
+            "subnet": str(host.subnet),
+            "public_ip": str(host.public_ip),
+            "alive": host.host_id in registered.alive,
+            "session": host.session,
+            "boot": host.boot_id,
+        }
+        for host in sorted(registered.hosts.values(), key=lambda host: host.subnet)
+    ]
+    if write_out == "json":
+        write_json(rows)
+        return
+    write_table(
+        ("HOST", "SUBNET", "PUBLIC IP", "AGENT"),
+        [
+            (
+                str(row["host"]),
+                str(row["subnet"]),
+                str(row["public_ip"]),
+                "runs" if row["alive"] else "silent",
+            )
+            for row in rows
+        ],
+    )
+
+
+@click.command(cls=Command)
+@registry_options
+@output_option
+def leases(write_out: str, **flags: Any) -> None:
+    """Show who has which subnet, and what is of no use."""
+    registered = _run(flags, _listed)
+    rows = []
+    for lease in sorted(registered.leases.values(), key=lambda lease: lease.subnet):
+        host = registered.holder(lease.subnet)
+        rows.append(
+            {
+                "subnet": str(lease.subnet),
+                "public_ip": str(lease.public_ip),
+                "backend": lease.backend_type,
+                "data": lease.backend_data,
+                "reserved": not lease.expires,
+                "host": host.host_id if host is not None else "",
+                "revision": lease.mod_revision,
+            }
+        )
+    junk = {key.decode(errors="backslashreplace"): text for key, text in registered.junk.items()}
+    if write_out == "json":
+        write_json({"leases": rows, "junk": junk})
+        return
+    write_table(
+        ("SUBNET", "PUBLIC IP", "BACKEND", "KIND", "HOST"),
+        [
+            (
+                str(row["subnet"]),
+                str(row["public_ip"]),
+                str(row["backend"] or "udp"),
+                "reservation" if row["reserved"] else "lease",
+                str(row["host"] or "no record (Flannel's?)"),
+            )
+            for row in rows
+        ],
+    )
+    for key, text in junk.items():
+        click.echo(f"of no use: {key}: {text}")
+
+
+@click.command(cls=Command)
+@registry_options
+@click.argument("subnet", type=Subnet())
+@click.argument("public_ip", type=Address())
+def reserve(subnet: IPv4Network, public_ip: IPv4Address, **flags: Any) -> None:
+    """Keep SUBNET for the host with PUBLIC_IP, also while it does not run."""
+    _run(flags, lambda registry, layout: reserve_subnet(registry, layout, subnet, public_ip))
+    click.echo(f"{subnet} is kept for {public_ip}")
+
+
+@click.command(cls=Command)
+@registry_options
+@click.argument("subnet", type=Subnet())
+def release(subnet: IPv4Network, **flags: Any) -> None:
+    """Give SUBNET of a host that does not run to others."""
+    _run(flags, lambda registry, layout: release_subnet(registry, layout, subnet))
+    click.echo(f"{subnet} is free")
+
+
+async def _listed(registry: EtcdRegistry, layout: Layout) -> Registered:
+    registered = Registered(layout)
+    registered.load(await registry.list(layout.everything))
+    return registered
+
+
+def _run(
+    flags: dict[str, Any], work: Callable[[EtcdRegistry, Layout], Awaitable[Result]]
+) -> Result:
+    settings = registry_of(flags)
+
+    async def main(settings: Registry) -> Result:
+        async with make_client(settings) as client:
+            return await work(EtcdRegistry(client), Layout(settings.prefix))
+
+    try:
+        return asyncio.run(main(settings))
+    except AgentError as error:
+        raise failed(error) from error
+    except SubnetError as error:
+        raise Failed(str(error)) from error
+    except RegistryError as error:
+        raise Failed(str(error), f"endpoints: {', '.join(settings.endpoints)}") from error

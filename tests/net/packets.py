@@ -1,0 +1,226 @@
+"""Packets between namespaces, sent and counted in this process; the kernels between do the rest."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from tests.net.namespaces import Namespace
+
+ECHO_REQUEST, ECHO_REPLY = 8, 0
+SO_RCVBUFFORCE = 33
+SOL_RAW, ICMP_FILTER = 255, 1
+UDP_PORT = 7000
+DRAIN_S = 1.0
+"""What has not come so long after the last packet will not come."""
+
+
+class Place(Protocol):
+    """Where packets start and end."""
+
+    namespace: Namespace
+    address: str
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What became of the packets of a flow."""
+
+    sent: int
+    missing: tuple[int, ...]
+    refused: int
+    """Of these: not even taken by the sender's own kernel."""
+    longest_gap_ms: float
+    """Between two packets that arrived."""
+
+    def __str__(self) -> str:
+        return f"{len(self.missing)} of {self.sent} lost, longest gap {self.longest_gap_ms:.0f} ms"
+
+
+class Flow:
+    """Numbered UDP packets from one place to another, evenly, until `stop`."""
+
+    def __init__(
+        self,
+        source: Place,
+        target: Place,
+        rate: int = 1000,
+        *,
+        port: int = UDP_PORT,
+        size: int = 64,
+    ) -> None:
+        """Start to send `rate` packets of `size` payload bytes a second."""
+        self._address = (target.address, port)
+        self._interval_s = 1 / rate
+        self._padding = bytes(size - 8)
+        self._sent = 0
+        self._refused = 0
+        self._got: dict[int, float] = {}
+        self._stopping = threading.Event()
+        self._sender = source.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._receiver = target.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        # A reader that waits for the processor must not look like a network that loses.
+        self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        self._receiver.bind(self._address)
+        self._receiver.settimeout(0.1)
+        self._threads = [
+            threading.Thread(target=self._send, name="flow sender"),
+            threading.Thread(target=self._receive, name="flow receiver"),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def sent(self) -> int:
+        """How many so far."""
+        return self._sent
+
+    @property
+    def received(self) -> int:
+        """How many so far."""
+        return len(self._got)
+
+    def stop(self) -> Loss:
+        """Stop sending, wait for what is still under way, and count."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        self._sender.close()
+        self._receiver.close()
+        times = list(self._got.values())
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        return Loss(
+            self._sent,
+            tuple(number for number in range(self._sent) if number not in self._got),
+            self._refused,
+            1000 * max(gaps, default=0.0),
+        )
+
+    def _send(self) -> None:
+        begun = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                self._sender.sendto(struct.pack("!Q", self._sent) + self._padding, self._address)
+            except OSError:
+                self._refused += 1  # no route: lost at once
+            self._sent += 1
+            self._stopping.wait(max(0.0, begun + self._sent * self._interval_s - time.monotonic()))
+
+    def _receive(self) -> None:
+        last = time.monotonic()
+        while not self._stopping.is_set() or (
+            len(self._got) + self._refused < self._sent and time.monotonic() < last + DRAIN_S
+        ):
+            try:
+                packet = self._receiver.recv(65536)
+            except TimeoutError:
+                continue
+            last = time.monotonic()
+            self._got[struct.unpack_from("!Q", packet)[0]] = last
+
+
+def ping_all(
+    pairs: Iterable[tuple[Place, str]], *, timeout_s: float = 1.0, size: int = 56
+) -> list[float | None]:
+    """Send one ICMP echo request for each place and address, all at once.
+
+    Returns the milliseconds of each in their order, None for those without a reply in time.
+    `size` is the payload; a packet has 28 bytes more.
+    """
+    wanted = list(pairs)
+    with ExitStack() as stack:
+        sockets = []
+        for place, _ in wanted:
+            raw = place.namespace.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            # Only replies: a namespace sees the requests of all the others as well.
+            raw.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", 0xFFFFFFFF ^ 1 << ECHO_REPLY))
+            sockets.append(stack.enter_context(raw))
+        marks = [random.randrange(1 << 16) for _ in wanted]
+        sent: list[float] = []
+        for raw, mark, (_, target) in zip(sockets, marks, wanted, strict=True):
+            sent.append(time.monotonic())
+            with suppress(OSError):  # no route: it will get no reply
+                raw.sendto(_echo_request(mark, size), (target, 0))
+        results: list[float | None] = []
+        for raw, mark, begun, (_, target) in zip(sockets, marks, sent, wanted, strict=True):
+            at = _await_reply(raw, mark, target, begun + timeout_s)
+            results.append(None if at is None else 1000 * (at - begun))
+    return results
+
+
+def ping(source: Place, target: str, *, timeout_s: float = 1.0, size: int = 56) -> float | None:
+    """Return the milliseconds of one ping, None without a reply in time."""
+    return ping_all([(source, target)], timeout_s=timeout_s, size=size)[0]
+
+
+def _echo_request(mark: int, size: int) -> bytes:
+    head = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, mark, 1)
+    data = bytes(size)
+    checksum = _checksum(head + data)
+    return struct.pack("!BBHHH", ECHO_REQUEST, 0, checksum, mark, 1) + data
+
+
+def _checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) // 2 * 2]))
+    if len(data) % 2:
+        total += data[-1] << 8
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def _await_reply(raw: socket.socket, mark: int, target: str, until: float) -> float | None:
+    while True:
+        # Without time left: what has come already counts, as others may have taken all the time.
+        raw.settimeout(max(until - time.monotonic(), 0))
+        try:
+            packet, (sender, _) = raw.recvfrom(65536)
+        except (TimeoutError, BlockingIOError):
+            return None
+        offset = 4 * (packet[0] & 15)
+        kind, _, _, found, _ = struct.unpack_from("!BBHHH", packet, offset)
+        if kind == ECHO_REPLY and found == mark and sender == target:
+            return time.monotonic()
+
+
+def throughput(source: Place, target: Place, *, seconds: int = 2) -> float:
+    """Return the Gbit/s of one TCP stream, as iperf3 measures it. Raises CommandError."""
+    with subprocess.Popen(
+        target.namespace.command(
+            "iperf3", "--server", "--one-off", "--forceflush", "--bind", target.address
+        ),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        try:
+            _read_until(server.stdout, "listening")
+            answer = source.namespace.run(
+                "iperf3", "--client", target.address, "--time", str(seconds), "--json"
+            )
+        finally:
+            server.kill()
+    bits: float = json.loads(answer)["end"]["sum_received"]["bits_per_second"]
+    return bits / 1e9
+
+
+def _read_until(lines: Iterable[str], word: str) -> None:
+    for line in lines:
+        if word in line:
+            return
+    raise ConnectionError(f"iperf3 ended before it said {word!r}")
+
+
+def mesh(places: Sequence[Place]) -> list[tuple[Place, str]]:
+    """Return every ordered pair of different places, as `ping_all` takes them."""
+    return [(one, other.address) for one in places for other in places if one is not other]

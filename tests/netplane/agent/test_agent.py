@@ -1,0 +1,314 @@
+"""The order in which an agent does things; registry and kernel are made up here."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from netplane.agent.agent import Agent, draw_mac
+from netplane.agent.errors import InterfaceError, LockedError, SettingsError
+from netplane.agent.pages import serving
+from netplane.agent.ports import Report, Standing
+from netplane.agent.state import encode, load
+from netplane.subnet.errors import ConfigError
+from netplane.subnet.registry import UnavailableError
+from tests.netplane.agent.world import (
+    EXTERNAL,
+    OWN,
+    World,
+    call,
+    lease,
+    remember,
+    running,
+    view,
+)
+
+
+async def test_the_kernel_is_not_touched_before_the_first_complete_view(world: World) -> None:
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        assert (await call(world, "GET", "/readyz")).status == 503
+        assert world.happened == ["lease"]
+        assert not world.settings.subnet_file.exists()
+
+        world.views.put_nowait(view(2, 3))
+        await world.until_ready(agent)
+
+    assert world.happened == [
+        "lease",
+        "set 10.5.2.0/24,10.5.3.0/24",
+        "healing",
+        "healing ended",
+        "disconnected",
+    ]
+    assert world.settings.subnet_file.read_text().splitlines()[1] == "FLANNEL_SUBNET=10.5.1.1/24"
+
+
+async def test_systemd_hears_ready_when_it_is_true_and_of_the_end(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        async with running(world) as agent:
+            world.registry_is_up.set()
+            await world.until_last("lease")
+            with pytest.raises(BlockingIOError):
+                systemd.recv(4096)
+            world.views.put_nowait(view(2))
+            await world.until_ready(agent)
+            assert systemd.recv(4096) == b"READY=1\nSTATUS=10.5.1.0/24, 1 peers"
+        assert systemd.recv(4096) == b"STOPPING=1"
+
+
+async def test_who_ends_the_agent_ends_nothing_else(world: World) -> None:
+    # SIGTERM and a failure alike: neither lease nor kernel state nor subnet.env go.
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+    assert not {"lease given back", "cleared"} & set(world.happened)
+    assert world.settings.subnet_file.exists()
+    state, complaint = load(world.settings.state_file)
+    assert not complaint
+    assert (state.own, state.peers, state.revision) == (OWN, (lease(2),), 10)
+
+
+async def test_views_that_come_while_one_is_programmed_are_one(world: World) -> None:
+    async with running(world):
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_last("healing")
+        for numbers in ((2, 3), (2, 3, 4), (3, 4)):
+            world.views.put_nowait(view(*numbers))
+        await world.until_last("set 10.5.3.0/24,10.5.4.0/24")
+    assert sum(text.startswith("set") for text in world.happened) == 2
+
+
+async def test_a_registry_that_is_down_is_asked_again_and_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netplane.agent.agent.RETRY_FIRST_S", 0.001)
+    world.refusals += [
+        ConfigError("run `netplane ctl init`"),
+        UnavailableError("no endpoint answers"),
+    ]
+    world.registry_is_up.set()
+    said = []
+    async with running(world) as agent:
+        miss = agent.board.miss
+        agent.board.miss = lambda code, text: (said.append((code, text)), miss(code, text))  # type: ignore[assignment,func-returns-value]
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+    assert [text for code, text in said if code == "no-lease"] == [
+        "no endpoint answers",
+        "run `netplane ctl init`",
+        "",
+    ]
+
+
+async def test_after_a_reboot_with_the_registry_down_the_remembered_view_is_added(
+    world: World,
+) -> None:
+    remember(world, 2, 3)
+    async with running(world, patience_s=0.01) as agent:
+        await world.until_last("healing")
+        assert world.happened == ["add 10.5.2.0/24,10.5.3.0/24", "healing"]
+        assert list(agent.board.missing) == ["no-view"]
+
+        # The registry is back and one host has gone meanwhile: the same kernel half goes on.
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+    assert "set 10.5.2.0/24" in world.happened
+    assert world.happened.count("healing") == 1
+    assert "cleared" not in world.happened
+
+
+async def test_with_nothing_remembered_a_silent_registry_means_no_write(world: World) -> None:
+    world.refusals.append(ConfigError("run `netplane ctl init`"))
+    async with running(world, patience_s=0.0) as agent:
+        await world.until(lambda: "starting" not in agent.board.missing)
+        world.registry_is_up.set()  # and only now; the patience ended before
+        await world.until_last("lease")
+    assert world.happened == ["lease", "disconnected"]
+
+
+async def test_a_state_file_of_no_use_is_named_and_the_agent_starts(world: World) -> None:
+    world.settings.state_dir.mkdir(parents=True)
+    world.settings.state_file.write_text("{")
+    async with running(world):
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_last("healing")
+        status = json.loads((await call(world, "GET", "/v1/status")).body)
+    assert "is of no use" in status["notes"]["state-file"]
+
+
+async def test_who_we_are_outlives_the_agent(world: World) -> None:
+    for _ in range(2):
+        async with running(world) as agent:
+            world.registry_is_up.set()
+            world.views.put_nowait(view(2))
+            await world.until_ready(agent)
+    first, second = world.who
+    assert (first.host_id, second.host_id) == ("host-1", "host-1")
+    assert second.previous_session == first.session
+    assert second.session not in ("", first.session)
+    # Peers have the MAC in their kernels.
+    assert world.data[0] == world.data[1]
+    assert load(world.settings.state_file)[0].sysctls == {"ipv4/ip_forward": "0"}
+
+
+async def test_a_session_that_had_no_lease_is_not_remembered(world: World) -> None:
+    # The registry may still hold the sign of life of the one before.
+    remember(world)
+    async with running(world):
+        await world.until(lambda: bool(world.who))
+    assert load(world.settings.state_file)[0].session == "nonce"
+
+
+async def test_the_subnet_of_our_containers_is_asked_for_again(world: World) -> None:
+    world.settings.subnet_file.write_text("FLANNEL_SUBNET=10.5.44.1/24\n")
+    async with running(world):
+        await world.until(lambda: len(world.who) == 1)
+    assert world.who[0].previous_subnet == IPv4Network("10.5.44.0/24")
+    assert world.who[0].public_ip == EXTERNAL.address.ip
+    # What we remember knows more than the file, which others may write.
+    remembered = replace(load(world.settings.state_file)[0], own=OWN)
+    world.settings.state_file.write_text(encode(remembered))
+    async with running(world):
+        await world.until(lambda: len(world.who) == 2)
+    assert world.who[1].previous_subnet == OWN.subnet
+
+
+async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(world: World) -> None:
+    remember(world, 2, 3)
+    world.registry_is_up.set()
+    for turn in range(2):  # a restart in between must not let go of them either
+        world.happened.clear()
+        async with running(world) as agent:
+            world.views.put_nowait(view(revision=3))
+            missing = agent.board.missing
+            await world.until(lambda missing=missing: list(missing) == ["registry-regressed"])
+            assert world.happened[1] == "set 10.5.2.0/24,10.5.3.0/24"
+            ready = await call(world, "GET", "/readyz")
+            assert ready.status == 503
+            assert b"went back from revision 9 to 3" in ready.body
+            if turn == 1:
+                assert (await call(world, "POST", "/v1/accept-view")).status == 200
+                await world.until_last("set nobody")
+                await world.until_ready(agent)
+    assert load(world.settings.state_file)[0].revision == 3
+
+
+async def test_held_peers_go_when_the_grace_ends_without_another_view(world: World) -> None:
+    remember(world, 2)
+    world.settings = replace(world.settings, removal_grace_s=0.05)
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(revision=3))
+        await world.until_last("set nobody")
+        await world.until_ready(agent)
+    assert world.happened[1] == "set 10.5.2.0/24"
+
+
+async def test_a_subnet_that_was_taken_is_named_and_our_containers_keep_theirs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netplane.agent.agent.STANDING_INTERVAL_S", 0.01)
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        world.standing = Standing("our subnet belongs to host 'b' now", "no endpoint answers")
+        world.views.put_nowait(replace(view(2, 3), own=None))
+        await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
+        await world.until(lambda: "no-subnet" in agent.board.missing)
+        ready = await call(world, "GET", "/readyz")
+        assert ready.body == b"no-subnet: our subnet belongs to host 'b' now\n"
+        assert agent.board.notes["registry"] == "no endpoint answers"
+        assert agent.own == OWN
+        world.standing = Standing("", "")
+        await world.until_ready(agent)
+
+
+async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: World) -> None:
+    async with running(world) as agent:
+        await world.until(lambda: "starting" not in agent.board.missing)
+        assert (await call(world, "POST", "/v1/drain")).status == 409  # not joined yet
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        world.refusals.append(UnavailableError("no endpoint answers"))
+        refused = await call(world, "POST", "/v1/drain")
+        assert json.loads(refused.body) == {"error": "no endpoint answers"}
+        assert "cleared" not in world.happened
+
+        assert (await call(world, "POST", "/v1/drain")).status == 200
+    assert world.happened[-4:] == ["lease given back", "healing ended", "disconnected", "cleared"]
+    assert not world.settings.subnet_file.exists()
+    state, _ = load(world.settings.state_file)
+    assert (state.own, state.peers) == (None, ())
+    assert state.session  # we are still who we were
+
+
+async def test_one_bad_peer_is_a_note_and_a_broken_device_is_not_ready(world: World) -> None:
+    world.report = Report(
+        Counter(route=2), Counter(route=1), (("route 10.5.2.0/24", "No route to host"),)
+    )
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        assert "route 10.5.2.0/24: No route to host" in agent.board.notes["kernel-refused"]
+        world.report = Report(broken="cannot create np.1: Operation not permitted")
+        world.views.put_nowait(view(2, 3))
+        await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
+        assert b"kernel: cannot create np.1" in (await call(world, "GET", "/readyz")).body
+        metrics = (await call(world, "GET", "/metrics")).body.decode()
+    assert 'netplane_missing{code="kernel"} 1.0' in metrics
+    assert 'netplane_healed_total{kind="route"} 1.0' in metrics
+
+
+async def test_what_the_operator_must_change_ends_the_agent_with_that_error(world: World) -> None:
+    world.no_interface = InterfaceError("there is no default route", "name it with --iface")
+    agent = Agent(world.settings, world)
+    with pytest.raises(InterfaceError):
+        await agent.run(serving(agent))
+    world.no_interface = None
+    world.no_dataplane = SettingsError("the network's backend is 'ipsec'", "write another")
+    world.registry_is_up.set()
+    agent = Agent(world.settings, world)
+    with pytest.raises(SettingsError, match="ipsec"):
+        await agent.run(serving(agent))
+    # ... and leaves lock and socket to the next.
+    world.no_dataplane = None
+    async with running(world):
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        second = Agent(world.settings, world)
+        with pytest.raises(LockedError):
+            await second.run(serving(second))
+        assert (await call(world, "GET", "/healthz")).status == 200
+
+
+async def test_a_folder_that_cannot_be_made_says_so(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    agent = Agent(replace(world.settings, state_dir=tmp_path / "file" / "lib"), world)
+    with pytest.raises(SettingsError, match="--state-dir"):
+        await agent.run(serving(agent))
+
+
+def test_a_drawn_mac_is_local_and_for_one_host() -> None:
+    macs = {draw_mac() for _ in range(200)}
+    assert len(macs) == 200
+    assert {int(mac[:2], 16) & 3 for mac in macs} == {2}

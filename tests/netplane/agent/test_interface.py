@@ -1,0 +1,119 @@
+"""Which interface carries the overlay: the order of preference, and every refusal's words."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface
+
+import pytest
+
+from netplane.agent.errors import InterfaceError
+from netplane.agent.interface import (
+    IFA_F_DEPRECATED,
+    IFA_F_PERMANENT,
+    IFA_F_SECONDARY,
+    IFF_LOOPBACK,
+    IFF_UP,
+    Address,
+    DefaultRoute,
+    Host,
+    Link,
+    choose,
+)
+
+
+def link(index: int, name: str, *addresses: str | Address, flags: int = IFF_UP) -> Link:
+    found = [Address(IPv4Interface(each)) if isinstance(each, str) else each for each in addresses]
+    return Link(index, name, 1500, flags, tuple(found))
+
+
+LOOPBACK = link(1, "lo", "127.0.0.1/24", flags=IFF_UP | IFF_LOOPBACK)
+ETH0 = link(2, "eth0", "192.0.2.10/24")
+ETH1 = link(3, "eth1", "198.51.100.7/24", "198.51.100.8/24")
+BARE = link(4, "eth2")
+LINKS = (LOOPBACK, ETH0, ETH1, BARE)
+
+
+def host(*routes: tuple[int, int]) -> Host:
+    return Host(LINKS, tuple(DefaultRoute(index, metric) for index, metric in routes))
+
+
+def test_the_default_route_of_the_lowest_metric_tells_the_interface() -> None:
+    found = choose(host((2, 200), (3, 100)))
+    assert (found.index, found.name, found.mtu, str(found.address)) == (
+        3, "eth1", 1500, "198.51.100.7/24",
+    )  # fmt: skip
+
+
+def test_two_routes_over_one_interface_are_no_doubt() -> None:
+    assert choose(host((2, 100), (2, 100))).name == "eth0"
+
+
+def test_two_equal_default_routes_are_refused_with_both_names() -> None:
+    # Flannel takes the first of them, so a reboot may move the overlay to another network.
+    with pytest.raises(InterfaceError) as refused:
+        choose(host((2, 100), (3, 100)))
+    assert str(refused.value) == (
+        "the default route leads over eth0 (192.0.2.10/24), eth1 (198.51.100.7/24); "
+        "name the interface to the other hosts with --iface"
+    )
+
+
+def test_without_a_default_route_the_candidates_are_named_and_not_the_loopback() -> None:
+    with pytest.raises(InterfaceError, match=r"no default route") as refused:
+        choose(host())
+    assert "eth0 (192.0.2.10/24), eth1 (198.51.100.7/24), eth2 (no IPv4 address)" in str(
+        refused.value
+    )
+    assert "127.0.0.1" not in str(refused.value)
+
+
+def test_a_name_wins_over_the_default_route() -> None:
+    assert choose(host((2, 0)), iface=["eth1"]).name == "eth1"
+
+
+def test_an_address_picks_that_address_also_if_another_ranks_higher() -> None:
+    found = choose(host((2, 0)), iface=["198.51.100.8"])
+    assert (found.name, str(found.address)) == ("eth1", "198.51.100.8/24")
+
+
+def test_the_first_that_is_there_counts_and_patterns_come_last() -> None:
+    assert (
+        choose(host(), iface=["wlan0", "10.9.9.9/24", "eth0"], iface_regex=["eth1"]).name == "eth0"
+    )
+    assert choose(host(), iface=["wlan0"], iface_regex=["wl", "^eth1$"]).name == "eth1"
+
+
+def test_a_pattern_also_matches_addresses() -> None:
+    assert choose(host(), iface_regex=[r"^198\.51\."]).name == "eth1"
+
+
+def test_a_pattern_that_several_interfaces_match_is_refused() -> None:
+    with pytest.raises(InterfaceError, match=r"'eth\[01\]' matches eth0 .*, eth1 .*more exact"):
+        choose(host(), iface_regex=["eth[01]"])
+
+
+def test_nothing_found_names_what_was_tried_and_what_there_is() -> None:
+    with pytest.raises(InterfaceError) as refused:
+        choose(host((2, 0)), iface=["wlan0"], iface_regex=["wl"])
+    assert str(refused.value).startswith("no interface for --iface wlan0 or --iface-regex 'wl'; ")
+
+
+@pytest.mark.parametrize("wanted", ["eth2", "lo"])
+def test_an_interface_without_a_usable_address_is_refused(wanted: str) -> None:
+    with pytest.raises(InterfaceError, match=f"interface {wanted} has no IPv4 address"):
+        choose(host(), iface=[wanted])
+
+
+def test_the_address_that_reaches_farthest_and_stays_longest_is_taken() -> None:
+    worse = [
+        Address(IPv4Interface("203.0.113.9/24"), flags=IFA_F_PERMANENT | IFA_F_DEPRECATED),
+        Address(IPv4Interface("169.254.3.3/24")),
+        Address(IPv4Interface("203.0.113.3/24"), scope=253),
+        Address(IPv4Interface("203.0.113.2/24"), flags=0),
+        Address(IPv4Interface("203.0.113.1/24"), flags=IFA_F_PERMANENT | IFA_F_SECONDARY),
+    ]
+    best = Address(IPv4Interface("203.0.113.7/24"))
+    for rest in range(len(worse)):
+        assert link(9, "x", *worse[rest:], best).best_address() == best.at
+    assert link(9, "x", worse[0]).best_address() is None
+    assert link(9, "x", *worse[:2]).best_address() == worse[1].at

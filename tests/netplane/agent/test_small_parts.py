@@ -1,0 +1,196 @@
+"""subnet.env, lock, sd_notify, board and settings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from netplane.agent import subnet_env
+from netplane.agent.board import Board
+from netplane.agent.errors import LockedError, SettingsError
+from netplane.agent.files import write_whole
+from netplane.agent.lock import InstanceLock
+from netplane.agent.notify import notify
+from netplane.agent.settings import Registry, Settings
+
+NETWORK, SUBNET = IPv4Network("10.5.0.0/16"), IPv4Network("10.5.72.0/24")
+FLANNELS = (
+    "FLANNEL_NETWORK=10.5.0.0/16\n"
+    "FLANNEL_SUBNET=10.5.72.1/24\n"
+    "FLANNEL_MTU=1450\n"
+    "FLANNEL_IPMASQ=false\n"
+)
+
+
+def test_subnet_env_is_what_flannel_writes(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "subnet.env"
+    text = subnet_env.render(NETWORK, SUBNET, 1450)
+    assert text == FLANNELS
+    assert subnet_env.write(path, text)
+    assert path.read_text() == FLANNELS
+    assert path.stat().st_mode & 0o777 == 0o644  # CNI plugins may run as anybody
+    assert subnet_env.read_subnet(path) == SUBNET
+
+
+def test_subnet_env_is_left_alone_when_it_is_right(tmp_path: Path) -> None:
+    # Whoever watches the file would restart its containers for nothing.
+    path = tmp_path / "subnet.env"
+    subnet_env.write(path, FLANNELS)
+    number = path.stat().st_ino
+    assert not subnet_env.write(path, FLANNELS)
+    assert path.stat().st_ino == number
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In any other order a power cut may leave an empty file, or the old one after we told others.
+    done: list[str] = []
+    path = tmp_path / "state"
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(number: int) -> None:
+        what = os.readlink(f"/proc/self/fd/{number}")
+        done.append(
+            "fsync folder" if what == str(tmp_path) else f"fsync {os.fstat(number).st_size}"
+        )
+        real_fsync(number)
+
+    def replace(source: str, target: Path) -> None:
+        done.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_whole(path, "12345")
+    assert done == ["fsync 5", "rename", "fsync folder"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    write_whole(path, "old")
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"FLANNEL_SUBNET=\n",
+        b"FLANNEL_SUBNET=10.5.72.1/33\n",
+        b"\xff\xff",
+        b"OTHER=10.5.72.1/24",
+    ],
+)
+def test_a_subnet_env_of_no_use_tells_nothing(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_bytes(content)
+    assert subnet_env.read_subnet(path) is None
+    assert subnet_env.read_subnet(tmp_path / "missing") is None
+    assert subnet_env.write(path, FLANNELS)
+
+
+def test_the_second_agent_is_told_who_has_the_lock(tmp_path: Path) -> None:
+    first = InstanceLock(tmp_path / "lib" / "default.lock").acquire()
+    with pytest.raises(LockedError, match=f"process {os.getpid()}, lock .*default.lock"):
+        InstanceLock(tmp_path / "lib" / "default.lock").acquire()
+    InstanceLock(tmp_path / "lib" / "other.lock").acquire().close()
+    first.close()
+    InstanceLock(tmp_path / "lib" / "default.lock").acquire().close()
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "default.lock"
+    script = (
+        "import sys; from pathlib import Path; from netplane.agent.lock import InstanceLock\n"
+        "InstanceLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(LockedError, match=f"process {holder.pid}"):
+            InstanceLock(path).acquire()
+        holder.kill()
+        holder.wait()
+    InstanceLock(path).acquire().close()
+
+
+@pytest.mark.parametrize("form", ["path", "abstract"])
+def test_systemd_is_told(form: str, tmp_path: Path) -> None:
+    name = f"@netplane-test-{os.getpid()}" if form == "abstract" else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0" + name[1:] if form == "abstract" else name)
+        assert notify("READY=1", "STATUS=10.5.72.0/24", environment={"NOTIFY_SOCKET": name})
+        assert systemd.recv(4096) == b"READY=1\nSTATUS=10.5.72.0/24"
+
+
+@pytest.mark.parametrize("name", ["", "relative", "/nowhere/at/all"])
+def test_without_systemd_nobody_is_told_and_nothing_fails(name: str) -> None:
+    assert not notify("READY=1", environment={"NOTIFY_SOCKET": name})
+
+
+def test_the_board_logs_a_change_once(caplog: pytest.LogCaptureFixture) -> None:
+    board = Board()
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            board.miss("no-lease", "all 254 subnets are taken")
+        board.note("quarantined", "1 key")
+    assert len(caplog.records) == 2
+    assert not board.is_ready
+    assert board.text() == "no-lease: all 254 subnets are taken\n"
+    board.miss("no-lease", "")
+    board.miss("no-lease", "")
+    assert board.is_ready
+    assert board.notes == {"quarantined": "1 key"}
+
+
+BAD = {
+    "no registry endpoint": Settings(Registry(endpoints=())),
+    "absolute path": Settings(Registry(prefix="coreos.com/network")),
+    "without a slash at its end": Settings(Registry(prefix="/net/")),
+    "go together": Settings(Registry(cert_file="cert.pem")),
+    "without a password": Settings(Registry(user="root")),
+    "--instance 'A b'": Settings(instance="A b"),
+    "--host-id '../x'": Settings(host_id="../x"),
+    r"--iface-regex '\('": Settings(iface_regex=("(",)),
+    "no host can be reached": Settings(public_ip=IPv4Address("0.0.0.0")),
+    "--healthz-port": Settings(healthz_port=70000),
+    "--removal-grace": Settings(removal_grace_s=0),
+    "--heal-interval": Settings(heal_interval_s=-1),
+    "too long for a socket": Settings(run_dir=Path("/" + "x" * 100)),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_settings_that_cannot_work_are_refused_with_what_helps(text: str) -> None:
+    with pytest.raises(SettingsError, match=text) as refused:
+        BAD[text].check()
+    assert refused.value.remedy
+
+
+def test_settings_that_work_are_not() -> None:
+    with contextlib.nullcontext():
+        Settings().check()
+        Settings(
+            Registry(("https://a:2379",), "/x", "ca", "cert", "key", "root", "secret"),
+            instance="vni-16777215",
+        ).check()

@@ -1,0 +1,159 @@
+"""The state file: what is remembered comes back, and no file keeps an agent from starting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netplane.agent.state import State, StateKeeper, decode, encode, load
+from netplane.subnet.lease import Lease
+
+LEASE = Lease(
+    IPv4Network("10.5.72.0/24"),
+    IPv4Address("192.0.2.10"),
+    "vxlan",
+    {"VNI": 1, "VtepMAC": "c6:d2:32:6f:8f:44"},
+    b"/coreos.com/network/subnets/10.5.72.0-24",
+    7,
+    9,
+)
+JUNK_KEY = replace(LEASE, subnet=IPv4Network("10.5.9.0/24"), key=b"\xff\x00", expires=False)
+STATE = State(
+    "host", "nonce", "02:00:00:00:00:01", 2**64 - 1, 12, '{"Network":"10.5.0.0/16"}', LEASE,
+    (JUNK_KEY,), {"ipv4/ip_forward": "0"},
+)  # fmt: skip
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    assert decode(encode(STATE)) == STATE
+    assert decode(encode(State())) == State()
+
+
+def test_no_file_is_a_first_start(tmp_path: Path) -> None:
+    assert load(tmp_path / "default.json") == (State(), "")
+
+
+def mangled() -> list[str]:
+    whole = json.loads(encode(STATE))
+    lease = whole["own"]
+    changes: list[object] = [
+        {**whole, "format": 2},
+        {**whole, "more": 1},
+        {**whole, "revision": "12"},
+        {**whole, "revision": True},
+        {**whole, "vtep_mac": None},
+        {**whole, "sysctls": {"ipv4/ip_forward": 0}},
+        {**whole, "sysctls": []},
+        {**whole, "peers": {}},
+        {**whole, "peers": [3]},
+        {**whole, "own": {**lease, "subnet": "10.5.72.1/24"}},
+        {**whole, "own": {**lease, "public_ip": "::1"}},
+        {**whole, "own": {**lease, "key": 3}},
+        {**whole, "own": {**lease, "surprise": 1}},
+        {**whole, "own": {**lease, "expires": "no"}},
+        {**whole, "own": {name: lease[name] for name in lease if name != "subnet"}},
+        [whole],
+        None,
+    ]
+    return ["", "{", "\x00" * 100, *map(json.dumps, changes)]
+
+
+@pytest.mark.parametrize("text", mangled())
+def test_a_bad_file_is_named_and_set_aside(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "default.json"
+    path.write_text(text)
+
+    state, complaint = load(path)
+
+    assert state == State()
+    assert str(path) in complaint
+    assert not path.exists()
+    assert (tmp_path / "default.json.bad").read_text() == text
+
+
+@given(st.data())
+def test_a_file_cut_or_flipped_anywhere_never_raises_anything_else(data: st.DataObject) -> None:
+    text = encode(STATE)
+    at = data.draw(st.integers(0, len(text) - 1))
+    if data.draw(st.booleans()):
+        text = text[:at]
+    else:
+        text = text[:at] + data.draw(st.characters(max_codepoint=255)) + text[at + 1 :]
+    with contextlib.suppress(ValueError):  # named and set aside
+        decode(text)
+
+
+def test_bytes_that_are_no_text_are_set_aside_too(tmp_path: Path) -> None:
+    path = tmp_path / "default.json"
+    path.write_bytes(b"\xff\xfe")
+    assert load(path)[1]
+    assert not path.exists()
+
+
+async def test_what_changes_during_a_write_is_written_by_the_next_in_order(tmp_path: Path) -> None:
+    # Ten changes while the disk is busy cost one more write, and the newest is what stays.
+    written: list[int] = []
+    started, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(path: Path, text: str) -> None:
+        written.append(decode(text).revision)
+        loop.call_soon_threadsafe(started.set)
+        assert may_end.wait(10)
+
+    keeper = StateKeeper(tmp_path / "state", State(), slow)
+    running = asyncio.create_task(keeper.run())
+    keeper.change(revision=1)
+    await started.wait()
+    for revision in range(2, 12):
+        keeper.change(revision=revision)
+    running.cancel()
+    may_end.set()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert written == [1, 11]
+
+
+async def test_a_disk_that_fails_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netplane.agent.state.RETRY_S", 0.0)
+    tries: list[str] = []
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def full_at_first(path: Path, text: str) -> None:
+        tries.append(keeper.problem)
+        if len(tries) == 1:
+            raise OSError(28, "No space left on device")
+        loop.call_soon_threadsafe(done.set)
+
+    keeper = StateKeeper(tmp_path / "state", State(), full_at_first)
+    running = asyncio.create_task(keeper.run())
+    keeper.change(revision=1)
+    await done.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert len(tries) >= 2  # the last may be under way when the keeper ends, which then repeats it
+    assert "No space left on device" in tries[1]
+    assert keeper.problem == ""
+
+
+async def test_the_real_file_is_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "lib" / "default.json"
+    keeper = StateKeeper(path, State())
+    keeper.change(revision=5)
+    assert await keeper.save()
+    assert load(path) == (State(revision=5), "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,249 @@
+"""The command lines: what they refuse and why, what they load, what they print of an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from netplane.agent.cleanup import clean
+from netplane.agent.errors import AgentError, LockedError
+from netplane.agent.ports import Standing
+from netplane.agent.settings import Settings
+from netplane.agent.state import load
+from netplane.cli import agent as agent_command
+from netplane.cli.flags import Duration
+from netplane.cli.netplane import main
+from tests.netplane.agent.world import World, remember, running, view
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(main, arguments, env={**environment})
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What the agent would run with; it is not run."""
+    found: list[Settings] = []
+    monkeypatch.setattr(agent_command, "run", lambda made: found.append(made) or 0)
+    monkeypatch.setattr(agent_command, "set_up", lambda level: None)
+    for name in os.environ:
+        if name.startswith("FLANNELD_"):
+            monkeypatch.delenv(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["ctl", "--help"], ["agent", "-h"]]
+)
+def test_help_loads_no_client_no_kernel_and_no_event_loop(arguments: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from netplane.cli.netplane import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'asyncio', 'grpc', 'pyroute2', 'prometheus_client', 'kvstore.client'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_agent_of_a_fleet_loads_metrics_only_when_asked() -> None:
+    script = (
+        "import sys, netplane.agent.agent, netplane.agent.pages, netplane.cli.agent\n"
+        "assert 'prometheus_client' not in sys.modules\n"
+        "assert 'aiohttp' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_flags_become_settings(settings: list[Settings]) -> None:
+    done = invoke(
+        "agent",
+        *("--etcd-endpoints", "http://a:2379, http://b:2379", "--etcd-prefix=/net/"),
+        *("--iface", "eth1", "--iface", "10.0.0.1", "--iface-regex", "^en"),
+        *("--public-ip", "203.0.113.7", "--subnet-file", "/run/x.env", "--healthz-port", "8471"),
+        *("--instance", "two", "--removal-grace", "1h30m", "--heal-interval", "500ms"),
+        *("--host-id", "rack-7", "--state-dir", "lib"),
+    )
+    assert done.exit_code == 0, done.output
+    [made] = settings
+    assert made.registry.endpoints == ("http://a:2379", "http://b:2379")
+    assert made.registry.prefix == "/net"
+    assert made.iface == ("eth1", "10.0.0.1")
+    assert made.iface_regex == ("^en",)
+    assert made.public_ip == IPv4Address("203.0.113.7")
+    assert made.subnet_file == Path("/run/x.env")
+    assert (made.healthz_port, made.instance, made.host_id) == (8471, "two", "rack-7")
+    assert (made.removal_grace_s, made.heal_interval_s) == (5400.0, 0.5)
+    assert made.state_dir == Path.cwd() / "lib"
+    assert made.socket == Path("/run/netplane/two.sock")
+
+
+def test_without_flags_the_settings_are_the_defaults(settings: list[Settings]) -> None:
+    assert invoke("agent").exit_code == 0
+    assert settings == [Settings()]
+
+
+def test_flannels_environment_and_gos_dashes_mean_the_same(settings: list[Settings]) -> None:
+    done = invoke(
+        "agent", "-iface=eth9", "-healthz-port", "1",
+        FLANNELD_ETCD_PREFIX="/y", FLANNELD_SUBNET_FILE="/a/b", FLANNELD_PUBLIC_IP="192.0.2.1",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    [made] = settings
+    assert (made.iface, made.healthz_port) == (("eth9",), 1)
+    assert (made.registry.prefix, str(made.subnet_file)) == ("/y", "/a/b")
+    assert made.public_ip == IPv4Address("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ip-masq"], "Flannel's flag --ip-masq is not offered; leave it out: "),
+        (["-kube-subnet-mgr"], "Flannel's flag --kube-subnet-mgr is not offered"),
+        (["--no-such-flag"], "No such option"),
+        (["--public-ip", "::1"], "'::1' is no IPv4 address"),
+        (["--public-ip", "127.0.0.1"], "no host can be reached by --public-ip 127.0.0.1"),
+        (["--heal-interval", "10"], "'10' is no duration; write 500ms, 10s, 10m or 1h"),
+        (["--heal-interval", "0s"], "Hint: write 10s, 10m or 1h"),
+        (["--etcd-prefix", "x"], "Hint: write it as /coreos.com/network"),
+        (["--etcd-endpoints", ","], "no registry endpoint"),
+        (["--instance", "A"], "--instance 'A' does not fit"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(
+    arguments: list[str], said: str, settings: list[Settings]
+) -> None:
+    done = invoke("agent", *arguments)
+    assert done.exit_code in {1, 2}
+    assert said in done.output
+    assert settings == []
+
+
+def test_a_variable_that_cannot_be_honoured_is_refused(settings: list[Settings]) -> None:
+    done = invoke("agent", FLANNELD_IP_MASQ="true")
+    assert done.exit_code == 2
+    assert "FLANNELD_IP_MASQ in the environment sets Flannel's flag --ip-masq" in done.output
+    # What is off cannot disappoint.
+    assert invoke("agent", FLANNELD_IP_MASQ="false").exit_code == 0
+
+
+def test_a_variable_of_nobodys_is_named(
+    settings: list[Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert invoke("agent", FLANNELD_PUBLIC_PI="x").exit_code == 0
+    assert "unknown environment variable FLANNELD_PUBLIC_PI" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("90s", 90), ("10m", 600), ("1h", 3600), ("1m1s", 61)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "5 s", "-5s", "5s5", "5x"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Duration().convert(text, None, None)
+
+
+async def ctl(world: World, *arguments: str) -> Result:
+    where = ("--run-dir", str(world.settings.run_dir))
+    return await asyncio.to_thread(invoke, "ctl", *arguments, *where)
+
+
+async def test_status_for_people_and_for_programs(world: World) -> None:
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2, 3))
+        await world.until_ready(agent)
+        people = await ctl(world, "status")
+        programs = await ctl(world, "status", "-w", "json")
+    assert people.exit_code == 0
+    lines = people.output.splitlines()
+    assert lines[0].split() == ["ready", "yes"]
+    assert "subnet     10.5.1.0/24, others send to 192.0.2.1" in lines
+    assert [line.split() for line in lines if "routed" in line] == [
+        ["10.5.2.0/24", "192.0.2.2", "vxlan", "routed"],
+        ["10.5.3.0/24", "192.0.2.3", "vxlan", "routed"],
+    ]
+    found: dict[str, Any] = json.loads(programs.output)
+    assert found["ready"] is True
+    assert [peer["subnet"] for peer in found["peers"]] == ["10.5.2.0/24", "10.5.3.0/24"]
+    assert found["kernel"]["settings"] == {"ipv4/ip_forward": "0"}
+
+
+async def test_status_tells_what_is_missing(world: World) -> None:
+    world.standing = Standing("our subnet belongs to host 'b' now", "")
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until(lambda: list(agent.board.missing) == ["no-subnet"])
+        found = await ctl(world, "status")
+    assert found.output.splitlines()[:2] == [
+        "ready      no",
+        "           no-subnet: our subnet belongs to host 'b' now",
+    ]
+
+
+async def test_without_an_agent_the_commands_say_what_to_do(world: World) -> None:
+    for command in ("status", "drain", "accept-view"):
+        done = await ctl(world, command)
+        assert done.exit_code == 1
+        assert f"Error: no agent answers at {world.settings.socket}" in done.output
+        assert "Hint: start it with `netplane agent`" in done.output
+
+
+async def test_drain_and_accept_view_order_the_agent(world: World) -> None:
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        refused = await ctl(world, "accept-view")
+        assert refused.exit_code == 1
+        assert "Error: the registry has not told anything yet" in refused.output
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        assert (await ctl(world, "accept-view")).exit_code == 0
+        done = await ctl(world, "drain")
+        assert done.output == "the subnet is given back, the agent has ended\n"
+    assert world.happened[-1] == "cleared"
+
+
+async def test_cleanup_clears_the_kernel_and_remembers_who_we_are(world: World) -> None:
+    remember(world, 2)
+    said = await clean(world.settings, world)
+    assert "settings set back" in said
+    assert world.happened == ["cleared"]
+    state, _ = load(world.settings.state_file)
+    assert state.vtep_mac == "02:00:00:00:00:aa"
+    assert state.sysctls == {}
+    assert state.own is not None
+    assert state.own.subnet == IPv4Network("10.5.1.0/24")
+
+
+async def test_cleanup_leaves_a_running_agent_alone(world: World) -> None:
+    async with running(world):
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        with pytest.raises(LockedError):
+            await clean(world.settings, world)
+    assert "cleared" not in world.happened
+
+
+async def test_cleanup_of_nothing_says_so(world: World) -> None:
+    with pytest.raises(AgentError, match="tells of no network that was programmed; remove"):
+        await clean(world.settings, world)

@@ -1,0 +1,111 @@
+"""`netplane ctl` against a real member: what is written, what is refused, what is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner, Result
+
+from netplane.cli.netplane import main
+from tests.servers import free_ports
+
+if TYPE_CHECKING:
+    from kvstore.embedded import EmbeddedMember
+
+CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
+PREFIX = "/coreos.com/network"
+
+
+class Ctl:
+    """The command line, and the store behind it."""
+
+    def __init__(self, member: EmbeddedMember) -> None:
+        self.store = member.client()
+        self._endpoint = member.endpoint
+
+    def __call__(self, command: str, *arguments: str) -> Result:
+        flags = ("--etcd-endpoints", self._endpoint)
+        return CliRunner().invoke(main, ("ctl", command, *flags, *arguments))
+
+    def value(self, key: str) -> bytes | None:
+        found = self.store.get(f"{PREFIX}/{key}".encode())
+        return None if found is None else found.value
+
+
+@pytest.fixture
+def ctl(kvstore: EmbeddedMember) -> Ctl:
+    """For an empty registry."""
+    return Ctl(kvstore)
+
+
+def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
+    ctl: Ctl, tmp_path: Path
+) -> None:
+    file = tmp_path / "net.json"
+    file.write_text(CONFIG + "\n")
+    assert ctl("init", f"@{file}").output == f"configuration created: {CONFIG}\n"
+    assert ctl.value("config") == CONFIG.encode()
+    assert ctl("init", CONFIG).output.startswith("configuration unchanged")
+    ctl.store.put(f"{PREFIX}/subnets/10.5.72.0-24".encode(), b'{"PublicIP":"192.0.2.1"}')
+    refused = ctl("init", "--network", "10.6.0.0/16")
+    assert refused.exit_code == 1
+    assert "cannot change under running hosts" in refused.output
+    assert ctl.value("config") == CONFIG.encode()
+    assert ctl("init", "--network", "10.6.0.0/16", "--force").exit_code == 0
+    assert json.loads(ctl.value("config") or b"")["Network"] == "10.6.0.0/16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give the configuration"),
+        ([CONFIG, "--network", "10.5.0.0/16"], "give the configuration"),
+        (["{"], "not JSON"),
+        (["@/nowhere"], "cannot read /nowhere: No such file"),
+        (["--network", "10.5.0.0/29"], "too small to divide"),
+    ],
+)
+def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], said: str) -> None:
+    done = ctl("init", *arguments)
+    assert done.exit_code != 0
+    assert said in done.output
+    assert ctl.value("config") is None
+
+
+def test_a_reservation_is_kept_shown_and_released(ctl: Ctl) -> None:
+    ctl("init", CONFIG)
+    done = ctl("reserve", "10.5.72.0/24", "192.0.2.1")
+    assert done.output == "10.5.72.0/24 is kept for 192.0.2.1\n"
+    ctl.store.put(f"{PREFIX}/subnets/junk".encode(), b"x")
+    shown = ctl("leases").output.splitlines()
+    assert shown[1].split()[:4] == ["10.5.72.0/24", "192.0.2.1", "vxlan", "reservation"]
+    assert shown[2].startswith(f"of no use: {PREFIX}/subnets/junk: ")
+    [row] = json.loads(ctl("leases", "-w", "json").output)["leases"]
+    assert (row["subnet"], row["reserved"], row["host"]) == ("10.5.72.0/24", True, "")
+    assert "belongs to PublicIP 192.0.2.1" in ctl("reserve", "10.5.72.0/24", "192.0.2.2").output
+    assert ctl("release", "10.5.72.0/24").output == "10.5.72.0/24 is free\n"
+    assert ctl.value("subnets/10.5.72.0-24") is None
+    assert ctl("release", "10.5.72.0/24").exit_code == 1
+
+
+def test_hosts_tells_which_live(ctl: Ctl) -> None:
+    record = {"Subnet": "10.5.72.0/24", "PublicIP": "192.0.2.1", "Session": "s", "BootID": "b"}
+    for name in ("a", "b"):
+        ctl.store.put(f"{PREFIX}/netplane/hosts/{name}".encode(), json.dumps(record).encode())
+    ctl.store.put(f"{PREFIX}/netplane/alive/b".encode(), b'{"Session":"s"}')
+    lines = [line.split() for line in ctl("hosts").output.splitlines()[1:]]
+    assert lines == [
+        ["a", "10.5.72.0/24", "192.0.2.1", "silent"],
+        ["b", "10.5.72.0/24", "192.0.2.1", "runs"],
+    ]
+    assert [row["alive"] for row in json.loads(ctl("hosts", "-w", "json").output)] == [False, True]
+
+
+def test_a_registry_that_is_down_is_named(ctl: Ctl) -> None:
+    [port] = free_ports(1)
+    done = ctl("leases", "--etcd-endpoints", f"127.0.0.1:{port}")
+    assert done.exit_code == 1
+    assert f"Hint: endpoints: 127.0.0.1:{port}" in done.output
