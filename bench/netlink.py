@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from pyroute2 import IPRoute
 
+from netplane.agent.memory import settle
 from netplane.agent.reconcile import Reconciler
 from netplane.backend import External
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
@@ -211,6 +212,7 @@ def main() -> None:
         "ip link set far up",
     ):
         run(*line.split())
+    settle()
     figures = asyncio.run(measure(arguments.peers, arguments.rounds))
     if arguments.json:
         print(json.dumps({"peers": arguments.peers, "milliseconds": figures}))

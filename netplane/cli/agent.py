@@ -116,11 +116,13 @@ def run(settings: Settings) -> int:
     import asyncio
 
     from netplane.agent.agent import Agent
+    from netplane.agent.memory import settle
     from netplane.agent.pages import serving
     from netplane.agent.wiring import RealParts
 
     async def serve() -> None:
         agent = Agent(settings, RealParts())
+        settle()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, agent.stop)
