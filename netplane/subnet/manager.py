@@ -183,10 +183,22 @@ class SubnetManager:
         await self._news.wait()
 
     async def drain(self) -> None:
-        """Give the subnet back, for good. A reservation stays one. Raises RegistryError."""
+        """Give the subnet back, for good. A reservation stays one.
+
+        Raises:
+            RegistryError: The registry cannot be asked. We go on as before, and what was given
+                back already is claimed anew.
+        """
         async with self._writing:
+            before = self._standing, self._detail
+            # First, or the end of our own keys would look like somebody else's work.
             self._stand(Standing.DRAINED, "the host was drained")
-            await self._claimer.give_back()
+            try:
+                await self._claimer.give_back()
+            except BaseException:  # cancelled, too: who asked has lost patience
+                self._stand(*before)
+                self._attention.set()
+                raise
 
     def status(self) -> Status:
         """Say how things stand."""
