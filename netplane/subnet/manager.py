@@ -31,7 +31,13 @@ from netplane.subnet.errors import IdentityError, SubnetError, SubnetTakenError
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout, Registered
-from netplane.subnet.registry import CompactedError, Grant, Registry, RegistryError
+from netplane.subnet.registry import (
+    CompactedError,
+    Grant,
+    Registry,
+    RegistryError,
+    UnavailableError,
+)
 from netplane.subnet.view import Local, ViewBuilder
 
 LEASE_TTL_S = 86_400
@@ -295,6 +301,9 @@ class SubnetManager:
                     await self._tend()
             except RegistryError as error:
                 self._note("keep", str(error))
+                if isinstance(error, UnavailableError):
+                    # The member that the watch hangs on may be frozen: nothing else would tell.
+                    self._stale.set()
                 await self._clock.wait(asyncio.Event(), pause_s)
                 pause_s = min(2 * pause_s, _RETRY_MAX_S)
             else:

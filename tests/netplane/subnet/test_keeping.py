@@ -173,6 +173,27 @@ async def test_a_configuration_that_changes_is_reported_and_not_applied(network:
     assert view.config.subnet_len == 24
 
 
+async def test_a_member_that_answers_no_more_is_not_watched_any_longer(network: Network) -> None:
+    # A frozen process keeps its connections, so the watch alone would wait for ever.
+    class Frozen(Wrapped):
+        listed = asyncio.Event()
+
+        async def renew(self, lease_id: int) -> Grant:
+            raise UnavailableError("keep-alive: no answer in time")
+
+        async def list(self, prefix: bytes) -> Listing:
+            self.listed.set()
+            return await super().list(prefix)
+
+    registry = Frozen(network.registry)
+    manager, _ = await network.join(1, registry=registry)
+    registry.listed.clear()
+    async with running(manager):
+        network.clock.advance(11)
+        async with asyncio.timeout(10):
+            await registry.listed.wait()
+
+
 async def test_a_compacted_watch_lists_again_and_misses_nothing(network: Network) -> None:
     manager, view = await network.join(1)
     second, _ = await network.join(2)
