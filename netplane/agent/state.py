@@ -142,7 +142,11 @@ def _set_aside(path: Path, error: Exception) -> str:
 
 def save(path: Path, state: State) -> None:
     """Write the file. Blocks for the fsync; raises OSError."""
-    write_whole(path, encode(state), mode=0o600)
+    _write(path, encode(state))
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, text, mode=0o600)
 
 
 class StateKeeper:
@@ -153,7 +157,7 @@ class StateKeeper:
     Args:
         path: the file.
         state: as the file has it, or without one a first start's.
-        write: what writes it, `save` but in tests.
+        write: what writes the text, in tests something else.
         on_problem: hears why a write failed, and an empty text when one succeeds again.
     """
 
@@ -161,7 +165,7 @@ class StateKeeper:
         self,
         path: Path,
         state: State,
-        write: Callable[[Path, State], None] = save,
+        write: Callable[[Path, str], None] = _write,
         on_problem: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._path = path
@@ -202,7 +206,7 @@ class StateKeeper:
             return True
         try:
             await asyncio.get_running_loop().run_in_executor(
-                self._writer, self._write, self._path, state
+                self._writer, self._write, self._path, encode(state)
             )
         except OSError as error:
             self._tell(f"cannot write the state file {self._path}: {error.strerror}")

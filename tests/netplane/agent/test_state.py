@@ -122,8 +122,8 @@ async def test_what_changes_during_a_write_is_written_by_the_next_in_order(tmp_p
     started, may_end = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def slow(path: Path, state: State) -> None:
-        written.append(state.revision)
+    def slow(path: Path, text: str) -> None:
+        written.append(decode(text).revision)
         loop.call_soon_threadsafe(started.set)
         assert may_end.wait(10)
 
@@ -148,7 +148,7 @@ async def test_a_disk_that_fails_is_told_and_tried_again(
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def full_at_first(path: Path, state: State) -> None:
+    def full_at_first(path: Path, text: str) -> None:
         tries.append(keeper.problem)
         if len(tries) < 3:
             raise OSError(28, "No space left on device")
@@ -170,7 +170,7 @@ async def test_a_disk_that_fails_is_told_and_tried_again(
 
 
 async def test_a_full_disk_keeps_nobody_from_starting_who_remembers_all(tmp_path: Path) -> None:
-    def full(path: Path, state: State) -> None:
+    def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
     keeper = StateKeeper(tmp_path / "state", STATE, full)
