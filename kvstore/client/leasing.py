@@ -98,6 +98,7 @@ class LeaseCalls:
         self._transport.enter()
         limit_s = self._transport.limit_s(timeout_s)
         failure: KvError = UnreachableError(f"keep-alive: no connection within {limit_s:g} s")
+        link: Link | None = None
         try:
             async with asyncio.timeout(limit_s):
                 while True:
@@ -113,6 +114,9 @@ class LeaseCalls:
                         failure = error
                         await asyncio.sleep(0.05)
         except TimeoutError:
+            if link is not None:
+                # A frozen member: its connection stands. The next call tries another.
+                self._transport.turn_from(link)
             raise failure from None
 
     async def _renew_once(

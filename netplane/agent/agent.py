@@ -70,6 +70,8 @@ class Agent:
     def __init__(self, settings: Settings, parts: Parts, *, patience_s: float = PATIENCE_S) -> None:
         self.settings = settings
         self.board = Board()
+        # The last that is missing may come by itself, without another view.
+        self.board.on_ready = self._tell_systemd
         # Not by `miss`, which would log a warning of what is as it should be.
         self.board.missing["starting"] = "the agent has only just begun"
         self.counts = Counts()
@@ -137,14 +139,7 @@ class Agent:
         Raises:
             AgentError: What the operator must change.
         """
-        try:
-            lock = InstanceLock(self.settings.lock_file).acquire()
-        except OSError as error:
-            raise SettingsError(
-                f"cannot make the lock {self.settings.lock_file}: {error.strerror}",
-                "run as root, or choose another --state-dir",
-            ) from error
-        with contextlib.closing(lock):
+        with contextlib.closing(InstanceLock(self.settings.lock_file).acquire()):
             await self._remember()
             async with serving:
                 try:
@@ -156,7 +151,11 @@ class Agent:
     async def _remember(self) -> None:
         state, complaint = await asyncio.to_thread(load, self.settings.state_file)
         self.board.note("state-file", complaint)
-        self.keeper = StateKeeper(self.settings.state_file, state)
+        self.keeper = StateKeeper(
+            self.settings.state_file,
+            state,
+            on_problem=lambda problem: self.board.note("state-file", problem or complaint),
+        )
         self.keeper.change(
             host_id=(
                 self.settings.host_id or state.host_id or read_machine_id() or secrets.token_hex(16)
@@ -165,7 +164,9 @@ class Agent:
         )
         # On disk before others hear of it: it is what they know us by.
         if not await self.keeper.save():
-            raise SettingsError(self.keeper.problem, "choose another --state-dir")
+            raise SettingsError(
+                self.keeper.problem, "free space there, or choose another --state-dir"
+            )
 
     async def _work_until_stopped(self) -> None:
         keeping = asyncio.create_task(self.keeper.run())
@@ -336,12 +337,20 @@ class Agent:
             cluster_id=saved.cluster_id,
             revision=saved.revision,
         )
+        was_ready = self.board.is_ready
         # Ready means programmed and remembered.
         self.board.miss("registry-regressed", verdict.regressed)
         self.board.miss("no-view", "")
-        if self.board.is_ready:
-            notify("READY=1", f"STATUS={self.own.subnet}, {len(verdict.peers)} peers")
-        return max(0.0, verdict.until_s - time.monotonic()) if verdict.held else None
+        if was_ready and self.board.is_ready:
+            self._tell_systemd()
+        waits_s = [verdict.until_s - time.monotonic()] if verdict.held else []
+        if "subnet-file" in self.board.missing:
+            waits_s.append(RETRY_MAX_S)
+        return max(0.0, min(waits_s)) if waits_s else None
+
+    def _tell_systemd(self) -> None:
+        assert self.own is not None
+        notify("READY=1", f"STATUS={self.own.subnet}, {len(self.peers)} peers")
 
     async def _program(
         self,

@@ -27,6 +27,7 @@ def ask(path: Path, method: str, target: str, *, timeout_s: float = 15.0) -> Ans
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
-    if len(words) < 3 or not words[1].isdigit():
+    length = f"\r\ncontent-length: {len(body)}\r\n".encode()
+    if len(words) < 3 or not words[1].isdigit() or length not in head + b"\r\n":
         raise ConnectionError("the agent went away before it had answered")
     return Answer(int(words[1]), body)

@@ -19,6 +19,8 @@ class Board:
         self.missing: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called when nothing is missing any more."""
 
     @property
     def is_ready(self) -> bool:
@@ -43,6 +45,8 @@ class Board:
         else:
             del texts[code]
             log.info("%s: no longer", code)
+            if texts is self.missing and not texts:
+                self.on_ready()
         self.on_change()
 
     def text(self) -> str:

@@ -7,11 +7,10 @@ import contextlib
 from dataclasses import replace
 
 from netplane.agent.errors import AgentError
-from netplane.agent.files import write_whole
 from netplane.agent.lock import InstanceLock
 from netplane.agent.ports import Parts, Report
 from netplane.agent.settings import Settings
-from netplane.agent.state import encode, load
+from netplane.agent.state import load, save
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
 
@@ -47,11 +46,20 @@ async def clean(settings: Settings, parts: Parts) -> str:
             await dataplane.clear()
         finally:
             dataplane.close()
-        await asyncio.to_thread(
-            write_whole, settings.state_file, encode(replace(state, sysctls=dataplane.sysctls))
-        )
         problems = [f"{name}: {text}" for report in reports for name, text in report.failed]
+        problems += [report.broken for report in reports if report.broken]
+        left = dataplane.sysctls
+        try:
+            await asyncio.to_thread(save, settings.state_file, replace(state, sysctls=left))
+        except OSError as error:
+            problems.append(f"cannot write {settings.state_file}: {error.strerror}")
         if problems:
             raise AgentError("; ".join(problems), "correct that and repeat")
-        removed = sum(sum(report.written.values()) for report in reports)
-        return f"{removed} objects removed, {len(state.sysctls)} settings set back"
+        back = len(state.sysctls) - len(left)
+        removed = sum(
+            number
+            for report in reports
+            for kind, number in report.written.items()
+            if kind != "sysctl"
+        )
+        return f"{removed} objects removed, {back} settings set back"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from netplane.backend import Scope
+from netplane.backend.vxlan import OVERHEAD_BYTES
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Change
 from netplane.netlink.messages import NetObject
@@ -140,6 +141,24 @@ def plan_link(
     if found.group:
         return LinkPlan(remove=True, make=True)
     return LinkPlan(set=(desired.mac, desired.mtu, True) != (own.mac, own.mtu, own.up))
+
+
+def external_problems(wanted: VxlanLink, external: Link, addresses: Iterable[Address]) -> list[str]:
+    """Say what the external interface, with its addresses, no longer has of what our link needs."""
+    problems = []
+    name = external.name
+    if wanted.local not in {item.address for item in addresses}:
+        problems.append(
+            f"{Address(name, wanted.local, 32)} is gone, and packets leave with it as their source:"
+            " put it back, or start the agent again to use another"
+        )
+    needed = wanted.mtu + OVERHEAD_BYTES
+    if external.mtu < needed:
+        problems.append(
+            f"{name} has MTU {external.mtu}, and large packets need {needed}: set it back, or start"
+            " the agent and the containers again"
+        )
+    return problems
 
 
 def is_drift(change: ObjectChange, desired: Desired, scope: Scope) -> bool:

@@ -132,7 +132,10 @@ class Server:
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return "", text_page("this is no HTTP/1.1 request\n", 400)
-        method, target = words[0], urlsplit(words[1])
+        try:
+            method, target = words[0], urlsplit(words[1])
+        except ValueError:  # such as //[
+            return "", text_page("the request's target is no path\n", 400)
         wanted = "GET" if method == "HEAD" else method
         handler = self._routes.get((wanted, target.path))
         if handler is None:

@@ -93,8 +93,7 @@ def status(agent: Agent) -> dict[str, Any]:
     return {
         "ready": agent.board.is_ready,
         "missing": agent.board.missing,
-        "notes": agent.board.notes
-        | ({"state-file": agent.keeper.problem} if agent.keeper.problem else {}),
+        "notes": agent.board.notes,
         "instance": agent.settings.instance,
         "host_id": state.host_id,
         "interface": None

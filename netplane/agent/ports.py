@@ -126,7 +126,10 @@ class Parts(Protocol):
         mac: str,
         sysctls: Mapping[str, str],
     ) -> Dataplane:
-        """Prepare the kernel's half. Raises AgentError for a configuration it cannot serve."""
+        """Prepare the kernel's half, and keep other agents of this host away from its device.
+
+        Raises AgentError for a configuration it cannot serve, or a device that another has.
+        """
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """Find the interface to the other hosts. Raises InterfaceError."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -18,11 +17,12 @@ from netplane.agent.desired import (
     Item,
     LinkPlan,
     difference,
+    external_problems,
     is_drift,
     is_ours,
     plan_link,
 )
-from netplane.agent.report import Contest, Failure, PassLog, Report, warn
+from netplane.agent.report import Contest, Failure, PassLog, Report, warn, writer_name
 from netplane.backend import Scope
 from netplane.netlink import monitor as events
 from netplane.netlink import sysctl
@@ -180,14 +180,14 @@ class Reconciler:
             case events.LinkChange(link, removed, port):
                 if not self._is_link_drift(link, removed=removed):
                     return ""
-                self._heals.writers[Identity("link", link.name)] = _writer(port)
+                self._heals.writers[Identity("link", link.name)] = writer_name(port)
                 return "link"
             case events.SettingsChange():
                 return "sysctl" if self._wrong_sysctls(self._desired) else ""
             case events.ObjectChange(item, _, port):
                 if not is_drift(change, self._desired, self._scope):
                     return ""
-                self._heals.writers[identity(item)] = _writer(port)
+                self._heals.writers[identity(item)] = writer_name(port)
                 return type(item).__name__.lower()
 
     def _is_link_drift(self, link: Link, *, removed: bool) -> bool:
@@ -199,7 +199,8 @@ class Reconciler:
             return True
         if link.name == self._scope.external:
             # What could not be written through it when it was down, can be now.
-            return self._external is None or not self._external.up
+            before = self._external
+            return before is None or not before.up or before.mtu != link.mtu
         wanted = self._desired.link if self._desired is not None else None
         return wanted is not None and plan_link(wanted, link, self._external, ()) != LinkPlan()
 
@@ -273,6 +274,10 @@ class Reconciler:
             done.failed.append(Failure(wanted, plan.refused))
             self._right.discard(wanted)
             return False
+        assert external is not None
+        addresses = await self._kernel.addresses(self._family, external.index, external.name)
+        for problem in external_problems(wanted, external, addresses):
+            done.failed.append(Failure(wanted, problem))
         if not (plan.make or plan.set):
             self._right.add(wanted)
             return True
@@ -407,13 +412,3 @@ def _as_object(found: Link) -> VxlanLink:
     assert found.vxlan is not None
     vxlan = found.vxlan
     return VxlanLink(found.name, vxlan.vni, "", vxlan.local, vxlan.port, found.mtu, found.mac)
-
-
-def _writer(port: int) -> str:
-    """Return who has a netlink port: by custom a process's first one is its id."""
-    if not port:
-        return ""
-    try:
-        return f"port {port} ({Path(f'/proc/{port}/comm').read_text().strip()})"
-    except OSError:
-        return f"port {port}"

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from netplane.agent.desired import Heals
 from netplane.netlink.kernel import UNKNOWN, Refusal
@@ -125,3 +126,13 @@ def warn(texts: Sequence[str]) -> None:
         log.warning("%s", text)
     if len(texts) > LINES_MAX:
         log.warning("... and %d more like these", len(texts) - LINES_MAX)
+
+
+def writer_name(port: int) -> str:
+    """Return who has a netlink port: by custom a process's first one is its id."""
+    if not port:
+        return ""
+    try:
+        return f"port {port} ({Path(f'/proc/{port}/comm').read_text().strip()})"
+    except OSError:
+        return f"port {port}"

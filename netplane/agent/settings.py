@@ -41,6 +41,14 @@ class Registry:
             raise SettingsError(
                 "--etcd-certfile and --etcd-keyfile go together", "give both or none"
             )
+        plain = [name for name in self.endpoints if name.startswith("http://")]
+        if plain and (self.ca_file or self.cert_file):
+            # Or the password would travel in the clear, where everybody believes it does not.
+            raise SettingsError(
+                f"endpoint {plain[0]} is not encrypted, so --etcd-cafile and --etcd-certfile mean"
+                " nothing to it",
+                "write it as https://, or leave the files out",
+            )
         if self.user is not None and self.password is None:
             raise SettingsError("--etcd-username without a password", "give --etcd-password too")
 

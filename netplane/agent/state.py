@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,7 @@ from netplane.subnet.lease import Lease
 
 log = logging.getLogger("netplane.state")
 
+_MACHINE_ID = re.compile(rb"[0-9a-f]{32}")
 FORMAT = 1
 RETRY_S = 5.0
 
@@ -138,20 +140,41 @@ def _set_aside(path: Path, error: Exception) -> str:
     return complaint
 
 
+def save(path: Path, state: State) -> None:
+    """Write the file. Blocks for the fsync; raises OSError."""
+    _write(path, encode(state))
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, text, mode=0o600)
+
+
 class StateKeeper:
     """Writes the newest state behind the agent's back: what comes during a write shares the next.
 
     A disk that fails must not take the network down, so a failure is told and tried again.
+
+    Args:
+        path: the file.
+        state: as the file has it, or without one a first start's.
+        write: what writes the text, in tests something else.
+        on_problem: hears why a write failed, and an empty text when one succeeds again.
     """
 
     def __init__(
-        self, path: Path, state: State, write: Callable[[Path, str], None] | None = None
+        self,
+        path: Path,
+        state: State,
+        write: Callable[[Path, str], None] = _write,
+        on_problem: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._path = path
-        self._write = write or (lambda path, text: write_whole(path, text, mode=0o600))
+        self._write = write
+        self._on_problem = on_problem
         # One thread: what was handed over first is written first, also when nobody waits for it.
         self._writer = ThreadPoolExecutor(1, "netplane-state")
-        self._saved: State | None = None
+        # A disk that is full keeps no agent from starting that has nothing new to remember.
+        self._saved = state
         self._changed = asyncio.Event()
         self.state = state
         self.problem = ""
@@ -186,18 +209,26 @@ class StateKeeper:
                 self._writer, self._write, self._path, encode(state)
             )
         except OSError as error:
-            self.problem = f"cannot write the state file {self._path}: {error}"
-            log.warning(self.problem)
+            self._tell(f"cannot write the state file {self._path}: {error.strerror}")
             return False
         self._saved = state
-        self.problem = ""
+        self._tell("")
         return True
+
+    def _tell(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            self._on_problem(problem)
 
 
 def read_machine_id(path: Path = Path("/etc/machine-id")) -> str:
-    """Return the machine's own name for itself; empty when it has none."""
+    """Return the machine's own name for itself; empty when it has none (machine-id(5))."""
     with contextlib.suppress(FileNotFoundError):
-        return path.read_text().strip()
+        # In an image that has not booted yet the file is empty, or says "uninitialized".
+        text = path.read_bytes().strip()
+        if _MACHINE_ID.fullmatch(text):
+            return text.decode()
+        log.warning("%s holds no id of a machine", path)
     return ""
 
 

@@ -10,6 +10,7 @@ from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
 from netplane.agent.errors import SettingsError
 from netplane.agent.interface import ExternalInterface, choose, read_host
+from netplane.agent.lock import LinkLock
 from netplane.agent.ports import Peers, Report, Standing, Who
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings
@@ -37,10 +38,39 @@ def make_client(registry: Registry) -> AsyncClient:
         )
     except ValueError as error:
         raise SettingsError(str(error), "correct --etcd-endpoints") from error
+    except OSError as error:
+        raise SettingsError(
+            f"cannot read {error.filename}: {error.strerror}",
+            "correct --etcd-cafile, --etcd-certfile and --etcd-keyfile",
+        ) from error
+
+
+_CORRECT = "correct the configuration with `netplane ctl init --force`"
+
+
+def vxlan_config(config: NetworkConfig) -> VxlanConfig:
+    """Return the backend's part of a configuration.
+
+    Raises SettingsError for a backend that is not offered, or wrong values.
+    """
+    if config.backend_type != VxlanBackend.type:
+        default = ", the default where Backend is left out" if config.backend_type == "udp" else ""
+        raise SettingsError(
+            f"the network's backend is {config.backend_type!r}{default}; it is not offered",
+            f'{_CORRECT}: "Backend":{{"Type":"vxlan"}}',
+        )
+    try:
+        return VxlanConfig.parse(config.backend)
+    except BackendError as error:
+        raise SettingsError(str(error), _CORRECT) from error
 
 
 class RealParts:
     """`Parts` of a real host."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, LinkLock] = {}
+        """Of the devices that this process keeps; held until it ends."""
 
     @contextlib.asynccontextmanager
     async def subnets(self, settings: Settings, who: Who) -> AsyncIterator[RealSubnets]:
@@ -67,20 +97,18 @@ class RealParts:
         sysctls: Mapping[str, str],
     ) -> RealDataplane:
         """As `Parts.dataplane`."""
-        if config.backend_type != VxlanBackend.type:
-            raise SettingsError(
-                f"the network's backend is {config.backend_type!r}, which is not offered",
-                "write another with `netplane ctl init`: vxlan",
-            )
+        parsed = vxlan_config(config)
         try:
             backend = VxlanBackend(
-                VxlanConfig.parse(config.backend),
+                parsed,
                 network=config.network,
                 external=External(external.name, external.address, external.mtu),
                 mac=mac,
             )
         except BackendError as error:
-            raise SettingsError(str(error), "correct it with `netplane ctl init`") from error
+            raise SettingsError(str(error), _CORRECT) from error
+        if backend.link not in self._links:
+            self._links[backend.link] = LinkLock(backend.link)
         return RealDataplane(backend, settings.heal_interval_s, sysctls)
 
     async def external(self, settings: Settings) -> ExternalInterface:

@@ -7,7 +7,6 @@ MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody a
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -77,12 +76,6 @@ class _Served:
     mac: bytes = b""
     """Empty: none is used."""
     reason: str = ""
-
-
-def random_mac() -> str:
-    """Return a MAC for a new host: unicast, locally administered."""
-    first, *rest = secrets.token_bytes(6)
-    return bytes([first & 0xFC | 0x02, *rest]).hex(":")
 
 
 class VxlanBackend:
@@ -222,14 +215,18 @@ def _packed_mac(text: object) -> bytes | None:
 
 
 def _number(given: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
-    value = given.get(name.lower(), default)
+    value = given.get(name.lower())
+    if value is None:  # null leaves a field as it is, as Go's decoder has it
+        return default
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise BackendError(f"Backend.{name} is {value!r}; a number from {least} to {most} is meant")
     return value
 
 
 def _flag(given: Mapping[str, object], name: str) -> bool:
-    value = given.get(name.lower(), False)
+    value = given.get(name.lower())
+    if value is None:
+        return False
     if not isinstance(value, bool):
         raise BackendError(f"Backend.{name} is {value!r}; true or false is meant")
     return value

@@ -18,6 +18,7 @@ from netplane.cli.flags import (
     Address,
     Command,
     Duration,
+    Failed,
     check_environment,
     checked,
     failed,
@@ -108,6 +109,11 @@ def settings_of(flags: dict[str, Any]) -> Settings:
         subnet_file=settings.subnet_file.absolute(),
     )
     checked(settings)
+    if settings.instance != DEFAULTS.instance and settings.subnet_file == DEFAULTS.subnet_file:
+        raise Failed(
+            f"--instance {settings.instance} would write over another's {settings.subnet_file}",
+            "give it a --subnet-file of its own",
+        )
     return settings
 
 
@@ -130,7 +136,8 @@ def run(settings: Settings) -> int:
 
     if os.geteuid() != 0:
         raise click.ClickException(
-            "the agent writes routes, so it needs root; `netplane ctl` can look without"
+            "the agent writes routes, so it needs root; `netplane ctl hosts` and `netplane ctl"
+            " leases` look at the registry without"
         )
     try:
         asyncio.run(serve())

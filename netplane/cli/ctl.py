@@ -133,11 +133,15 @@ def ask_agent(method: str, path: str, run_dir: Path, instance: str) -> dict[str,
         raise failed(error) from error
     except PermissionError as error:
         raise Failed(f"the agent's socket {socket} is root's", "run this as root") from error
+    except TimeoutError as error:
+        raise Failed(f"the agent at {socket} does not answer", "its log tells more") from error
     except OSError as error:
+        others = sorted(other.stem for other in socket.parent.glob("*.sock") if other != socket)
+        known = f" (there are sockets of: {', '.join(others)})" if others else ""
         raise failed(
             NotRunningError(
                 f"no agent answers at {socket} ({error.strerror or error})",
-                "start it with `netplane agent`, or name it with --instance and --run-dir",
+                "start it with `netplane agent`, or name it with --instance and --run-dir" + known,
             )
         ) from error
     content: dict[str, Any] = json.loads(page.body) if page.body.startswith(b"{") else {}

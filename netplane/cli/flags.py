@@ -19,6 +19,9 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _GO_STYLE = re.compile(r"-[a-z][a-z0-9-]+(=.*)?", re.DOTALL)
 """-name, as Go's flags may be written; our short options have one letter."""
 
+_OFF = {"", "0", "f", "false"}
+"""How Go's programs are told that a flag is off."""
+
 NOT_OFFERED: dict[str, str] = {
     "iface-can-reach": "name the interface with --iface",
     "ip-masq": "packets that leave the overlay keep their source; there is no masquerading yet",
@@ -87,7 +90,7 @@ def check_environment(environment: Mapping[str, str], known: set[str]) -> list[s
         if not name.startswith("FLANNELD_") or name in known:
             continue
         flag = name.removeprefix("FLANNELD_").lower().replace("_", "-")
-        if flag in NOT_OFFERED and environment[name] not in ("", "false"):
+        if flag in NOT_OFFERED and environment[name].lower() not in _OFF:
             raise click.UsageError(
                 f"{name} in the environment sets Flannel's flag --{flag}, which is not offered; "
                 f"unset it: {NOT_OFFERED[flag]}"

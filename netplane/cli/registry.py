@@ -12,7 +12,7 @@ import click
 
 from netplane.agent.errors import AgentError
 from netplane.agent.settings import Registry
-from netplane.agent.wiring import make_client
+from netplane.agent.wiring import make_client, vxlan_config
 from netplane.cli.ctl import output_option
 from netplane.cli.flags import (
     Address,
@@ -23,10 +23,11 @@ from netplane.cli.flags import (
     registry_of,
     registry_options,
 )
-from netplane.cli.tables import write_json, write_table
+from netplane.cli.tables import write_json, write_some, write_table
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
 from netplane.subnet.admin import reserve as reserve_subnet
+from netplane.subnet.config import parse_config
 from netplane.subnet.errors import SubnetError
 from netplane.subnet.etcd import EtcdRegistry
 from netplane.subnet.jsontext import text_of
@@ -40,7 +41,9 @@ Result = TypeVar("Result")
 @registry_options
 @click.argument("config", required=False, metavar="[JSON|@FILE]")
 @click.option("--network", metavar="CIDR", help="Instead of JSON: vxlan over this network.")
-@click.option("--force", is_flag=True, help="Also if running hosts would be cut off.")
+@click.option(
+    "--force", is_flag=True, help="Also if running hosts would be cut off, or no agent can use it."
+)
 def init(config: str | None, network: str | None, force: bool, **flags: Any) -> None:
     """Write the network's configuration into the registry, where there is none.
 
@@ -57,6 +60,14 @@ def init(config: str | None, network: str | None, force: bool, **flags: Any) -> 
             raise Failed(f"cannot read {config[1:]}: {error.strerror}") from error
     else:
         value = (config or "").encode()
+    if not force:
+        # Flannel may serve more than our agents do, and its hosts and ours can share a network.
+        try:
+            vxlan_config(parse_config(value))
+        except SubnetError as error:
+            raise Failed(str(error)) from error
+        except AgentError as error:
+            raise Failed(error.problem, f"{error.remedy}; --force writes it for Flannel") from error
     written = _run(
         flags, lambda registry, layout: init_network(registry, layout, value, force=force)
     )
@@ -134,8 +145,7 @@ def leases(write_out: str, **flags: Any) -> None:
             for row in rows
         ],
     )
-    for key, text in junk.items():
-        click.echo(f"of no use: {key}: {text}")
+    write_some(f"of no use: {key}: {text}" for key, text in junk.items())
 
 
 @click.command(cls=Command)

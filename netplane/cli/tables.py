@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
+LINES_MAX = 20
+"""Of one kind of trouble: thousands of junk keys must not push all else off the screen."""
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot move the cursor: what is in a registry anybody may have written."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+def write_some(lines: Iterable[str]) -> None:
+    """Print lines; of very many only the first, and how many there are."""
+    lines = list(lines)
+    for line in lines[:LINES_MAX]:
+        click.echo(printable(line))
+    if len(lines) > LINES_MAX:
+        click.echo(f"... and {len(lines) - LINES_MAX} more; all of them with -w json")
+
 
 def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns as wide as their widest cell."""
-    lines = [head, *rows]
+    lines = [head, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -54,7 +74,7 @@ def write_status(status: dict[str, Any]) -> None:
         ("peers", str(len(status["peers"]))),
     ]
     for name, text in rows:
-        click.echo(f"{name:<11}{text}".rstrip())
+        click.echo(printable(f"{name:<11}{text}".rstrip()))
     if status["peers"]:
         click.echo("")
         refused = status["kernel"]["refused"]
@@ -65,7 +85,7 @@ def write_status(status: dict[str, Any]) -> None:
                     peer["subnet"],
                     peer["public_ip"],
                     peer["backend"] or "udp",
-                    refused.get(peer["subnet"], "routed"),
+                    _refusal(peer, refused) or "routed",
                 )
                 for peer in status["peers"]
             ],
@@ -74,8 +94,17 @@ def write_status(status: dict[str, Any]) -> None:
         ("quarantined", (registry or {}).get("quarantined", {})),
         ("refused by the kernel", status["kernel"]["refused"]),
     ):
-        for name, reason in junk.items():
-            click.echo(f"{title}: {name}: {reason}")
+        write_some(f"{title}: {name}: {reason}" for name, reason in junk.items())
+
+
+def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:
+    """Return why a peer, or one of its objects, is not in the kernel; "" when all are."""
+    subnet = str(peer["subnet"])
+    names = {subnet, subnet.partition("/")[0]}
+    if isinstance(peer["data"], dict):
+        names.add(str(peer["data"].get("VtepMAC")).lower())
+    # `10.5.2.0/24`, `route 10.5.2.0/24 via ...`, `fdb MAC dst ...`: see `netlink.objects`.
+    return next((text for name, text in refused.items() if not names.isdisjoint(name.split())), "")
 
 
 def _kernel(kernel: dict[str, Any]) -> str:

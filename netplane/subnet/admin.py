@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError, ContentionError, SubnetError
-from netplane.subnet.lease import encode_value
+from netplane.subnet.lease import address_problem, encode_value
 from netplane.subnet.plan import is_free
 from netplane.subnet.records import Layout, Registered
 from netplane.subnet.registry import (
@@ -95,8 +95,8 @@ async def reserve(
     """Keep a subnet for a host: its lease does not end, whether the host runs now or starts later.
 
     Raises:
-        SubnetError: Another address has it, or it does not fit the configuration. Nothing was
-            written.
+        SubnetError: Another address has it, it does not fit the configuration, or no host can
+            have that address. Nothing was written.
         RegistryError: As the registry says.
     """
     key = layout.lease(subnet)
@@ -104,6 +104,7 @@ async def reserve(
         registered = await _listed(registry, layout)
         config = _config(registered)
         reason = config.misfit(subnet, reserved=True)
+        reason = reason or address_problem(public_ip, config.network)
         if reason:
             raise SubnetError(f"subnet {subnet} cannot be reserved: {reason}")
         kv, lease = registered.kvs.get(key), registered.at(subnet)

@@ -12,6 +12,7 @@ from kvstore.client import (
     KvError,
     LeaseNotFoundError,
     Op,
+    PermissionDeniedError,
     Txn,
     Watcher,
     compare,
@@ -144,6 +145,9 @@ def _translated() -> Iterator[None]:
         raise OutcomeUnknownError(str(error)) from error
     except AvailabilityError as error:
         raise UnavailableError(str(error)) from error
+    except PermissionDeniedError as error:
+        text = "the user of --etcd-username has to read and write all that is below --etcd-prefix"
+        raise RefusedError(f"{error}: {text}") from error
     except KvError as error:
         raise RefusedError(str(error)) from error
 

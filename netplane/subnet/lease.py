@@ -12,6 +12,7 @@ from netplane.subnet.config import NetworkConfig
 from netplane.subnet.jsontext import FormatError, parse_object, text_of
 
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([0-9a-f:]+)-(\d+))?", re.ASCII)
+_BROADCAST = IPv4Address("255.255.255.255")
 _ONLY_IPV6 = "0.0.0.0-0"
 _WITHOUT_TYPE = frozenset(("udp", "alloc"))
 # Flannel leaves BackendType out for these.
@@ -46,6 +47,17 @@ class View:
     quarantined: Mapping[bytes, str]
     """Key -> reason, in words for an operator."""
     config: NetworkConfig
+
+
+def address_problem(address: IPv4Address, network: IPv4Network) -> str:
+    """Say why no host of a network can have this PublicIP; "" when one can."""
+    if address.is_unspecified or address.is_multicast or address.is_loopback:
+        return f"PublicIP {address} is no host's address"
+    if address == _BROADCAST:
+        return f"PublicIP {address} is everybody's address"
+    if address in network:
+        return f"PublicIP {address} is inside of the overlay's own Network {network}"
+    return ""
 
 
 def subnet_name(subnet: IPv4Network) -> str:

@@ -31,7 +31,13 @@ from netplane.subnet.errors import IdentityError, SubnetError, SubnetTakenError
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout, Registered
-from netplane.subnet.registry import CompactedError, Grant, Registry, RegistryError
+from netplane.subnet.registry import (
+    CompactedError,
+    Grant,
+    Registry,
+    RegistryError,
+    UnavailableError,
+)
 from netplane.subnet.view import Local, ViewBuilder
 
 LEASE_TTL_S = 86_400
@@ -183,10 +189,22 @@ class SubnetManager:
         await self._news.wait()
 
     async def drain(self) -> None:
-        """Give the subnet back, for good. A reservation stays one. Raises RegistryError."""
+        """Give the subnet back, for good. A reservation stays one.
+
+        Raises:
+            RegistryError: The registry cannot be asked. We go on as before, and what was given
+                back already is claimed anew.
+        """
         async with self._writing:
+            before = self._standing, self._detail
+            # First, or the end of our own keys would look like somebody else's work.
             self._stand(Standing.DRAINED, "the host was drained")
-            await self._claimer.give_back()
+            try:
+                await self._claimer.give_back()
+            except BaseException:  # cancelled, too: who asked has lost patience
+                self._stand(*before)
+                self._attention.set()
+                raise
 
     def status(self) -> Status:
         """Say how things stand."""
@@ -283,6 +301,9 @@ class SubnetManager:
                     await self._tend()
             except RegistryError as error:
                 self._note("keep", str(error))
+                if isinstance(error, UnavailableError):
+                    # The member that the watch hangs on may be frozen: nothing else would tell.
+                    self._stale.set()
                 await self._clock.wait(asyncio.Event(), pause_s)
                 pause_s = min(2 * pause_s, _RETRY_MAX_S)
             else:

@@ -15,8 +15,13 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from netplane.subnet.config import NetworkConfig
-from netplane.subnet.errors import IdentityError, SubnetMisfitError, SubnetTakenError
-from netplane.subnet.lease import Lease
+from netplane.subnet.errors import (
+    ConfigError,
+    IdentityError,
+    SubnetMisfitError,
+    SubnetTakenError,
+)
+from netplane.subnet.lease import Lease, address_problem
 from netplane.subnet.records import HostRecord, Registered
 
 
@@ -62,7 +67,17 @@ class Claim:
 
 
 def plan(registered: Registered, config: NetworkConfig, who: Identity, wish: Wish) -> Claim:
-    """Return what to claim. Raises IdentityError, SubnetTakenError or SubnetMisfitError."""
+    """Return what to claim.
+
+    Raises ConfigError, IdentityError, SubnetTakenError or SubnetMisfitError.
+    """
+    reason = address_problem(who.public_ip, config.network)
+    if reason:
+        # The others would quarantine our lease, and we would wait for them in vain.
+        raise ConfigError(
+            f"our {reason}: name another address with --public-ip or --iface, or take a Network "
+            "that no host uses, with `netplane ctl init --force`"
+        )
     _check_session(registered, who)
     _check_address(registered, who)
     claim = _chosen(registered, config, who, wish)
@@ -121,8 +136,9 @@ def _check_session(registered: Registered, who: Identity) -> None:
     address = record.public_ip if record is not None else "an unknown address"
     raise IdentityError(
         f"an agent with our host id {who.host_id!r} runs already, at {address}: a cloned "
-        "machine-id? Give each host its own (systemd-machine-id-setup, or --host-id). If this "
-        "host was just reinstalled or rebooted, that entry ends within 30 s",
+        "machine-id, or --state-dir? On the clone remove the state directory, and "
+        "/etc/machine-id before systemd-machine-id-setup (or give it a --host-id). If this host "
+        "was just reinstalled or rebooted, that entry ends within 30 s",
         other=who.host_id,
     )
 

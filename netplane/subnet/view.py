@@ -16,12 +16,12 @@ from types import MappingProxyType
 
 from netplane.subnet.config import VNI_MAX, NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
-from netplane.subnet.lease import Lease, View
+from netplane.subnet.lease import Lease, View, address_problem
 from netplane.subnet.records import Registered
 from netplane.subnet.spans import Spans
 
+_NO_DATA = "BackendData is missing"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
-_BROADCAST = IPv4Address("255.255.255.255")
 
 
 @dataclass(slots=True)
@@ -65,6 +65,9 @@ class ViewBuilder:
                     own = lease
                     continue
                 reason = self._problem(lease)
+                if reason == _NO_DATA and not lease.expires and key not in self._good:
+                    # Kept for a host that has not come yet: it will say where it can be reached.
+                    continue
             if reason:
                 quarantined[key] = reason
                 lease = self._good.get(key)
@@ -127,15 +130,12 @@ class ViewBuilder:
 
     def _lasting_problem(self, lease: Lease) -> str:
         """As `_problem`, of what does not change with what is ours."""
-        config, address = self.config, lease.public_ip
+        config = self.config
         if not lease.subnet.subnet_of(config.network):
             return f"subnet {lease.subnet} is outside of Network {config.network}"
-        if address.is_unspecified or address.is_multicast or address.is_loopback:
-            return f"PublicIP {address} is no host's address"
-        if address == _BROADCAST:
-            return f"PublicIP {address} is everybody's address"
-        if address in config.network:
-            return f"PublicIP {address} is inside of the overlay's own Network {config.network}"
+        reason = address_problem(lease.public_ip, config.network)
+        if reason:
+            return reason
         # Flannel leaves the type of udp and alloc out.
         wanted = "" if config.backend_type in ("udp", "alloc") else config.backend_type
         if lease.backend_type != wanted:
@@ -145,7 +145,7 @@ class ViewBuilder:
     def _vxlan_problem(self, lease: Lease) -> str:
         data = lease.backend_data
         if not isinstance(data, dict):
-            return "BackendData is missing"
+            return _NO_DATA
         vni, mac = data.get("VNI"), data.get("VtepMAC")
         if not isinstance(vni, int) or isinstance(vni, bool) or not 1 <= vni <= VNI_MAX:
             return f"VNI {vni!r} is no number from 1 to {VNI_MAX}"

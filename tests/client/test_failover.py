@@ -339,6 +339,22 @@ async def test_a_lease_survives_the_death_of_the_member_it_is_renewed_at(three: 
         assert await client.get(b"leased") is None
 
 
+async def test_a_keep_alive_leaves_a_member_that_is_frozen(three: Cluster) -> None:
+    # Its connection stands, so nothing but the silence tells; else every renewal waits there.
+    leader = three.leader()
+    frozen = (leader + 1) % 3
+    endpoints = [three.endpoints[frozen], three.endpoints[leader]]
+    async with AsyncClient(endpoints, timeout_s=10) as client:
+        grant = await client.lease_grant(60)
+        three.pause(frozen)
+        try:
+            renewal = client.lease_keep_alive_once(grant.lease_id, timeout_s=1)
+            assert isinstance(await outcome(renewal), ReadFailedError)
+            assert await client.lease_keep_alive_once(grant.lease_id) is not None
+        finally:
+            three.resume(frozen)
+
+
 async def test_a_lease_is_lost_when_the_cluster_is_gone(server: Cluster) -> None:
     async with Proxy(server.endpoints[0]) as proxy, AsyncClient([proxy.endpoint]) as client:
         lease = await client.lease(2).start()

@@ -7,20 +7,18 @@ the pipe closes, the `cat` ends and the kernel takes the namespace apart. Nothin
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
 import os
 import shutil
 import socket
 import subprocess
-import threading
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from netplane.netlink.namespace import inside
+
 Result = TypeVar("Result")
-CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @functools.cache
@@ -73,7 +71,6 @@ class Namespace:
             self.close()
             raise ConnectionError("unshare --net failed")
         self.path = f"/proc/{self._holder.pid}/ns/net"
-        self._number = os.open(self.path, os.O_RDONLY)
         self.ip("link set lo up")
 
     def __enter__(self) -> Self:
@@ -89,9 +86,6 @@ class Namespace:
 
     def close(self) -> None:
         """Let it go. What others still run inside keeps it."""
-        number, self._number = getattr(self, "_number", -1), -1
-        if number >= 0:
-            os.close(number)
         self._holder.kill()
         self._holder.communicate()
 
@@ -121,24 +115,7 @@ class Namespace:
 
         Sockets that it makes stay inside wherever they are used later; /proc/sys/net is ours.
         """
-        results: list[Result] = []
-        errors: list[BaseException] = []
-
-        def enter() -> None:
-            try:
-                if _libc.setns(self._number, CLONE_NEWNET):
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number))
-                results.append(function(*arguments))
-            except BaseException as error:  # noqa: BLE001 (raised below)
-                errors.append(error)
-
-        thread = threading.Thread(target=enter, name=f"in {self.name}")
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
+        return inside(self.path, functools.partial(function, *arguments))
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket that was made inside."""

@@ -68,6 +68,24 @@ DRIFTS = {
 }  # fmt: skip
 
 
+EXTERNAL = {
+    "its address changes": (
+        ["ip addr del 10.77.0.1/16 dev eth0", "ip addr add 10.77.0.201/16 dev eth0"],
+        ["ip addr add 10.77.0.1/16 dev eth0"],
+        "address 10.77.0.1/32 dev eth0 is gone",
+    ),
+    "its MTU shrinks": (
+        ["ip link set eth0 mtu 1400"], ["ip link set eth0 mtu 1500"],
+        "eth0 has MTU 1400, and large packets need 1500",
+    ),
+    "it is renamed": (
+        ["ip link set eth0 down", "ip link set eth0 name wan0", "ip link set wan0 up"],
+        ["ip link set wan0 down", "ip link set wan0 name eth0", "ip link set eth0 up"],
+        "there is no interface eth0",
+    ),
+}  # fmt: skip
+
+
 def plan(host: Host) -> frozenset[KernelObject]:
     """Return routes of both kinds: one peer through the device, one beside it, one on the wire."""
     direct = host.plan(peers(4), config=VxlanConfig(direct_routing=True)).objects
@@ -238,6 +256,23 @@ async def test_a_lost_underlay_comes_back_with_everything_on_it(hosts: tuple[Hos
         clean(await there.apply(frozenset()))
         clean(await there.apply(two.plan(peers(1)).objects))
         assert arrives(one, two)
+
+
+@pytest.mark.parametrize("name", EXTERNAL)
+async def test_what_becomes_of_the_external_interface_is_told_until_it_is_undone(
+    host: Host, name: str
+) -> None:
+    # Packets would be lost without a word: the device keeps its source, and its size.
+    change, undo, said = EXTERNAL[name]
+    await make_device(host)
+    async with watched(host, interval_s=HOUR_S) as here:
+        clean(await here.reconciler.apply(plan(host)))
+        before = state(host)
+        async with running(here.reconciler):
+            host.do(*change)
+            await here.until(lambda: any(said in str(one) for one in here.reports[-1].failed))
+            host.do(*undo)
+            await here.until(lambda: not here.reports[-1].failed and state(host) == before)
 
 
 async def make_device(host: Host) -> None:

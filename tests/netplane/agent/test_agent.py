@@ -69,6 +69,40 @@ async def test_systemd_hears_ready_when_it_is_true_and_of_the_end(
         assert systemd.recv(4096) == b"STOPPING=1"
 
 
+async def test_systemd_hears_ready_also_when_the_last_that_was_missing_comes_by_itself(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Such as a foreign device that somebody removes: no view comes of it, and systemd would kill.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        world.report = Report(broken="device flannel.1 has VNI 1 already")
+        async with running(world) as agent:
+            world.registry_is_up.set()
+            world.views.put_nowait(view(2))
+            await world.until(lambda: list(agent.board.missing) == ["kernel"])
+            with pytest.raises(BlockingIOError):
+                systemd.recv(4096)
+            agent._take_report(Report())
+            assert systemd.recv(4096) == b"READY=1\nSTATUS=10.5.1.0/24, 1 peers"
+
+
+async def test_subnet_env_is_written_as_soon_as_its_place_can_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netplane.agent.agent.RETRY_MAX_S", 0.01)
+    path = world.settings.subnet_file
+    path.mkdir()
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until(lambda: list(agent.board.missing) == ["subnet-file"])
+        path.rmdir()  # no view comes, and nothing else tells
+        await world.until_ready(agent)
+    assert path.read_text().startswith("FLANNEL_NETWORK=")
+
+
 async def test_who_ends_the_agent_ends_nothing_else(world: World) -> None:
     # SIGTERM and a failure alike: neither lease nor kernel state nor subnet.env go.
     async with running(world) as agent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,6 +64,7 @@ async def server() -> Server:
         (b"GET /nowhere HTTP/1.1", b"404 Not Found", b"no such page\n"),
         (b"GET /broken HTTP/1.1", b"500 Internal", b"the agent failed; its log tells more\n"),
         (b"nonsense", b"400 Bad Request", b"this is no HTTP/1.1 request\n"),
+        (b"GET //[ HTTP/1.1", b"400 Bad Request", b"the request's target is no path\n"),
         (b"GET /" + b"x" * 9000 + b" ", b"431 Request", b"the request's head is too large\n"),
     ],
 )  # fmt: skip
@@ -134,6 +136,37 @@ async def test_the_socket_is_private_replaces_a_dead_ones_and_goes_with_the_serv
     assert page[:2] == (200, b"{'x': '1'}")
     await server.close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("part", [b"", b"HTTP/1.1 200 OK\r\n", b"200 OK", b"{}"])
+def test_an_agent_that_dies_in_the_middle_of_an_answer_has_not_answered(
+    part: bytes, tmp_path: Path
+) -> None:
+    # Half of a JSON text is no text, and half of a list of peers would be worse.
+    path = tmp_path / "default.sock"
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\n{}       "
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer(said: bytes) -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(said)
+
+        cut = whole[: whole.index(part) + len(part)]
+        for said in (cut, whole):
+            thread = threading.Thread(target=answer, args=(said,))
+            thread.start()
+            try:
+                if said == whole:
+                    assert ask(path, "GET", "/v1/status").body.strip() == b"{}"
+                else:
+                    with pytest.raises(ConnectionError, match="went away"):
+                        ask(path, "GET", "/v1/status")
+            finally:
+                thread.join()
 
 
 async def test_a_port_in_use_says_what_to_change(server: Server) -> None:

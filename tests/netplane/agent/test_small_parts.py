@@ -16,7 +16,7 @@ from netplane.agent import subnet_env
 from netplane.agent.board import Board
 from netplane.agent.errors import LockedError, SettingsError
 from netplane.agent.files import write_whole
-from netplane.agent.lock import InstanceLock
+from netplane.agent.lock import InstanceLock, LinkLock
 from netplane.agent.notify import notify
 from netplane.agent.settings import Registry, Settings
 
@@ -132,6 +132,16 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
     InstanceLock(path).acquire().close()
+
+
+def test_one_device_has_one_agent_whatever_their_instances(tmp_path: Path) -> None:
+    link = f"np.{os.getpid()}"
+    first = LinkLock(link)
+    with pytest.raises(LockedError, match=f"another agent of this host keeps the device {link}; "):
+        LinkLock(link)
+    LinkLock(f"{link}x").close()
+    first.close()
+    LinkLock(link).close()
 
 
 @pytest.mark.parametrize("form", ["path", "abstract"])

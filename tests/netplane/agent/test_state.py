@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netplane.agent.state import State, StateKeeper, decode, encode, load
+from netplane.agent.state import State, StateKeeper, decode, encode, load, read_machine_id
 from netplane.subnet.lease import Lease
 
 LEASE = Lease(
@@ -80,6 +80,23 @@ def test_a_bad_file_is_named_and_set_aside(text: str, tmp_path: Path) -> None:
     assert (tmp_path / "default.json.bad").read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"0123456789abcdef0123456789abcdef\n", "0123456789abcdef0123456789abcdef"),
+        (b"", ""),
+        (b"uninitialized\n", ""),  # an image before its first boot: all its hosts have it
+        (b"\xff\x00", ""),
+        (b"a/b", ""),
+    ],
+)
+def test_only_a_machine_id_is_taken_for_one(text: bytes, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "machine-id"
+    assert read_machine_id(path) == ""
+    path.write_bytes(text)
+    assert read_machine_id(path) == found
+
+
 @given(st.data())
 def test_a_file_cut_or_flipped_anywhere_never_raises_anything_else(data: st.DataObject) -> None:
     text = encode(STATE)
@@ -133,20 +150,35 @@ async def test_a_disk_that_fails_is_told_and_tried_again(
 
     def full_at_first(path: Path, text: str) -> None:
         tries.append(keeper.problem)
-        if len(tries) == 1:
+        if len(tries) < 3:
             raise OSError(28, "No space left on device")
         loop.call_soon_threadsafe(done.set)
 
-    keeper = StateKeeper(tmp_path / "state", State(), full_at_first)
+    said: list[str] = []
+    keeper = StateKeeper(tmp_path / "state", State(), full_at_first, said.append)
     running = asyncio.create_task(keeper.run())
     keeper.change(revision=1)
     await done.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
-    assert len(tries) >= 2  # the last may be under way when the keeper ends, which then repeats it
-    assert "No space left on device" in tries[1]
+    assert len(tries) >= 3  # the last may be under way when the keeper ends, which then repeats it
     assert keeper.problem == ""
+    # Told once, not at every try: a log on that disk would fill it further.
+    path = tmp_path / "state"
+    assert said == [f"cannot write the state file {path}: No space left on device", ""]
+
+
+async def test_a_full_disk_keeps_nobody_from_starting_who_remembers_all(tmp_path: Path) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    keeper = StateKeeper(tmp_path / "state", STATE, full)
+    keeper.change(host_id=STATE.host_id, vtep_mac=STATE.vtep_mac)
+    assert await keeper.save()
+    keeper.change(host_id="another")
+    assert not await keeper.save()
+    assert "No space left on device" in keeper.problem
 
 
 async def test_the_real_file_is_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ class FakeDataplane:
 
     async def clear(self) -> None:
         self.sysctls.clear()
+        self.on_report(self.world.report)
         self.world.note("cleared")
 
     def close(self) -> None:

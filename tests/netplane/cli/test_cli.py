@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from click.testing import CliRunner, Result
 
 from netplane.agent.cleanup import clean
 from netplane.agent.errors import AgentError, LockedError
-from netplane.agent.ports import Standing
+from netplane.agent.ports import Report, Standing
 from netplane.agent.settings import Settings
-from netplane.agent.state import load
+from netplane.agent.state import load, save
 from netplane.cli import agent as agent_command
 from netplane.cli.flags import Duration
 from netplane.cli.netplane import main
@@ -121,7 +122,9 @@ def test_flannels_environment_and_gos_dashes_mean_the_same(settings: list[Settin
         (["--heal-interval", "0s"], "Hint: write 10s, 10m or 1h"),
         (["--etcd-prefix", "x"], "Hint: write it as /coreos.com/network"),
         (["--etcd-endpoints", ","], "no registry endpoint"),
+        (["--etcd-cafile", "ca.pem"], "Hint: write it as https://, or leave the files out"),
         (["--instance", "A"], "--instance 'A' does not fit"),
+        (["--instance", "blue"], "Hint: give it a --subnet-file of its own"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(
@@ -138,7 +141,8 @@ def test_a_variable_that_cannot_be_honoured_is_refused(settings: list[Settings])
     assert done.exit_code == 2
     assert "FLANNELD_IP_MASQ in the environment sets Flannel's flag --ip-masq" in done.output
     # What is off cannot disappoint.
-    assert invoke("agent", FLANNELD_IP_MASQ="false").exit_code == 0
+    for off in ("", "0", "f", "false", "False"):
+        assert invoke("agent", FLANNELD_IP_MASQ=off).exit_code == 0
 
 
 def test_a_variable_of_nobodys_is_named(
@@ -206,6 +210,48 @@ async def test_without_an_agent_the_commands_say_what_to_do(world: World) -> Non
         assert done.exit_code == 1
         assert f"Error: no agent answers at {world.settings.socket}" in done.output
         assert "Hint: start it with `netplane agent`" in done.output
+        assert "there are" not in done.output
+
+
+async def test_who_asks_the_wrong_instance_is_told_the_others(world: World) -> None:
+    async with running(world):
+        await world.until(lambda: bool(world.who))
+        done = await ctl(world, "status", "--instance", "blue")
+    assert done.exit_code == 1
+    assert done.output.endswith("(there are sockets of: default)\n")
+
+
+async def test_an_agent_that_hangs_is_not_said_to_be_absent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def patient(*_arguments: object) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("netplane.cli.ctl.ask", patient)
+    done = await ctl(world, "status")
+    assert f"Error: the agent at {world.settings.socket} does not answer" in done.output
+
+
+async def test_status_of_a_network_full_of_junk_stays_readable(world: World) -> None:
+    # Two thousand keys of somebody's, one of which would clear the terminal.
+    junk = {f"/junk/{number}".encode(): "not JSON" for number in range(2000)}
+    junk |= {b"/junk/\x1b[2J": "not JSON"}
+    route = "route 10.5.2.0/24 via 10.5.2.0 dev np.1 onlink"
+    world.report = Report(failed=((route, "File exists"),))
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(replace(view(2, 3), quarantined=junk))
+        await world.until_ready(agent)
+        people = await ctl(world, "status")
+        programs = await ctl(world, "status", "-w", "json")
+    assert len(people.output.splitlines()) < 50
+    assert "... and 1981 more; all of them with -w json" in people.output
+    assert "\x1b" not in people.output
+    assert "quarantined: /junk/\\x1b[2J: not JSON" in people.output
+    assert len(json.loads(programs.output)["registry"]["quarantined"]) == 2001
+    # A peer whose route the kernel refuses is not "routed".
+    states = [line.split(maxsplit=3)[3] for line in people.output.splitlines() if "vxlan" in line]
+    assert states == ["File exists", "routed"]
 
 
 async def test_drain_and_accept_view_order_the_agent(world: World) -> None:
@@ -225,14 +271,31 @@ async def test_drain_and_accept_view_order_the_agent(world: World) -> None:
 
 async def test_cleanup_clears_the_kernel_and_remembers_who_we_are(world: World) -> None:
     remember(world, 2)
+    state, _ = load(world.settings.state_file)
+    save(world.settings.state_file, replace(state, sysctls={"ipv4/ip_forward": "0"}))
     said = await clean(world.settings, world)
-    assert "settings set back" in said
+    assert said == "0 objects removed, 1 settings set back"
     assert world.happened == ["cleared"]
+    assert world.settings.state_file.stat().st_mode & 0o777 == 0o600
     state, _ = load(world.settings.state_file)
     assert state.vtep_mac == "02:00:00:00:00:aa"
     assert state.sysctls == {}
     assert state.own is not None
     assert state.own.subnet == IPv4Network("10.5.1.0/24")
+
+
+async def test_cleanup_that_could_not_remove_the_device_does_not_say_it_did(world: World) -> None:
+    remember(world, 2)
+    world.report = Report(broken="link np.1: Operation not permitted")
+    with pytest.raises(AgentError, match=r"link np\.1: Operation not permitted; correct that"):
+        await clean(world.settings, world)
+
+
+def test_cleanup_without_root_says_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = invoke("ctl", "cleanup", "--state-dir", str(tmp_path / "file" / "lib"))
+    assert done.exit_code == 1
+    assert "Hint: run as root, free space there, or choose another --state-dir" in done.output
 
 
 async def test_cleanup_leaves_a_running_agent_alone(world: World) -> None:

@@ -66,6 +66,9 @@ def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
         (["{"], "not JSON"),
         (["@/nowhere"], "cannot read /nowhere: No such file"),
         (["--network", "10.5.0.0/29"], "too small to divide"),
+        (['{"Network":"10.5.0.0/16"}'], "backend is 'udp', the default where Backend is left out"),
+        (['{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}'], "it is not offered"),
+        (['{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":0}}'], "Backend.VNI is 0"),
     ],
 )
 def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], said: str) -> None:
@@ -73,6 +76,13 @@ def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], sa
     assert done.exit_code != 0
     assert said in done.output
     assert ctl.value("config") is None
+
+
+def test_init_writes_for_flannel_what_only_flannel_serves(ctl: Ctl) -> None:
+    text = '{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}'
+    assert "--force writes it for Flannel" in ctl("init", text).output
+    assert ctl("init", text, "--force").exit_code == 0
+    assert ctl.value("config") == text.encode()
 
 
 def test_a_reservation_is_kept_shown_and_released(ctl: Ctl) -> None:

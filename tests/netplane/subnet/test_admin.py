@@ -148,6 +148,14 @@ async def test_what_others_have_or_does_not_fit_cannot_be_reserved(
     assert (await network.registry.list(network.layout.everything)).kvs == before
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "10.5.9.9"])
+async def test_nothing_is_reserved_for_who_cannot_be_a_host(network: Network, address: str) -> None:
+    with pytest.raises(SubnetError, match=f"cannot be reserved: PublicIP {address} is "):
+        await reserve(network.registry, network.layout, SUBNET, IPv4Address(address))
+
+    assert await network.value(network.layout.lease(SUBNET)) is None
+
+
 async def test_release_gives_a_dead_hosts_subnet_back(network: Network) -> None:
     _, view = await network.join(1)
     subnet = subnet_of(view)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +25,7 @@ from netplane.subnet.registry import (
     UnavailableError,
     Unchanged,
 )
+from tests.servers import Etcd
 
 if TYPE_CHECKING:
     from tests.netplane.subnet.conftest import Network
@@ -128,3 +133,35 @@ async def test_errors_are_those_of_the_port(network: Network) -> None:
     async with AsyncClient(["127.0.0.1:1"], timeout_s=0.2) as client:
         with pytest.raises(UnavailableError):
             await EtcdRegistry(client).list(b"a")
+
+
+@pytest.fixture
+def etcd_with_a_reader() -> Iterator[str]:
+    """An etcd that asks who one is; `reader` may only read."""
+    reason = Etcd.missing() or (None if shutil.which("etcdctl") else "no etcdctl (etcd-client)")
+    if reason is not None:
+        pytest.skip(reason)
+    with Etcd(1) as cluster:
+        for line in (
+            "user add root:secret",
+            "user grant-role root root",
+            "role add reader",
+            "role grant-permission reader read /net/ --prefix=true",
+            "user add reader:secret",
+            "user grant-role reader reader",
+            "auth enable",
+        ):
+            subprocess.run(
+                ["etcdctl", "--endpoints", cluster.endpoints[0], *line.split()],
+                env=os.environ | {"ETCDCTL_API": "3"}, check=True, capture_output=True,
+            )  # fmt: skip
+        yield cluster.endpoints[0]
+
+
+@pytest.mark.etcd
+async def test_who_may_not_write_is_told_which_right_it_takes(etcd_with_a_reader: str) -> None:
+    async with AsyncClient([etcd_with_a_reader], user="reader", password="secret") as client:
+        registry = EtcdRegistry(client)
+        assert (await registry.list(b"/net/")).kvs == ()
+        with pytest.raises(RefusedError, match=r"permission denied: .* read and write all"):
+            await registry.attempt((Attempt((), (Put(b"/net/a", b"1"),)),), b"/net/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,6 +20,7 @@ from netplane.subnet.registry import (
     Head,
     Listing,
     Outcome,
+    UnavailableError,
 )
 from netplane.subnet.regress import Guard
 from tests.netplane.subnet.conftest import Network, running, subnet_of
@@ -171,6 +173,27 @@ async def test_a_configuration_that_changes_is_reported_and_not_applied(network:
     assert view.config.subnet_len == 24
 
 
+async def test_a_member_that_answers_no_more_is_not_watched_any_longer(network: Network) -> None:
+    # A frozen process keeps its connections, so the watch alone would wait for ever.
+    class Frozen(Wrapped):
+        listed = asyncio.Event()
+
+        async def renew(self, lease_id: int) -> Grant:
+            raise UnavailableError("keep-alive: no answer in time")
+
+        async def list(self, prefix: bytes) -> Listing:
+            self.listed.set()
+            return await super().list(prefix)
+
+    registry = Frozen(network.registry)
+    manager, _ = await network.join(1, registry=registry)
+    registry.listed.clear()
+    async with running(manager):
+        network.clock.advance(11)
+        async with asyncio.timeout(10):
+            await registry.listed.wait()
+
+
 async def test_a_compacted_watch_lists_again_and_misses_nothing(network: Network) -> None:
     manager, view = await network.join(1)
     second, _ = await network.join(2)
@@ -200,6 +223,42 @@ async def test_drain_gives_back_what_is_ours_and_it_stays_so(network: Network) -
     assert manager.status().standing is Standing.DRAINED
     assert "attempt" not in registry.calls
     assert list(second.registered.hosts) == ["host2"]
+
+
+@pytest.mark.parametrize("how", ["refused", "cancelled"])
+async def test_a_drain_that_failed_leaves_the_host_as_it_was(network: Network, how: str) -> None:
+    # Else nobody renews the lease any more, and a day later the routes to us are gone.
+    class Deaf(Wrapped):
+        is_deaf = True
+        asked = asyncio.Event()
+
+        async def revoke(self, lease_id: int) -> None:
+            self.asked.set()
+            if self.is_deaf and how == "refused":
+                raise UnavailableError("no endpoint answers")
+            if self.is_deaf:
+                await asyncio.Event().wait()
+            await super().revoke(lease_id)
+
+    registry = Deaf(network.registry)
+    manager, _ = await network.join(1, registry=registry)
+    async with running(manager):
+        draining = asyncio.create_task(manager.drain())
+        await registry.asked.wait()
+        if how == "cancelled":
+            draining.cancel()
+        with pytest.raises((UnavailableError, asyncio.CancelledError)):
+            await draining
+        assert manager.status().standing is Standing.HELD
+        registry.renewed.clear()
+        network.clock.advance(11)
+        async with asyncio.timeout(10):
+            await registry.renewed.wait()  # and its sign of life goes on
+
+        registry.is_deaf = False
+        await manager.drain()
+    left = await network.registry.list(network.layout.everything)
+    assert [kv.key for kv in left.kvs] == [network.layout.config]
 
 
 async def test_a_wiped_registry_gets_our_lease_back(network: Network) -> None:

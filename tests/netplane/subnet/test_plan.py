@@ -7,7 +7,12 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from netplane.subnet.config import parse_config
-from netplane.subnet.errors import IdentityError, SubnetMisfitError, SubnetTakenError
+from netplane.subnet.errors import (
+    ConfigError,
+    IdentityError,
+    SubnetMisfitError,
+    SubnetTakenError,
+)
 from netplane.subnet.plan import Claim, Identity, Wish, plan
 from tests.netplane.subnet.stores import Store
 
@@ -107,6 +112,14 @@ def test_same_address_with_another_live_id_is_refused() -> None:
     with pytest.raises(IdentityError, match=r"192\.0\.2\.5 is used by the host 'other'") as caught:
         planned(store)
     assert caught.value.other == "other"
+
+
+def test_an_address_inside_of_the_overlay_is_refused() -> None:
+    # The others quarantine such a lease: this host would be ready, and nobody would send to it.
+    store = Store({"Network": "192.0.0.0/8", "Backend": {"Type": "vxlan"}})
+
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.5 is inside of .* Network 192\.0\.0\.0/8"):
+        planned(store)
 
 
 def test_same_address_of_a_dead_host_is_taken_over() -> None:

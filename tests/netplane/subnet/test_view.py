@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplane.subnet.config import parse_config
-from netplane.subnet.lease import View
+from netplane.subnet.lease import View, encode_value
 from netplane.subnet.view import Local, ViewBuilder
 from tests.netplane.subnet.stores import Store, mac, vxlan
 
@@ -94,6 +94,23 @@ def test_what_cannot_be_used_is_named_and_takes_nobody_else_along(
     [(key, reason)] = view.quarantined.items()
     assert key == change.key
     assert words in reason
+
+
+def test_a_reservation_whose_host_has_not_come_yet_is_neither_peer_nor_junk() -> None:
+    # Else every host of the network tells of junk as long as a spare machine is switched off.
+    store = Store()
+    change = store.lease(2)
+    store.put(store.key(1), encode_value(IPv4Address("192.0.2.1"), "vxlan"), 0)
+    made = builder(store)
+
+    view = made.build(store.registered())
+
+    assert (peers(view), view.quarantined) == (["10.5.2.0/24"], {})
+    # One that lost what it said is another matter: its last good state stays, and it is named.
+    store.put(change.key, encode_value(IPv4Address("192.0.2.2"), "vxlan"), 0)
+    view = made.build(store.registered())
+    assert peers(view) == ["10.5.2.0/24"]
+    assert view.quarantined == {change.key: "BackendData is missing"}
 
 
 @pytest.mark.parametrize(
