@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.alone,  # there is one report and one demo in a checkout
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
+MUTANTS = Path(__file__).parent / "mutants"
 COMMAND = (sys.executable, "-m", "tests.net.demo")
 
 
@@ -115,18 +116,8 @@ def test_a_demo_in_which_something_does_not_heal_fails(
 ) -> None:
     # The timer at an hour and no ear for the kernel: what is broken stays so. A demo that says
     # "ok" then would show nothing.
-    plugin = folder / "deaf"
-    plugin.mkdir()
-    (plugin / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if 'netplane.cli.netplane' in sys.orig_argv:\n"
-        "    from netplane.agent.reconcile import Reconciler\n"
-        "    async def deaf(self, monitor):\n"
-        "        import asyncio\n"
-        "        await asyncio.Event().wait()\n"
-        "    Reconciler._listen = deaf\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{plugin}:{ROOT}")
+    monkeypatch.setenv("PYTHONPATH", f"{MUTANTS}:{ROOT}")
+    monkeypatch.setenv("NETPLANE_MUTANT", "deaf")
     monkeypatch.setenv("FLANNELD_HEAL_INTERVAL", "1h")
     with start(folder) as process:
         said, _ = process.communicate(timeout=100)

@@ -1,0 +1,290 @@
+"""Agents whose registry dies, forgets, or is full of junk: the network must not notice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
+
+import pytest
+
+from tests.net.handmade import FlannelHost, flannel_value
+from tests.net.namespaces import missing
+from tests.net.overlay import NETWORK, PREFIX, Overlay, until
+from tests.net.packets import Flow, ping_all
+from tests.net.rig import Container
+from tests.net.witnesses import Ear, kernel_of, routes_of
+from tests.servers import Etcd
+
+pytestmark = [
+    pytest.mark.net,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+SUBNET = IPv4Network("10.5.255.0/24")
+MAC = "c6:d2:32:6f:8f:44"
+RATE = 1000
+
+
+def make_flannel_host(overlay: Overlay, number: int) -> tuple[FlannelHost, Container]:
+    """Make a host of Flannel's with a container; its lease is still to be written."""
+    flannel = FlannelHost(overlay.rig.hosts[number], SUBNET, MAC)
+    flannel.make(overlay.peers())
+    return flannel, flannel.host.add_container(SUBNET, mtu=1450)
+
+
+@pytest.fixture
+def mixed() -> Iterator[tuple[Overlay, FlannelHost]]:
+    """Two hosts with agents and one of Flannel's, which never puts its own lease back."""
+    with Overlay(3, agents=2, flags=("--heal-interval", "1h")) as overlay:
+        overlay.add_containers(1)
+        flannel, _ = make_flannel_host(overlay, 2)
+        yield overlay, flannel
+
+
+def join(overlay: Overlay, flannel: FlannelHost) -> None:
+    """Write its lease and wait until packets pass."""
+    overlay.put_leased(flannel.key, flannel.value)
+    until(overlay.everybody_answers, 10, "every container answers every other")
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "kvstore",
+        pytest.param(
+            "etcd",
+            marks=[
+                pytest.mark.etcd,
+                pytest.mark.skipif(Etcd.missing() is not None, reason=str(Etcd.missing())),
+            ],
+        ),
+    ],
+)
+def test_hosts_of_flannel_and_ours_share_one_network_on_any_registry(server: str) -> None:
+    with Overlay(3, agents=2, server=server) as overlay:
+        one, two = overlay.agents
+        # Key and value are those that Flannel would write for such a host, to the byte.
+        registered = overlay.registered()
+        assert registered == {
+            PREFIX + f"subnets/{agent.subnet.network_address}-24": flannel_value(
+                agent.host.address, kernel_of(agent.host)["mac"]
+            ).encode()
+            for agent in overlay.agents
+        }
+        for key in registered:
+            [kv] = json.loads(overlay.kvctl("get", key, "-w", "json"))["kvs"]
+            told = overlay.kvctl("lease", "timetolive", f"{kv['lease']:x}", "-w", "json")
+            assert json.loads(told)["granted-ttl"] == 86_400
+
+        overlay.add_containers(1)
+        flannel, _ = make_flannel_host(overlay, 2)
+        overlay.put_leased(flannel.key, flannel.value)
+        until(lambda: all(str(SUBNET) in routes_of(agent.host) for agent in overlay.agents),
+              10, "Flannel's host is programmed")  # fmt: skip
+        for agent, other in ((one, two), (two, one)):
+            peer = kernel_of(other.host)["mac"]
+            found = kernel_of(agent.host)
+            zeros = [str(subnet.network_address) for subnet in (other.subnet, SUBNET)]
+            assert found["routes"] == sorted(
+                (f"{zero}/24", zero, "np.1") for zero in zeros
+            )
+            assert found["neighbours"] == sorted(zip(zeros, [peer, MAC], strict=True))
+            addresses = [other.host.address, flannel.host.address]
+            assert found["fdb"] == sorted(zip([peer, MAC], addresses, strict=True))
+        until(overlay.everybody_answers, 10, "every container answers every other")
+
+        # It leaves as Flannel's hosts do: the key goes with its lease.
+        overlay.kvctl("del", flannel.key)
+        until(lambda: all(str(SUBNET) not in routes_of(agent.host) for agent in overlay.agents),
+              10, "Flannel's host is gone")  # fmt: skip
+
+
+def be_empty(overlay: Overlay, rejoin: Callable[[], None]) -> None:
+    rejoin()
+    overlay.members.kill(0)
+    shutil.rmtree(overlay.members.folder / "e1")
+
+
+def be_older(overlay: Overlay, rejoin: Callable[[], None]) -> None:
+    """Go back to a copy from before Flannel's host came."""
+    data = overlay.members.folder / "e1"
+    overlay.members.kill(0)
+    shutil.copytree(data, overlay.members.folder / "copy")
+    overlay.members.restart(0)
+    rejoin()
+    overlay.members.kill(0)
+    shutil.rmtree(data)
+    (overlay.members.folder / "copy").rename(data)
+
+
+def be_another(overlay: Overlay, rejoin: Callable[[], None]) -> None:
+    be_empty(overlay, rejoin)
+    overlay.members.flags = ("--initial-cluster-token", "another")
+
+
+@pytest.mark.parametrize("happen", [be_empty, be_older, be_another])
+def test_a_registry_that_lost_its_memory_costs_no_packet(
+    mixed: tuple[Overlay, FlannelHost], happen: Callable[[Overlay, Callable[[], None]], None]
+) -> None:
+    # What it yields is complete, valid and lacks a peer: the most dangerous view there is.
+    overlay, flannel = mixed
+    here, there, beyond = overlay.rig.containers
+    happen(overlay, lambda: join(overlay, flannel))
+    subnets = [agent.subnet for agent in overlay.agents]
+    before = [kernel_of(agent.host) for agent in overlay.agents]
+    pairs = [(here, there), (there, here), (here, beyond), (beyond, here)]
+    flows = [Flow(source, target, RATE, port=7000 + index)
+             for index, (source, target) in enumerate(pairs)]  # fmt: skip
+    with Ear(overlay.agents[0].host) as ear:
+        overlay.members.restart(0)
+        assert flannel.key not in overlay.registered()
+        overlay.ctl("init", NETWORK)
+        # The agents find it, and put their own leases back.
+        until(
+            lambda: all("registry-regressed" in agent.missing() for agent in overlay.agents)
+            and len(overlay.registered()) == 2,
+            60, "the agents' leases are back, and they tell",
+        )  # fmt: skip
+        mark = [flow.sent for flow in flows]
+        until(
+            lambda: all(flow.sent > sent + 500 for flow, sent in zip(flows, mark, strict=True)),
+            30, "packets are sent",
+        )  # fmt: skip
+        losses = [flow.stop() for flow in flows]
+    assert [loss.missing for loss in losses] == [()] * 4
+    assert ear.gone() == []
+    assert [kernel_of(agent.host) for agent in overlay.agents] == before
+    assert [agent.subnet for agent in overlay.agents] == subnets
+    # An operator says that it is as it should be.
+    for agent in overlay.agents:
+        agent.ctl("accept-view")
+    until(lambda: all(str(SUBNET) not in routes_of(agent.host) for agent in overlay.agents),
+          10, "who is gone is removed")  # fmt: skip
+    for agent in overlay.agents:
+        agent.wait_ready()
+    assert None not in ping_all([(here, there.address), (there, here.address)])
+
+
+def test_changes_that_a_compaction_hides_are_not_missed(
+    mixed: tuple[Overlay, FlannelHost],
+) -> None:
+    # While nobody watched, one peer came, one went, and one has another MAC and address on the
+    # same subnet; what told of it is compacted away. Flannel misses the third for ever.
+    overlay, flannel = mixed
+    agents = overlay.agents
+    values = {
+        number: flannel_value(f"10.77.0.{number}", f"02:00:00:00:01:{number}") for number in (21, 22)
+    }
+    keys = {number: PREFIX + f"subnets/10.5.{number}.0-24" for number in (21, 22)}
+    join(overlay, flannel)
+    overlay.put_leased(keys[21], values[21])
+    until(lambda: all("10.5.21.0/24" in routes_of(agent.host) for agent in agents), 10, "known")
+    for agent in agents:
+        agent.pause()
+    try:
+        # So that every watch has to be made anew, from a revision that is gone.
+        overlay.members.kill(0)
+        overlay.members.restart(0)
+        overlay.kvctl("del", keys[21])
+        overlay.put_leased(keys[22], values[22])
+        moved = flannel_value("10.77.0.33", "02:00:00:00:01:33")
+        overlay.put_leased(flannel.key, moved)
+        told = json.loads(overlay.kvctl("get", flannel.key, "-w", "json"))
+        overlay.kvctl("compaction", str(told["header"]["revision"]))
+    finally:
+        for agent in agents:
+            agent.resume()
+    wanted = {"10.5.22.0/24", str(SUBNET)}
+    for agent, other in zip(agents, reversed(agents), strict=True):
+        until(lambda: routes_of(agent.host) == wanted | {str(other.subnet)}, 30, "all is known")
+        until(
+            lambda: ("02:00:00:00:01:33", "10.77.0.33") in kernel_of(agent.host)["fdb"],
+            10, "who has moved is found",
+        )  # fmt: skip
+        found = kernel_of(agent.host)
+        assert (str(SUBNET.network_address), "02:00:00:00:01:33") in found["neighbours"]
+        assert MAC not in {mac for mac, _ in found["fdb"]}
+        assert len(found["fdb"]) == len(found["neighbours"]) == 3
+
+
+def test_a_member_that_dies_is_replaced_by_the_others_for_agents_too() -> None:
+    with Overlay(4, members=3, agents=3, flags=("--heal-interval", "1h")) as overlay:
+        overlay.add_containers(1)
+        flannel, beyond = make_flannel_host(overlay, 3)
+        until(lambda: None not in ping_all([
+            (one, other.address) for one in overlay.rig.containers[:3]
+            for other in overlay.rig.containers[:3] if one is not other
+        ]), 10, "every container answers every other")  # fmt: skip
+        here, there, *_ = overlay.rig.containers
+        flow = Flow(here, there, RATE)
+        overlay.members.kill(overlay.members.leader())
+        # A peer that joins now can only be heard of from another member.
+        overlay.put_leased(flannel.key, flannel.value)
+        until(lambda: None not in ping_all([(beyond, one.address) for one in
+                                            overlay.rig.containers[:3]], timeout_s=0.2),
+              30, "all agents have heard of it")  # fmt: skip
+        loss = flow.stop()
+        assert loss.missing == (), str(loss)
+
+
+JUNK = {
+    "subnets/": "{}",
+    "subnets/hello": "{}",
+    "subnets/10.5.77.0-24": "no JSON",
+    "subnets/10.5.78.0-24": '{"PublicIP":"0.0.0.0"}',
+    "subnets/10.5.79.1-24": flannel_value("10.77.0.79", "02:00:00:00:02:79"),
+    "subnets/10.5.80.0-24": flannel_value("127.0.0.1", "02:00:00:00:02:80"),
+    "subnets/10.5.81.0-24": flannel_value("10.77.0.81", "ff:ff:ff:ff:ff:ff"),
+    "subnets/10.6.0.0-24": flannel_value("10.77.0.82", "02:00:00:00:02:82"),
+    "subnets/10.5.0.0-16": flannel_value("10.77.0.83", "02:00:00:00:02:83"),
+    "subnets/10.5.84.0-24": flannel_value("10.77.0.84", MAC),
+    "subnets/0.0.0.0-0&fc00:0:0:8::-64": flannel_value("0.0.0.0", "02:00:00:00:02:85"),
+    "subnets/10.5.255.128-25": flannel_value("10.77.0.86", "02:00:00:00:02:86"),
+    "subnetsx": "{}",
+    "netplane/hosts/x": "{",
+    "netplane/alive/x": "[",
+    "netplane/other": "",
+}
+"""Below the prefix, in a network that has Flannel's host at 10.5.255.0/24."""
+
+
+def test_junk_changes_nothing_and_hides_nobody(mixed: tuple[Overlay, FlannelHost]) -> None:
+    overlay, flannel = mixed
+    join(overlay, flannel)
+    here, _, beyond = overlay.rig.containers
+    before = [kernel_of(agent.host) for agent in overlay.agents]
+    flow = Flow(here, beyond, RATE)
+    with Ear(overlay.agents[0].host) as ear:
+        for key, value in JUNK.items():
+            overlay.kvctl("put", PREFIX + key, value)
+        # A peer's own key, too: its last good state stays.
+        overlay.kvctl("put", flannel.key, "junk")
+        # All of it has been seen when what was written after it is programmed.
+        overlay.put_leased(
+            PREFIX + "subnets/10.5.99.0-24", flannel_value("10.77.0.99", "02:00:00:00:02:99")
+        )
+        for agent in overlay.agents:
+            until(lambda: "10.5.99.0/24" in routes_of(agent.host), 10, "the honest peer is there")
+        loss = flow.stop()
+    assert loss.missing == (), str(loss)
+    assert ear.gone() == []
+    for agent, was in zip(overlay.agents, before, strict=True):
+        now = kernel_of(agent.host)
+        assert {kind: len(now[kind]) for kind in ("routes", "neighbours", "fdb")} == {
+            kind: len(was[kind]) + 1 for kind in ("routes", "neighbours", "fdb")
+        }
+        assert all(set(was[kind]) < set(now[kind]) for kind in ("routes", "neighbours", "fdb"))
+        said = agent.ctl("status", "-w", "json")
+        for key in JUNK:
+            if key.startswith("subnets/") or key.endswith("hosts/x"):
+                assert PREFIX + key in said
+        agent.wait_ready()
+    # An agent that starts among all that finds its way as well.
+    agent = overlay.agents[0]
+    agent.kill()
+    agent.start()
+    agent.wait_ready()
+    after = kernel_of(agent.host)
+    assert set(before[0]["routes"]) < set(after["routes"])
+
