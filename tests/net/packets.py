@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from tests.net.namespaces import Namespace
 
@@ -50,7 +50,7 @@ class Loss:
 
 
 class Flow:
-    """Numbered UDP packets from one place to another, evenly, until `stop`."""
+    """Numbered UDP packets from one place to another, evenly, until `stop` or the end of a `with`."""
 
     def __init__(
         self,
@@ -82,6 +82,13 @@ class Flow:
         ]
         for thread in self._threads:
             thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._stopping.is_set():
+            self.stop()
 
     @property
     def sent(self) -> int:

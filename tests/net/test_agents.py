@@ -34,8 +34,12 @@ def test_an_agent_that_ends_and_comes_back_costs_no_packet_and_touches_nothing(
     here, there, _ = overlay.rig.containers
     before = kernel_of(agent.host)
     assert len(before["routes"]) == len(before["neighbours"]) == len(before["fdb"]) == 2
-    flows = Flow(here, there, RATE), Flow(there, here, RATE)
-    with Ear(agent.host) as ear:
+    with (
+        Ear(agent.host) as ear,
+        Flow(here, there, RATE) as out,
+        Flow(there, here, RATE) as back,
+    ):
+        flows = out, back
         until(lambda: min(flow.received for flow in flows) > 1500, 20, "packets arrive")
         if how == "SIGKILL":
             agent.kill()

@@ -33,6 +33,7 @@ BUGS = {
 @pytest.mark.net
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_turns_a_named_test_red(bug: str) -> None:

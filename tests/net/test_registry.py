@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from ipaddress import IPv4Network
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tests.net.handmade import FlannelHost, flannel_value
 from tests.net.namespaces import missing
 from tests.net.overlay import NETWORK, PREFIX, Overlay, until
-from tests.net.packets import Flow, ping_all
+from tests.net.packets import UDP_PORT, Flow, ping_all
 from tests.net.rig import Container
 from tests.net.witnesses import Ear, kernel_of, routes_of
 from tests.servers import Etcd
@@ -48,6 +49,16 @@ def join(overlay: Overlay, flannel: FlannelHost) -> None:
     until(overlay.everybody_answers, 10, "every container answers every other")
 
 
+def all_have(overlay: Overlay, subnet: str) -> bool:
+    """Tell whether every agent's kernel has a route to a subnet."""
+    return all(subnet in routes_of(agent.host) for agent in overlay.agents)
+
+
+def nobody_has(overlay: Overlay, subnet: str) -> bool:
+    """Tell whether no agent's kernel has a route to a subnet."""
+    return all(subnet not in routes_of(agent.host) for agent in overlay.agents)
+
+
 @pytest.mark.parametrize(
     "server",
     [
@@ -80,8 +91,7 @@ def test_hosts_of_flannel_and_ours_share_one_network_on_any_registry(server: str
         overlay.add_containers(1)
         flannel, _ = make_flannel_host(overlay, 2)
         overlay.put_leased(flannel.key, flannel.value)
-        until(lambda: all(str(SUBNET) in routes_of(agent.host) for agent in overlay.agents),
-              10, "Flannel's host is programmed")  # fmt: skip
+        until(lambda: all_have(overlay, str(SUBNET)), 10, "Flannel's host is programmed")
         for agent, other in ((one, two), (two, one)):
             peer = kernel_of(other.host)["mac"]
             found = kernel_of(agent.host)
@@ -96,8 +106,7 @@ def test_hosts_of_flannel_and_ours_share_one_network_on_any_registry(server: str
 
         # It leaves as Flannel's hosts do: the key goes with its lease.
         overlay.kvctl("del", flannel.key)
-        until(lambda: all(str(SUBNET) not in routes_of(agent.host) for agent in overlay.agents),
-              10, "Flannel's host is gone")  # fmt: skip
+        until(lambda: nobody_has(overlay, str(SUBNET)), 10, "Flannel's host is gone")
 
 
 def be_empty(overlay: Overlay, rejoin: Callable[[], None]) -> None:
@@ -134,9 +143,11 @@ def test_a_registry_that_lost_its_memory_costs_no_packet(
     subnets = [agent.subnet for agent in overlay.agents]
     before = [kernel_of(agent.host) for agent in overlay.agents]
     pairs = [(here, there), (there, here), (here, beyond), (beyond, here)]
-    flows = [Flow(source, target, RATE, port=7000 + index)
-             for index, (source, target) in enumerate(pairs)]  # fmt: skip
-    with Ear(overlay.agents[0].host) as ear:
+    with Ear(overlay.agents[0].host) as ear, ExitStack() as stack:
+        flows = [
+            stack.enter_context(Flow(source, target, RATE, port=UDP_PORT + index))
+            for index, (source, target) in enumerate(pairs)
+        ]
         overlay.members.restart(0)
         assert flannel.key not in overlay.registered()
         overlay.ctl("init", NETWORK)
@@ -159,8 +170,7 @@ def test_a_registry_that_lost_its_memory_costs_no_packet(
     # An operator says that it is as it should be.
     for agent in overlay.agents:
         agent.ctl("accept-view")
-    until(lambda: all(str(SUBNET) not in routes_of(agent.host) for agent in overlay.agents),
-          10, "who is gone is removed")  # fmt: skip
+    until(lambda: nobody_has(overlay, str(SUBNET)), 10, "who is gone is removed")
     for agent in overlay.agents:
         agent.wait_ready()
     assert None not in ping_all([(here, there.address), (there, here.address)])
@@ -179,7 +189,7 @@ def test_changes_that_a_compaction_hides_are_not_missed(
     keys = {number: PREFIX + f"subnets/10.5.{number}.0-24" for number in (21, 22)}
     join(overlay, flannel)
     overlay.put_leased(keys[21], values[21])
-    until(lambda: all("10.5.21.0/24" in routes_of(agent.host) for agent in agents), 10, "known")
+    until(lambda: all_have(overlay, "10.5.21.0/24"), 10, "all have heard of it")
     for agent in agents:
         agent.pause()
     try:
@@ -195,36 +205,41 @@ def test_changes_that_a_compaction_hides_are_not_missed(
     finally:
         for agent in agents:
             agent.resume()
-    wanted = {"10.5.22.0/24", str(SUBNET)}
+    fdb = {
+        ("02:00:00:00:01:22", "10.77.0.22"),
+        ("02:00:00:00:01:33", "10.77.0.33"),
+    }
+
+    def is_known() -> bool:
+        return all(fdb < set(kernel_of(agent.host)["fdb"]) for agent in agents)
+
+    until(is_known, 30, "who came and who moved are known")
+    until(lambda: nobody_has(overlay, "10.5.21.0/24"), 10, "who went is gone")
     for agent, other in zip(agents, reversed(agents), strict=True):
-        until(lambda: routes_of(agent.host) == wanted | {str(other.subnet)}, 30, "all is known")
-        until(
-            lambda: ("02:00:00:00:01:33", "10.77.0.33") in kernel_of(agent.host)["fdb"],
-            10, "who has moved is found",
-        )  # fmt: skip
         found = kernel_of(agent.host)
+        assert set(found["fdb"]) - fdb == {(kernel_of(other.host)["mac"], other.host.address)}
         assert (str(SUBNET.network_address), "02:00:00:00:01:33") in found["neighbours"]
-        assert MAC not in {mac for mac, _ in found["fdb"]}
-        assert len(found["fdb"]) == len(found["neighbours"]) == 3
+        assert routes_of(agent.host) == {"10.5.22.0/24", str(SUBNET), str(other.subnet)}
+        assert len(found["neighbours"]) == 3
 
 
 def test_a_member_that_dies_is_replaced_by_the_others_for_agents_too() -> None:
     with Overlay(4, members=3, agents=3, flags=("--heal-interval", "1h")) as overlay:
         overlay.add_containers(1)
+        until(overlay.everybody_answers, 10, "every container answers every other")
+        ours = overlay.rig.containers
         flannel, beyond = make_flannel_host(overlay, 3)
-        until(lambda: None not in ping_all([
-            (one, other.address) for one in overlay.rig.containers[:3]
-            for other in overlay.rig.containers[:3] if one is not other
-        ]), 10, "every container answers every other")  # fmt: skip
-        here, there, *_ = overlay.rig.containers
-        flow = Flow(here, there, RATE)
-        overlay.members.kill(overlay.members.leader())
-        # A peer that joins now can only be heard of from another member.
-        overlay.put_leased(flannel.key, flannel.value)
-        until(lambda: None not in ping_all([(beyond, one.address) for one in
-                                            overlay.rig.containers[:3]], timeout_s=0.2),
-              30, "all agents have heard of it")  # fmt: skip
-        loss = flow.stop()
+        here, there, *_ = ours
+        with Flow(here, there, RATE) as flow:
+            overlay.members.kill(overlay.members.leader())
+            # A peer that joins now can only be heard of from another member.
+            overlay.put_leased(flannel.key, flannel.value)
+            targets = [(beyond, one.address) for one in ours]
+            until(
+                lambda: None not in ping_all(targets, timeout_s=0.2),
+                30, "all agents have heard of it",
+            )  # fmt: skip
+            loss = flow.stop()
         assert loss.missing == (), str(loss)
 
 
@@ -254,8 +269,7 @@ def test_junk_changes_nothing_and_hides_nobody(mixed: tuple[Overlay, FlannelHost
     join(overlay, flannel)
     here, _, beyond = overlay.rig.containers
     before = [kernel_of(agent.host) for agent in overlay.agents]
-    flow = Flow(here, beyond, RATE)
-    with Ear(overlay.agents[0].host) as ear:
+    with Ear(overlay.agents[0].host) as ear, Flow(here, beyond, RATE) as flow:
         for key, value in JUNK.items():
             overlay.kvctl("put", PREFIX + key, value)
         # A peer's own key, too: its last good state stays.
@@ -264,8 +278,7 @@ def test_junk_changes_nothing_and_hides_nobody(mixed: tuple[Overlay, FlannelHost
         overlay.put_leased(
             PREFIX + "subnets/10.5.99.0-24", flannel_value("10.77.0.99", "02:00:00:00:02:99")
         )
-        for agent in overlay.agents:
-            until(lambda: "10.5.99.0/24" in routes_of(agent.host), 10, "the honest peer is there")
+        until(lambda: all_have(overlay, "10.5.99.0/24"), 10, "the honest peer is there")
         loss = flow.stop()
     assert loss.missing == (), str(loss)
     assert ear.gone() == []

@@ -3,6 +3,8 @@
 Python imports this at its start when the folder is in PYTHONPATH; NETPLANE_MUTANT names the bug.
 """
 
+# ruff: noqa: PLC0415 (it is imported before anything else is)
+
 from __future__ import annotations
 
 import os
