@@ -12,7 +12,7 @@ import pytest
 
 from tests.net.handmade import FlannelHost, flannel_value
 from tests.net.namespaces import missing
-from tests.net.overlay import NETWORK, PREFIX, Overlay, until
+from tests.net.overlay import PREFIX, Overlay, until
 from tests.net.packets import UDP_PORT, Flow, ping_all
 from tests.net.rig import Container
 from tests.net.witnesses import Ear, kernel_of, routes_of
@@ -22,9 +22,13 @@ pytestmark = [
     pytest.mark.net,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
+NETWORK = '{"Network":"10.5.0.0/16","SubnetMax":"10.5.19.0","Backend":{"Type":"vxlan"}}'
+"""What is written by hand lies above what agents draw."""
+
 SUBNET = IPv4Network("10.5.255.0/24")
 MAC = "c6:d2:32:6f:8f:44"
 RATE = 1000
+HOUR = ("--heal-interval", "1h")
 
 
 def make_flannel_host(overlay: Overlay, number: int) -> tuple[FlannelHost, Container]:
@@ -37,7 +41,7 @@ def make_flannel_host(overlay: Overlay, number: int) -> tuple[FlannelHost, Conta
 @pytest.fixture
 def mixed() -> Iterator[tuple[Overlay, FlannelHost]]:
     """Two hosts with agents and one of Flannel's, which never puts its own lease back."""
-    with Overlay(3, agents=2, flags=("--heal-interval", "1h")) as overlay:
+    with Overlay(3, agents=2, flags=HOUR, network=NETWORK) as overlay:
         overlay.add_containers(1)
         flannel, _ = make_flannel_host(overlay, 2)
         yield overlay, flannel
@@ -73,7 +77,7 @@ def nobody_has(overlay: Overlay, subnet: str) -> bool:
     ],
 )
 def test_hosts_of_flannel_and_ours_share_one_network_on_any_registry(server: str) -> None:
-    with Overlay(3, agents=2, server=server) as overlay:
+    with Overlay(3, agents=2, server=server, network=NETWORK) as overlay:
         one, two = overlay.agents
         # Key and value are those that Flannel would write for such a host, to the byte.
         registered = overlay.registered()
@@ -224,7 +228,7 @@ def test_changes_that_a_compaction_hides_are_not_missed(
 
 
 def test_a_member_that_dies_is_replaced_by_the_others_for_agents_too() -> None:
-    with Overlay(4, members=3, agents=3, flags=("--heal-interval", "1h")) as overlay:
+    with Overlay(4, members=3, agents=3, flags=HOUR, network=NETWORK) as overlay:
         overlay.add_containers(1)
         until(overlay.everybody_answers, 10, "every container answers every other")
         ours = overlay.rig.containers
