@@ -50,7 +50,7 @@ class Loss:
 
 
 class Flow:
-    """Numbered UDP packets from one place to another, evenly, until `stop` or the end of a `with`."""
+    """Numbered UDP packets from one place to another, evenly, until `stop` or the end of `with`."""
 
     def __init__(
         self,
@@ -126,7 +126,9 @@ class Flow:
             except OSError:
                 self._refused += 1  # no route: lost at once
             self._sent += 1
-            self._stopping.wait(max(0.0, self._begun + self._sent * self._interval_s - time.monotonic()))
+            self._stopping.wait(
+                max(0.0, self._begun + self._sent * self._interval_s - time.monotonic())
+            )
 
     def _receive(self) -> None:
         last = time.monotonic()
