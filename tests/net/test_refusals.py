@@ -121,8 +121,9 @@ def test_a_host_behind_nat_is_reached_by_an_address_that_it_does_not_have() -> N
         overlay.rig.underlay.sysctl("ipv4.ip_forward", "1")
         overlay.rig.underlay.run(
             "nft", "-f", "-",
-            text="table ip nat { chain pre { type nat hook prerouting priority -100; "
-            f"ip daddr {OUTSIDE} dnat to {inside.address}; }} }}",
+            text="add table ip nat\n"
+            "add chain ip nat pre { type nat hook prerouting priority -100; }\n"
+            f"add rule ip nat pre ip daddr {OUTSIDE} dnat to {inside.address}\n",
         )  # fmt: skip
         agent = overlay.add_agent(inside, "--public-ip", OUTSIDE)
         agent.start()
