@@ -44,18 +44,18 @@ def reach(host: Host, subnet: IPv4Network, mac: str, address: str, *, device: st
     host.namespace.bridge(f"fdb replace {mac} dev {device} dst {address} self permanent")
 
 
-def make_overlay(hosts: Sequence[Host], vni: int = 1) -> None:
+def make_overlay(hosts: Sequence[Host], vni: int = 1, device: str = DEVICE) -> None:
     """Give every host a vxlan device, and a route, neighbour and FDB entry for each other."""
     for host in hosts:
-        make_device(host, subnet_of(host), mac_of(host), vni=vni)
+        make_device(host, subnet_of(host), mac_of(host), device=device, vni=vni)
         for other in hosts:
             if other is not host:
-                add_peer(host, other)
+                add_peer(host, other, device)
 
 
-def add_peer(host: Host, other: Host) -> None:
+def add_peer(host: Host, other: Host, device: str = DEVICE) -> None:
     """Make one host reach the containers of another."""
-    reach(host, subnet_of(other), mac_of(other), other.address)
+    reach(host, subnet_of(other), mac_of(other), other.address, device=device)
 
 
 @dataclass(frozen=True)

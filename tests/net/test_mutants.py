@@ -47,8 +47,8 @@ def test_a_planted_bug_turns_a_named_test_red(bug: str) -> None:
     )
     # Failed by what it asserts: an error of its set-up would show nothing.
     assert done.returncode == 1, done.stdout + done.stderr
-    assert f"FAILED {BUGS[bug]} - " in done.stdout, done.stdout
-    assert "1 failed in" in done.stdout
+    assert f"FAILED {BUGS[bug]}" in done.stdout, done.stdout
+    assert "\n1 failed in" in done.stdout, done.stdout
 
 
 def test_the_documentation_lists_them() -> None:
