@@ -79,6 +79,9 @@ def test_the_demo_stays_up_when_asked_and_goes_when_told(folder: Path) -> None:
     assert (report["pairs"], report["reached"]) == (30, 30)
     assert report["seconds"]["demo"] <= 45
     assert all(lost == 0 for title, (lost, _) in report["loss"].items() if "agent" in title)
+    # The kernel told of each loss and each return, also where no packet was lost meanwhile.
+    assert len(report["heal_ms"]) == 5
+    assert all(ms > 0 for ms in report["heal_ms"].values())
     assert report["gbit_s"] is None or report["gbit_s"] > 0
     try:
         kept = json.loads(demo.KEPT.read_text())
@@ -123,4 +126,5 @@ def test_a_demo_in_which_something_does_not_heal_fails(
         said, _ = process.communicate(timeout=100)
     assert process.returncode == 1, said
     assert "FAILED  the vxlan device is deleted" in said
+    assert "FAILED  all neighbours are flushed" in said
     assert not json.loads(demo.REPORT.read_text())["ok"]
