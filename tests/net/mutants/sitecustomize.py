@@ -104,9 +104,70 @@ def regress_unguarded() -> None:
     Guard.judge = trusting  # type: ignore[method-assign]
 
 
+def compaction_ignored() -> None:
+    """A watch that compaction has ended is taken for one that has nothing to say."""
+    from netplane.subnet.etcd import EtcdFeed
+    from netplane.subnet.registry import CompactedError
+
+    follow = EtcdFeed.next
+
+    async def patient(self: Any) -> Any:
+        try:
+            return await follow(self)
+        except CompactedError:
+            import asyncio
+
+            await asyncio.Event().wait()
+
+    EtcdFeed.next = patient  # type: ignore[method-assign]
+
+
+def junk_empties() -> None:
+    """One key that cannot be read makes the view an empty one, as in Flannel until 2026."""
+    from dataclasses import replace
+
+    from netplane.subnet.view import ViewBuilder
+
+    build = ViewBuilder.build
+
+    def emptied(self: Any, *given: Any, **named: Any) -> Any:
+        view = build(self, *given, **named)
+        return replace(view, peers={}) if view.quarantined else view
+
+    ViewBuilder.build = emptied  # type: ignore[method-assign]
+
+
+def nothing_remembered() -> None:
+    """Without a registry nothing is programmed."""
+    from netplane.agent.agent import Agent
+
+    async def nothing(self: Any, *given: Any) -> None:
+        pass
+
+    Agent._program_what_is_remembered = nothing  # type: ignore[method-assign]
+
+
+def clones_welcome() -> None:
+    """Nobody looks whether a host with our id runs already."""
+    from netplane.subnet import plan
+
+    plan._check_session = lambda registered, who: None
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     plant.__name__.replace("_", "-"): plant
-    for plant in (deaf, no_sweep, kernel_before_view, wrong_fdb, no_compare, regress_unguarded)
+    for plant in (
+        deaf,
+        no_sweep,
+        kernel_before_view,
+        wrong_fdb,
+        no_compare,
+        regress_unguarded,
+        compaction_ignored,
+        junk_empties,
+        nothing_remembered,
+        clones_welcome,
+    )
 }
 
 IN_TESTS = {"no-compare"}
