@@ -38,7 +38,7 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
     return time.monotonic() - begun
 
 
-class HostMembers(Cluster):
+class OnHosts(Cluster):
     """Registry members, each on a host of a rig."""
 
     def __init__(self, hosts: list[Host]) -> None:
@@ -62,15 +62,15 @@ class HostMembers(Cluster):
         return self.hosts[index].namespace.within(is_healthy, self.endpoints[index])
 
 
-class HostKvstore(HostMembers, Kvstore):
+class HostMembers(OnHosts, Kvstore):
     """Members of our own server."""
 
 
-class HostEtcd(HostMembers, Etcd):
+class HostEtcd(OnHosts, Etcd):
     """Members of the etcd that is installed."""
 
 
-SERVERS: dict[str, type[HostMembers]] = {"kvstore": HostKvstore, "etcd": HostEtcd}
+SERVERS: dict[str, type[OnHosts]] = {"kvstore": HostMembers, "etcd": HostEtcd}
 
 
 class AgentProcess:
@@ -222,7 +222,7 @@ class Overlay:
         self._flags = flags
         self._network = network
         self._stack = ExitStack()
-        self.members: HostMembers
+        self.members: OnHosts
         self.agents: list[AgentProcess] = []
 
     def __enter__(self) -> Self:
