@@ -13,7 +13,7 @@ import pytest
 
 from tests.net.handmade import FlannelHost, flannel_value
 from tests.net.namespaces import missing
-from tests.net.overlay import PREFIX, Overlay, until
+from tests.net.overlay import PREFIX, AgentProcess, Overlay, until
 from tests.net.packets import UDP_PORT, Flow, ping_all
 from tests.net.rig import Container
 from tests.net.witnesses import Ear, kernel_of, routes_of
@@ -136,6 +136,11 @@ def be_another(overlay: Overlay, rejoin: Callable[[], None]) -> None:
     overlay.members.flags = ("--initial-cluster-token", "another")
 
 
+def has_noticed(agent: AgentProcess) -> bool:
+    """Tell whether an agent says that the registry lost its memory, or believes it."""
+    return "registry-regressed" in agent.missing() or str(SUBNET) not in routes_of(agent.host)
+
+
 @pytest.mark.parametrize(
     "happen",
     [
@@ -163,6 +168,7 @@ def test_a_registry_that_lost_its_memory_costs_no_packet(
         overlay.ctl("init", NETWORK)
         # The agents find it, and put their own leases back.
         until(lambda: len(overlay.registered()) == 2, 60, "the agents' leases are back")
+        until(lambda: all(map(has_noticed, overlay.agents)), 60, "all agents have noticed")
         mark = [flow.sent for flow in flows]
         until(
             lambda: all(flow.sent > sent + 500 for flow, sent in zip(flows, mark, strict=True)),
