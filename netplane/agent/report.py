@@ -117,6 +117,9 @@ class PassLog:
         self.lost = self.lost or refusal.code in UNKNOWN
         if refusal.code == errno.EEXIST and isinstance(item, Route):
             text += "; a route that is not ours is in its place, remove it"
+        if refusal.code == errno.EPERM:
+            # Root of a container may be anything but this.
+            text += "; the agent needs the capability CAP_NET_ADMIN, so give it to its container"
         self.failed.append(Failure(item, text))
 
 

@@ -27,6 +27,7 @@ from tests.net.namespaces import CommandError, missing
 from tests.net.overlay import ROOT, Overlay, until
 from tests.net.packets import Flow, Place, ping_all, throughput
 from tests.net.rig import Container
+from tests.net.witnesses import LINK, PROTOCOL, Ear, kernel_of, objects_of
 
 REPORT = ROOT / "build" / "net-demo.json"
 KEPT = ROOT / "build" / "net-demo-kept.json"
@@ -96,32 +97,31 @@ def show(overlay: Overlay) -> dict[str, Any]:
             said.append(f"{name} {loss}")
             assert not loss.missing, str(loss)
 
-    link = "np.1"
-    drifts = {
-        "the vxlan device is deleted": ("link", "del", link),
-        "the vxlan device goes down": ("link", "set", link, "down"),
-        "all routes of ours are flushed": ("route", "flush", "proto", "181"),
-        "all neighbours are flushed": ("neigh", "flush", "dev", link, "nud", "permanent"),
-    }
-    for title, command in drifts.items():
-        with steps.step(title) as said:
+    objects = objects_of(kernel_of(hosts[0]))
+    drifts: dict[str, tuple[set[str], tuple[str, ...]]] = {
+        "the vxlan device is deleted": (set(objects), ("link", "del", LINK)),
+        "the vxlan device goes down": ({"link", "route"}, ("link", "set", LINK, "down")),
+        "all routes of ours are flushed": ({"route"}, ("route", "flush", "proto", str(PROTOCOL))),
+        "all neighbours are flushed": (
+            {"neighbour"}, ("neigh", "flush", "dev", LINK, "nud", "permanent"),
+        ),
+    }  # fmt: skip
+    for title, (kinds, command) in drifts.items():
+        with steps.step(title) as said, Ear(hosts[0]) as ear:
             flow = Flow(here, there, 2000)
             try:
                 until(lambda flow=flow: flow.received > 200, 10, "packets arrive")  # type: ignore[misc]
                 hosts[0].namespace.run("ip", *command)
-                heal_s = until(
-                    lambda: None not in ping_all([(here, there.address)], timeout_s=0.1),
-                    HEAL_MAX_S, "a ping comes through again",
-                )  # fmt: skip
+                # A heal can be quicker than the next packet, so the kernel is the witness.
+                wanted = set().union(*(objects[kind] for kind in kinds))
+                heal_ms = 1000 * ear.healing_s(wanted, HEAL_MAX_S)
                 mark = flow.received
                 until(lambda flow=flow, mark=mark: flow.received > mark + 200, 10, "packets arrive")  # type: ignore[misc]
             finally:
                 loss = flow.stop()
-            heal_ms = max(loss.longest_gap_ms, 0.0)
             steps.report["heal_ms"][title] = round(heal_ms, 1)
             steps.report["loss"][title] = [len(loss.missing), loss.sent]
-            assert heal_s < HEAL_MAX_S
-            said.append(f"healed, {loss}")
+            said.append(f"gone and back in {heal_ms:.1f} ms, {loss}")
 
     with steps.step("a host is cut off, the others go on") as said:
         alone: Container = hosts[2].containers[0]

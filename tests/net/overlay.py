@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import IPv4Network
@@ -17,11 +18,13 @@ from typing import Any, Self
 from netplane.agent.ask import ask
 from netplane.agent.subnet_env import read_subnet
 from tests.net.namespaces import CommandError
+from tests.net.packets import mesh, ping_all
 from tests.net.rig import Container, Host, Rig
-from tests.servers import Kvstore, is_healthy
+from tests.servers import Cluster, Etcd, Kvstore, is_healthy
 
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 30.0
+PREFIX = "/coreos.com/network/"
 NETWORK = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
 
 
@@ -35,7 +38,7 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
     return time.monotonic() - begun
 
 
-class HostMembers(Kvstore):
+class OnHosts(Cluster):
     """Registry members, each on a host of a rig."""
 
     def __init__(self, hosts: list[Host]) -> None:
@@ -59,6 +62,17 @@ class HostMembers(Kvstore):
         return self.hosts[index].namespace.within(is_healthy, self.endpoints[index])
 
 
+class HostMembers(OnHosts, Kvstore):
+    """Members of our own server."""
+
+
+class HostEtcd(OnHosts, Etcd):
+    """Members of the etcd that is installed."""
+
+
+SERVERS: dict[str, type[OnHosts]] = {"kvstore": HostMembers, "etcd": HostEtcd}
+
+
 class AgentProcess:
     """`netplane agent` on one host, with folders of its own."""
 
@@ -67,6 +81,8 @@ class AgentProcess:
         self.folder = folder / host.name
         self.folder.mkdir(exist_ok=True)
         self.flags = flags
+        self.wrapper: tuple[str, ...] = ()
+        """What is put before its command."""
         self.log_file = folder / f"{host.name}.log"
         self._endpoints = endpoints
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,11 +104,22 @@ class AgentProcess:
         return self.folder / "default.sock"
 
     @property
+    def subnet_file(self) -> Path:
+        """What containers are made by."""
+        return self.folder / "subnet.env"
+
+    @property
     def subnet(self) -> IPv4Network:
-        """What subnet.env says: what containers are made by."""
-        found = read_subnet(self.folder / "subnet.env")
+        """What subnet.env says."""
+        found = read_subnet(self.subnet_file)
         assert found is not None
         return found
+
+    @property
+    def mtu(self) -> int:
+        """What subnet.env says."""
+        pairs = (line.split("=") for line in self.subnet_file.read_text().splitlines())
+        return int(dict(pairs)["FLANNEL_MTU"])
 
     def start(self) -> None:
         """Start it without waiting."""
@@ -102,11 +129,11 @@ class AgentProcess:
             if not name.startswith(("ETCD", "FLANNELD_", "NOTIFY_"))
         }
         command = self.host.namespace.command(
-            *(sys.executable, "-m", "netplane.cli.netplane", "agent"),
+            *(*self.wrapper, sys.executable, "-m", "netplane.cli.netplane", "agent"),
             *("--etcd-endpoints", ",".join(self._endpoints)),
             *("--host-id", self.host.name, "--state-dir", str(self.folder)),
             *("--run-dir", str(self.folder)),
-            *("--subnet-file", str(self.folder / "subnet.env")),
+            *("--subnet-file", str(self.subnet_file)),
             *self.flags,
         )
         with self.log_file.open("ab") as log:
@@ -131,6 +158,32 @@ class AgentProcess:
         found: dict[str, Any] = json.loads(ask(self.socket, "GET", "/v1/status").body)
         return found
 
+    def missing(self) -> str:
+        """Return what /readyz says."""
+        return ask(self.socket, "GET", "/readyz").body.decode()
+
+    def pause(self) -> None:
+        """SIGSTOP: what happens now can be seen before it is put right."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused agent go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def ended(self) -> int:
+        """Wait until it has ended by itself, and return its exit code."""
+        assert self._process is not None
+        return self._process.wait(timeout=READY_TIMEOUT_S)
+
+    def ctl(self, *arguments: str) -> str:
+        """Run a command of `netplane ctl` that asks this agent. Raises CommandError."""
+        return self.host.namespace.run(
+            *(sys.executable, "-m", "netplane.cli.netplane", "ctl", *arguments),
+            *("--run-dir", str(self.folder)),
+        )
+
     def kill(self) -> None:
         """SIGKILL."""
         assert self._process is not None
@@ -152,29 +205,35 @@ class Overlay:
     """Hosts with members and agents. `with` starts and ends everything."""
 
     def __init__(
-        self, hosts: int = 3, members: int = 1, flags: tuple[str, ...] = (), network: str = NETWORK
+        self,
+        hosts: int = 3,
+        members: int = 1,
+        flags: tuple[str, ...] = (),
+        network: str = NETWORK,
+        *,
+        agents: int | None = None,
+        server: str = "kvstore",
     ) -> None:
+        """`agents` are on the first hosts; None: on all."""
         self.rig = Rig(hosts)
+        self._count = hosts if agents is None else agents
+        self._server = SERVERS[server]
         self._members = members
         self._flags = flags
         self._network = network
         self._stack = ExitStack()
-        self.members: HostMembers
+        self.members: OnHosts
         self.agents: list[AgentProcess] = []
 
     def __enter__(self) -> Self:
         with self._stack:
             self._stack.enter_context(self.rig)
             hosts = self.rig.hosts
-            self.members = self._stack.enter_context(HostMembers(hosts[: self._members]))
+            self.members = self._stack.enter_context(self._server(hosts[: self._members]))
             self._stack.callback(self._stop_agents)
             self.ctl("init", self._network)
-            self.agents = [
-                AgentProcess(host, self.members.endpoints, self.members.folder, *self._flags)
-                for host in hosts
-            ]
-            for agent in self.agents:
-                agent.start()
+            for host in hosts[: self._count]:
+                self.add_agent(host).start()
             for agent in self.agents:
                 agent.wait_ready()
             self._stack = self._stack.pop_all()
@@ -189,13 +248,58 @@ class Overlay:
             if agent.is_running:
                 agent.kill()
 
+    def add_agent(self, host: Host, *flags: str) -> AgentProcess:
+        """Prepare one more agent; it is not started."""
+        agent = AgentProcess(
+            host, self.members.endpoints, self.members.folder, *self._flags, *flags
+        )
+        self.agents.append(agent)
+        return agent
+
+    def add_container(self, agent: AgentProcess) -> Container:
+        """Put a container behind an agent's host, as subnet.env says."""
+        return agent.host.add_container(agent.subnet, mtu=agent.mtu)
+
     def add_containers(self, each: int = 2) -> list[Container]:
-        """Put containers behind every host, with addresses of the subnet it has leased."""
+        """Put containers behind every host with an agent."""
         for agent in self.agents:
-            mtu = 1450
             for _ in range(each):
-                agent.host.add_container(agent.subnet, mtu=mtu)
+                self.add_container(agent)
         return self.rig.containers
+
+    def everybody_answers(self) -> bool:
+        """Tell whether every container answers every other."""
+        return None not in ping_all(mesh(self.rig.containers), timeout_s=0.2)
+
+    def kvctl(self, *arguments: str) -> str:
+        """Run a command of an etcd client on the first host. Raises CommandError."""
+        return self.rig.hosts[0].namespace.run(
+            *(sys.executable, "-m", "kvstore.cli.kvctl"),
+            *("--endpoints", ",".join(self.members.endpoints), *arguments),
+        )
+
+    def registered(self, below: str = "subnets/") -> dict[str, bytes]:
+        """Return keys and values of the registry."""
+        found = json.loads(self.kvctl("get", "--prefix", PREFIX + below, "-w", "json"))
+        return {
+            b64decode(kv["key"]).decode(): b64decode(kv.get("value", ""))
+            for kv in found.get("kvs", ())
+        }
+
+    def peers(self) -> list[tuple[IPv4Network, str, str]]:
+        """Return subnet, MAC and address of every lease, read from its bytes."""
+        found = []
+        for key, value in self.registered().items():
+            attributes = json.loads(value)
+            subnet = IPv4Network(key.removeprefix(PREFIX + "subnets/").replace("-", "/"))
+            mac = attributes["BackendData"]["VtepMAC"]
+            found.append((subnet, mac, attributes["PublicIP"]))
+        return found
+
+    def put_leased(self, key: str, value: str, ttl_s: int = 86_400) -> None:
+        """Write a key that goes with an etcd lease of its own."""
+        granted = json.loads(self.kvctl("lease", "grant", str(ttl_s), "-w", "json"))
+        self.kvctl("put", f"--lease={granted['ID']:x}", key, value)
 
     def ctl(self, *arguments: str) -> str:
         """Run `netplane ctl` with a command of the registry on the first host."""

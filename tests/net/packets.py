@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from tests.net.namespaces import Namespace
 
@@ -42,13 +42,15 @@ class Loss:
     """Of these: not even taken by the sender's own kernel."""
     longest_gap_ms: float
     """Between two packets that arrived."""
+    per_second: float
+    """How many were sent."""
 
     def __str__(self) -> str:
         return f"{len(self.missing)} of {self.sent} lost, longest gap {self.longest_gap_ms:.0f} ms"
 
 
 class Flow:
-    """Numbered UDP packets from one place to another, evenly, until `stop`."""
+    """Numbered UDP packets from one place to another, evenly, until `stop` or the end of `with`."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Flow:
         self._refused = 0
         self._got: dict[int, float] = {}
         self._stopping = threading.Event()
+        self._begun = time.monotonic()
         self._sender = source.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._receiver = target.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
         # A reader that waits for the processor must not look like a network that loses.
@@ -74,11 +77,18 @@ class Flow:
         self._receiver.bind(self._address)
         self._receiver.settimeout(0.1)
         self._threads = [
-            threading.Thread(target=self._send, name="flow sender"),
-            threading.Thread(target=self._receive, name="flow receiver"),
+            threading.Thread(target=self._send, name="flow sender", daemon=True),
+            threading.Thread(target=self._receive, name="flow receiver", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._stopping.is_set():
+            self.stop()
 
     @property
     def sent(self) -> int:
@@ -92,6 +102,8 @@ class Flow:
 
     def stop(self) -> Loss:
         """Stop sending, wait for what is still under way, and count."""
+        seconds = time.monotonic() - self._begun
+        sent = self._sent
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -104,17 +116,19 @@ class Flow:
             tuple(number for number in range(self._sent) if number not in self._got),
             self._refused,
             1000 * max(gaps, default=0.0),
+            sent / seconds,
         )
 
     def _send(self) -> None:
-        begun = time.monotonic()
         while not self._stopping.is_set():
             try:
                 self._sender.sendto(struct.pack("!Q", self._sent) + self._padding, self._address)
             except OSError:
                 self._refused += 1  # no route: lost at once
             self._sent += 1
-            self._stopping.wait(max(0.0, begun + self._sent * self._interval_s - time.monotonic()))
+            self._stopping.wait(
+                max(0.0, self._begun + self._sent * self._interval_s - time.monotonic())
+            )
 
     def _receive(self) -> None:
         last = time.monotonic()

@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.alone,  # there is one report and one demo in a checkout
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
+MUTANTS = Path(__file__).parent / "mutants"
 COMMAND = (sys.executable, "-m", "tests.net.demo")
 
 
@@ -78,6 +79,9 @@ def test_the_demo_stays_up_when_asked_and_goes_when_told(folder: Path) -> None:
     assert (report["pairs"], report["reached"]) == (30, 30)
     assert report["seconds"]["demo"] <= 45
     assert all(lost == 0 for title, (lost, _) in report["loss"].items() if "agent" in title)
+    # The kernel told of each loss and each return, also where no packet was lost meanwhile.
+    assert len(report["heal_ms"]) == 5
+    assert all(ms > 0 for ms in report["heal_ms"].values())
     assert report["gbit_s"] is None or report["gbit_s"] > 0
     try:
         kept = json.loads(demo.KEPT.read_text())
@@ -115,21 +119,12 @@ def test_a_demo_in_which_something_does_not_heal_fails(
 ) -> None:
     # The timer at an hour and no ear for the kernel: what is broken stays so. A demo that says
     # "ok" then would show nothing.
-    plugin = folder / "deaf"
-    plugin.mkdir()
-    (plugin / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if 'netplane.cli.netplane' in sys.orig_argv:\n"
-        "    from netplane.agent.reconcile import Reconciler\n"
-        "    async def deaf(self, monitor):\n"
-        "        import asyncio\n"
-        "        await asyncio.Event().wait()\n"
-        "    Reconciler._listen = deaf\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{plugin}:{ROOT}")
+    monkeypatch.setenv("PYTHONPATH", f"{MUTANTS}:{ROOT}")
+    monkeypatch.setenv("NETPLANE_MUTANT", "deaf")
     monkeypatch.setenv("FLANNELD_HEAL_INTERVAL", "1h")
     with start(folder) as process:
         said, _ = process.communicate(timeout=100)
     assert process.returncode == 1, said
     assert "FAILED  the vxlan device is deleted" in said
+    assert "FAILED  all neighbours are flushed" in said
     assert not json.loads(demo.REPORT.read_text())["ok"]
