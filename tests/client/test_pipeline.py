@@ -70,11 +70,10 @@ async def test_a_large_range_in_the_middle_holds_nothing_up(
 ) -> None:
     # Longer than a part of a session's reply, and of more keys than are read in one turn.
     keys = [prefix + b"%04d" % number for number in range(800)]
-    await client.pipeline().then(*(Op.put(key, bytes(1000)) for key in keys)).commit()
+    await asyncio.gather(*(client.put(key, bytes(1000), timeout_s=30) for key in keys))
     put = Op.put(prefix, b"")
     everything = Op.get(prefix, prefix=True)
-    async with asyncio.timeout(30):
-        results = await client.pipeline().then(put, everything, everything, put).commit()
+    results = await client.pipeline().then(put, everything, everything, put).commit(timeout_s=30)
     assert [len(result.kvs) for result in results[1:3]] == [801, 801]
     assert results[3].revision == results[0].revision + 1
 
