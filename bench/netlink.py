@@ -190,18 +190,12 @@ async def measure(count: int, rounds: int) -> dict[str, dict[str, list[float]]]:
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.netlink", description=__doc__)
-    parser.add_argument("--peers", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5, help="every way once in each")
-    parser.add_argument("--json", action="store_true", help="print all figures instead of a table")
-    arguments = parser.parse_args()
-    if not 1 <= arguments.peers <= PEERS_MAX or arguments.rounds < 1:
-        parser.error(f"--peers is from 1 to {PEERS_MAX}, --rounds at least 1")
+def go_inside(parser: argparse.ArgumentParser, module: str) -> None:
+    """Start this program anew in a namespace that ends with it, unless we are there."""
     if os.environ.get(INSIDE) != "1":
         if os.geteuid() != 0:
             parser.error("namespaces need root")
-        command = [sys.executable, "-m", "bench.netlink", *sys.argv[1:]]
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
         os.environ[INSIDE] = "1"
         os.execvp("unshare", ["unshare", "--net", "--", *command])
     for line in (
@@ -213,6 +207,17 @@ def main() -> None:
     ):
         run(*line.split())
     settle()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.netlink", description=__doc__)
+    parser.add_argument("--peers", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5, help="every way once in each")
+    parser.add_argument("--json", action="store_true", help="print all figures instead of a table")
+    arguments = parser.parse_args()
+    if not 1 <= arguments.peers <= PEERS_MAX or arguments.rounds < 1:
+        parser.error(f"--peers is from 1 to {PEERS_MAX}, --rounds at least 1")
+    go_inside(parser, "bench.netlink")
     figures = asyncio.run(measure(arguments.peers, arguments.rounds))
     if arguments.json:
         print(json.dumps({"peers": arguments.peers, "milliseconds": figures}))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import secrets
 import time
@@ -24,10 +25,13 @@ from netplane.agent.interface import ExternalInterface
 from netplane.agent.lock import InstanceLock
 from netplane.agent.metrics import Counts
 from netplane.agent.notify import notify
-from netplane.agent.ports import Dataplane, Parts, Peers, Report, Subnets, Who
+from netplane.agent.ports import Dataplane, Parts, Peers, Report, Subnets
+from netplane.agent.remembered import describe, remembered_config
 from netplane.agent.settings import Settings
-from netplane.agent.state import StateKeeper, load, read_boot_id, read_machine_id
-from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.agent.state import StateKeeper, load, read_machine_id
+from netplane.agent.tasks import end
+from netplane.backend.vxlan import random_mac
+from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import SubnetError
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.registry import RegistryError
@@ -37,31 +41,9 @@ log = logging.getLogger("netplane.agent")
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
-STANDING_INTERVAL_S = 1.0
+OCCUPIED_RETRY_S = 1.0
 PATIENCE_S = 5.0
 """How long the registry may keep silent at the start before what is remembered is programmed."""
-
-
-def draw_mac() -> str:
-    """Draw a MAC address for a device: locally administered, for one host."""
-    octets = bytearray(secrets.token_bytes(6))
-    octets[0] = octets[0] & 0xFE | 0x02
-    return octets.hex(":")
-
-
-async def _end(*tasks: asyncio.Task[object]) -> None:
-    """Cancel tasks, wait for them, and raise what one of them failed with."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if not task.cancelled():
-            error = task.exception()
-            # What the operator must change is told alone; a task and who awaits it fail as one.
-            while isinstance(error, BaseExceptionGroup) and error.split(AgentError)[1] is None:
-                error = error.exceptions[0]
-            if error is not None:
-                raise error
 
 
 class Agent:
@@ -83,7 +65,7 @@ class Agent:
         """What the kernel was told to have."""
         self.view: View | None = None
         self.view_at_s = 0.0
-        self.lease_at_s = 0.0
+        self._lease_sure_until_s: float | None = None
         self.keeper: StateKeeper
         self._parts = parts
         self._patience_s = patience_s
@@ -97,10 +79,16 @@ class Agent:
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
         self._is_drained = False
+        self._subnet_file = subnet_env.SubnetFile(settings.subnet_file)
 
     def stop(self) -> None:
         """End the agent, not the network."""
         self._stopped.set()
+
+    def lease_age_s(self) -> float | None:
+        """Return for how long it is not known whether our lease is ours; None: it never was."""
+        until_s = self._lease_sure_until_s
+        return None if until_s is None else max(0.0, time.monotonic() - until_s)
 
     def accept_view(self) -> bool:
         """Believe the registry as it is now; False when it has not told anything yet."""
@@ -160,7 +148,7 @@ class Agent:
             host_id=(
                 self.settings.host_id or state.host_id or read_machine_id() or secrets.token_hex(16)
             ),
-            vtep_mac=state.vtep_mac or draw_mac(),
+            vtep_mac=state.vtep_mac or random_mac(),
         )
         # On disk before others hear of it: it is what they know us by.
         if not await self.keeper.save():
@@ -173,13 +161,13 @@ class Agent:
         tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._stopped.wait())]
         try:
             await asyncio.wait([*tasks, keeping], return_when=asyncio.FIRST_COMPLETED)
-            await _end(*tasks)
+            await end(*tasks)
             if self._is_drained:
                 await self._give_kernel_back()
         finally:
             # Last, as all the others may change what it writes.
             try:
-                await _end(*tasks, keeping)
+                await end(*tasks, keeping)
             finally:
                 if self._dataplane is not None:
                     self._dataplane.close()
@@ -191,7 +179,7 @@ class Agent:
         remembered = {lease.subnet: lease for lease in state.peers}
         known = Known(state.cluster_id, state.revision, remembered) if state.cluster_id else None
         self._guard = Guard(known, settings.removal_grace_s)
-        who = self._describe(external)
+        who = describe(settings, state, external)
         async with (
             self._parts.subnets(settings, who) as self._subnets,
             asyncio.TaskGroup() as group,
@@ -203,33 +191,13 @@ class Agent:
             if not join.done():
                 await self._program_what_is_remembered(external, group)
             config, view = await join
+            await self._go_on_with(config, external)
             self.keeper.change(session=who.session, config=self._subnets.config_text())
-            if self._dataplane is not None and config != self._config:
-                self._halt()
-                await self._dataplane.clear()
-                self._dataplane.close()
-                self._dataplane = None
-            if self._dataplane is None:
-                self._adopt(config, external)
             self._see(view)
             group.create_task(self._subnets.run())
             group.create_task(self._listen(view))
             group.create_task(self._watch_standing())
             await self._follow(group)
-
-    def _describe(self, external: ExternalInterface) -> Who:
-        state = self.keeper.state
-        previous = state.own.subnet if state.own is not None else None
-        return Who(
-            state.host_id,
-            self.settings.public_ip or external.address.ip,
-            secrets.token_hex(8),
-            state.session,
-            read_boot_id(),
-            # Others may write the file, so it counts only where we remember nothing.
-            previous or subnet_env.read_subnet(self.settings.subnet_file),
-            state.peers,
-        )
 
     async def _join(self, external: ExternalInterface) -> tuple[NetworkConfig, View]:
         """Get configuration, lease and the first view, however long that takes."""
@@ -237,6 +205,9 @@ class Agent:
         while True:
             try:
                 config = await self._subnets.open()
+                if not await self._make_way(config):
+                    await asyncio.sleep(OCCUPIED_RETRY_S)
+                    continue
                 # Writes nothing: only what it would say to the others is needed here.
                 data = self._make_dataplane(config, external).lease_data()
                 view = await self._subnets.acquire(data)
@@ -247,19 +218,53 @@ class Agent:
                 delay_s = min(2 * delay_s, RETRY_MAX_S)
             else:
                 self.board.miss("no-lease", "")
-                return config, view
+                # Another one, if it was changed meanwhile: then what we told of us is of the old.
+                if view.config == config:
+                    return config, view
+
+    async def _make_way(self, config: NetworkConfig) -> bool:
+        """Tell whether the network's VNI and port are free here, or Flannel's to be taken over.
+
+        Before the lease is claimed, as that tells the others which MAC is behind our address.
+        """
+        found = await self._parts.occupant(config)
+        adopts = found is not None and found.is_flannels and self.settings.adopt_flannel
+        if self._dataplane is None:
+            self.board.miss("kernel", "" if found is None or adopts else found.problem)
+        if found is not None and adopts:
+            log.info("taking over device %s of Flannel and its MAC %s", found.name, found.mac)
+            self.keeper.change(vtep_mac=found.mac)
+            await self.keeper.save()
+        return found is None or adopts
+
+    async def _go_on_with(self, config: NetworkConfig, external: ExternalInterface) -> None:
+        """Have the kernel's half of this network, and take away that of another one before it."""
+        is_running = self._dataplane is not None
+        if is_running and config == self._config:
+            return
+        before = remembered_config(self.keeper.state)
+        if not is_running and before is not None:
+            try:
+                self._adopt(before, external)
+            except AgentError as error:
+                log.warning("what was programmed before cannot be taken away: %s", error)
+        if self._dataplane is not None:
+            await self._halt()
+            if self._dataplane.scope != self._make_dataplane(config, external).scope:
+                log.warning("the network is another one than before: what was programmed goes")
+                await self._dataplane.clear()
+                # It tells of hosts of the other network.
+                self._guard = Guard(None, self.settings.removal_grace_s)
+            self._dataplane.close()
+        self._adopt(config, external)
 
     async def _program_what_is_remembered(
         self, external: ExternalInterface, group: asyncio.TaskGroup
     ) -> None:
         """Give containers their network back while the registry is down: add, never remove."""
         state = self.keeper.state
-        if state.own is None or not state.config:
-            return
-        try:
-            config = parse_config(state.config.encode())
-        except SubnetError as error:
-            log.warning("the remembered configuration is of no use: %s", error)
+        config = remembered_config(state)
+        if state.own is None or config is None:
             return
         log.warning(
             "the registry keeps silent: programming what is remembered of revision %d, %d peers",
@@ -280,10 +285,11 @@ class Agent:
         state = self.keeper.state
         return self._parts.dataplane(self.settings, config, external, state.vtep_mac, state.sysctls)
 
-    def _halt(self) -> None:
+    async def _halt(self) -> None:
         """Stop healing, which would put back what is about to go."""
         if self._healing is not None:
             self._healing.cancel()
+            await asyncio.wait({self._healing})
             self._healing = None
 
     def _see(self, view: View) -> None:
@@ -298,13 +304,17 @@ class Agent:
 
     async def _watch_standing(self) -> None:
         while True:
-            missing, problem = self._subnets.standing()
+            missing, problem, config = self._subnets.standing()
             self.board.miss("no-subnet", missing)
-            # The network goes on without a registry, so that is no reason not to be ready.
+            # The network goes on without a registry, and with the configuration that it has, so
+            # these are no reasons not to be ready.
             self.board.note("registry", problem)
+            self.board.note("config", config)
             if not missing and not problem:
-                self.lease_at_s = time.monotonic()
-            await asyncio.sleep(STANDING_INTERVAL_S)
+                self._lease_sure_until_s = math.inf
+            elif self._lease_sure_until_s == math.inf:
+                self._lease_sure_until_s = time.monotonic()
+            await self._subnets.changed()
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
         """Program every view; those that come meanwhile are one."""
@@ -333,12 +343,14 @@ class Agent:
         assert saved is not None
         self.keeper.change(
             own=self.own,
-            peers=tuple(lease for _, lease in sorted(saved.peers.items())),
+            peers=tuple(saved.peers.values()),
             cluster_id=saved.cluster_id,
             revision=saved.revision,
         )
         was_ready = self.board.is_ready
-        # Ready means programmed and remembered.
+        if "no-view" in self.board.missing:
+            # Ready means programmed and remembered.
+            await self.keeper.save()
         self.board.miss("registry-regressed", verdict.regressed)
         self.board.miss("no-view", "")
         if was_ready and self.board.is_ready:
@@ -366,14 +378,8 @@ class Agent:
         if self._healing is None:
             # Not before: there would be nothing yet to heal towards.
             self._healing = group.create_task(dataplane.run())
-        path = self.settings.subnet_file
         text = subnet_env.render(self._config.network, own.subnet, dataplane.mtu)
-        try:
-            await asyncio.to_thread(subnet_env.write, path, text)
-        except OSError as error:
-            self.board.miss("subnet-file", f"cannot write {path}: {error.strerror}")
-        else:
-            self.board.miss("subnet-file", "")
+        self.board.miss("subnet-file", await self._subnet_file.keep(text))
 
     def _take_report(self, report: Report) -> None:
         self.report = report

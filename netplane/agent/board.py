@@ -52,3 +52,7 @@ class Board:
     def text(self) -> str:
         """Return a line for each reason not to be ready."""
         return "".join(f"{code}: {text}\n" for code, text in sorted(self.missing.items()))
+
+    def notes_text(self) -> str:
+        """Return a line for each note."""
+        return "".join(f"note {code}: {text}\n" for code, text in sorted(self.notes.items()))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from netplane.backend import Scope
+from netplane.backend import Scope, Step
 from netplane.backend.vxlan import OVERHEAD_BYTES
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Change
@@ -34,10 +34,24 @@ ORDER = {Address: 0, Neighbour: 1, FdbEntry: 2, Route: 3}
 
 
 class Desired:
-    """The objects that there should be, by what is done about them."""
+    """The objects that there should be, by what is done about them.
 
-    def __init__(self, objects: frozenset[KernelObject]) -> None:
+    Args:
+        objects: all of them; no two with one identity.
+        before: what was desired until now.
+        step: how they come from that, if it is known.
+    """
+
+    def __init__(
+        self,
+        objects: frozenset[KernelObject],
+        before: Desired | None = None,
+        step: Step | None = None,
+    ) -> None:
         self.objects = objects
+        self.before: Desired | None = None
+        if before is not None and step is not None and self._goes_on(before, step):
+            return
         links = [item for item in objects if isinstance(item, VxlanLink)]
         assert len(links) <= 1, "one reconciler keeps one link"
         self.link = links[0] if links else None
@@ -46,10 +60,35 @@ class Desired:
             item for item in objects if not isinstance(item, VxlanLink | Sysctl)
         )
 
+    def _goes_on(self, before: Desired, step: Step) -> bool:
+        """Take over what is the same; False: more differs than items, or the step is another's."""
+        came, gone = step.came, step.gone
+        if step.since is not before.objects or any(
+            isinstance(item, VxlanLink | Sysctl) for item in came | gone
+        ):
+            return False
+        self.link, self.sysctls = before.link, before.sysctls
+        self.came: frozenset[Item] = came  # type: ignore[assignment]  # checked just now
+        self.gone: frozenset[Item] = gone  # type: ignore[assignment]
+        self.items = before.items - self.gone | self.came
+        if "identities" in before.__dict__:
+            self.identities = before.identities.difference(map(identity, self.gone)).union(
+                map(identity, self.came)
+            )
+        self.before = before
+        before.before = None  # or all that ever was would be kept
+        return True
+
     @cached_property
     def identities(self) -> frozenset[Identity]:
         """Of the items, to look up what became of them."""
         return frozenset(map(identity, self.items))
+
+    def changes(self, actual: frozenset[Item], *, remove: bool) -> list[Change]:
+        """Return the writes from what there is to this; see `difference`."""
+        if self.before is not None and actual is self.before.items:
+            return difference(self.came, self.gone, remove=remove)
+        return difference(self.items, actual, remove=remove)
 
 
 def is_ours(item: Item, scope: Scope) -> bool:
@@ -102,18 +141,25 @@ class LinkPlan:
 
     remove: bool = False
     make: bool = False
+    adopt: Link | None = None
+    """This one becomes ours; what else is to be done is planned after it."""
     set: bool = False
     refused: str = ""
     """In words for an operator. Nothing is to be done then."""
 
 
 def plan_link(
-    desired: VxlanLink, own: Link | None, parent: Link | None, others: Iterable[Link]
+    desired: VxlanLink,
+    own: Link | None,
+    parent: Link | None,
+    others: Iterable[Link],
+    adopts: str = "",
 ) -> LinkPlan:
     """Compare our link with the one that has its name.
 
     Args:
         others: all vxlan devices; ours may be among them.
+        adopts: the name of one that may become ours.
     """
     if parent is None:
         return LinkPlan(refused=f"there is no interface {desired.parent}")
@@ -121,15 +167,11 @@ def plan_link(
         return LinkPlan(
             refused=f"{own.name} is somebody else's {own.kind or 'hardware'} interface; rename it"
         )
-    for other in others:
-        vxlan = other.vxlan
-        if other.name == desired.name or vxlan is None:
-            continue
-        if (vxlan.vni, vxlan.port) == (desired.vni, desired.port):
-            return LinkPlan(
-                refused=f"device {other.name} has VNI {vxlan.vni} and port {vxlan.port} already;"
-                f" remove it (ip link del {other.name}) or choose another VNI"
-            )
+    other = occupant(others, desired.name, desired.vni, desired.port)
+    if other is not None:
+        if own is None and other.name == adopts:
+            return LinkPlan(adopt=other)
+        return LinkPlan(refused=occupied_text(other))
     if own is None:
         return LinkPlan(make=True)
     found = own.vxlan
@@ -159,6 +201,25 @@ def external_problems(wanted: VxlanLink, external: Link, addresses: Iterable[Add
             " the agent and the containers again"
         )
     return problems
+
+
+def occupant(links: Iterable[Link], name: str, vni: int, port: int) -> Link | None:
+    """Return the device under another name that has this VNI and port: there can be one only."""
+    for link in links:
+        vxlan = link.vxlan
+        if link.name != name and vxlan is not None and (vxlan.vni, vxlan.port) == (vni, port):
+            return link
+    return None
+
+
+def occupied_text(link: Link) -> str:
+    """Say of a device with our VNI and port that it is in the way, and what helps."""
+    vxlan = link.vxlan
+    assert vxlan is not None
+    text = f"device {link.name} has VNI {vxlan.vni} and port {vxlan.port} already;"
+    if link.name == f"flannel.{vxlan.vni}":
+        text += " to go on with what Flannel has there, stop flanneld and give --adopt-flannel;"
+    return f"{text} remove it (ip link del {link.name}) or choose another VNI"
 
 
 def is_drift(change: ObjectChange, desired: Desired, scope: Scope) -> bool:

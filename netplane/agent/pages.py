@@ -38,8 +38,8 @@ def public_routes(agent: Agent) -> Routes:
 
     async def readyz(_query: Mapping[str, str]) -> Page:
         if agent.board.is_ready:
-            return text_page("ok\n")
-        return text_page(agent.board.text(), 503)
+            return text_page("ok\n" + agent.board.notes_text())
+        return text_page(agent.board.text() + agent.board.notes_text(), 503)
 
     async def metrics(_query: Mapping[str, str]) -> Page:
         page = render(agent.counts, gauges(agent), agent.board.missing, agent.board.notes)
@@ -82,8 +82,9 @@ def gauges(agent: Agent) -> dict[str, float]:
         values["quarantined"] = len(agent.view.quarantined)
         values["view_revision"] = agent.view.revision
         values["view_age_seconds"] = now_s - agent.view_at_s
-    if agent.lease_at_s:
-        values["lease_age_seconds"] = now_s - agent.lease_at_s
+    lease_age_s = agent.lease_age_s()
+    if lease_age_s is not None:
+        values["lease_age_seconds"] = lease_age_s
     return values
 
 
@@ -99,6 +100,7 @@ def status(agent: Agent) -> dict[str, Any]:
         "interface": None
         if external is None
         else {"name": external.name, "address": str(external.address), "mtu": external.mtu},
+        "network": {"config": state.config, "mac": state.vtep_mac},
         "own": None if agent.own is None else show_lease(agent.own),
         "peers": [show_lease(lease) for _, lease in sorted(agent.peers.items())],
         "registry": None
@@ -130,4 +132,5 @@ def show_lease(lease: Lease) -> dict[str, Any]:
         "backend": lease.backend_type,
         "data": lease.backend_data,
         "reserved": not lease.expires,
+        "created": lease.create_revision,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -34,12 +34,25 @@ class Who:
 
 
 class Standing(NamedTuple):
-    """How things stand with the registry; both texts are empty when all is well."""
+    """How things stand with the registry; all texts are empty when all is well."""
 
     missing: str
     """Why we do not have our subnet any more."""
     problem: str
     """Why the registry cannot be used at the moment."""
+    config: str = ""
+    """Why the registered configuration is not the one that we go by."""
+
+
+class Occupant(NamedTuple):
+    """Somebody else's device that has the network's VNI and port on this host."""
+
+    name: str
+    mac: str
+    is_flannels: bool
+    """By its name."""
+    problem: str
+    """In words, with the remedy."""
 
 
 class Subnets(Protocol):
@@ -66,6 +79,9 @@ class Subnets(Protocol):
     def standing(self) -> Standing:
         """Say how things stand."""
 
+    async def changed(self) -> None:
+        """Wait until they may stand otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -91,6 +107,10 @@ class Dataplane(Protocol):
     """What containers may send in one packet."""
     on_report: Callable[[Report], None]
     """Called after every round, those of `run` too."""
+
+    @property
+    def scope(self) -> Hashable:
+        """What in the kernel is its own: one with the same scope goes on with it."""
 
     @property
     def sysctls(self) -> dict[str, str]:
@@ -130,6 +150,9 @@ class Parts(Protocol):
 
         Raises AgentError for a configuration it cannot serve, or a device that another has.
         """
+
+    async def occupant(self, config: NetworkConfig) -> Occupant | None:
+        """Find out who has the network's VNI and port; None: nobody, or we."""
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """Find the interface to the other hosts. Raises InterfaceError."""

@@ -16,16 +16,15 @@ from netplane.agent.desired import (
     Heals,
     Item,
     LinkPlan,
-    difference,
     external_problems,
     is_drift,
     is_ours,
     plan_link,
 )
 from netplane.agent.report import Contest, Failure, PassLog, Report, warn, writer_name
-from netplane.backend import Scope
+from netplane.agent.sysctls import Sysctls
+from netplane.backend import Scope, Step
 from netplane.netlink import monitor as events
-from netplane.netlink import sysctl
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link, NetlinkFormatError
 from netplane.netlink.kernel import Change, Kernel
@@ -34,7 +33,6 @@ from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
     Identity,
     KernelObject,
-    Sysctl,
     VxlanLink,
     identity,
 )
@@ -74,8 +72,7 @@ class Reconciler:
         on_report: Callable[[Report], None] | None = None,
         previous_sysctls: Mapping[str, str] | None = None,
     ) -> None:
-        self.previous_sysctls: dict[str, str] = dict(previous_sysctls or {})
-        """What each setting was before we first changed it, for `clear`."""
+        self._sysctls = Sysctls(scope.link, namespace, previous_sysctls or {})
         self._scope = scope
         self._namespace = namespace
         self._interval_s = interval_s
@@ -91,11 +88,13 @@ class Reconciler:
         """What was there at the end of the last pass; None: there was none yet."""
         self._stale = True
         """What is there has to be read before anything is written."""
-        self._right: set[VxlanLink | Sysctl] = set()
-        """What of these was right at the end of the last pass."""
+        self._right: set[VxlanLink] = set()
+        """The link, if it was right at the end of the last pass."""
         self._indices: dict[str, int] = {}
         self._names: dict[int, str] = {}
         """The other way round; always the same object, who listens has it in hand."""
+        self._adopting = bool(scope.adopts)
+        """What is on our link may be Flannel's yet, also when we were killed in between."""
         self._external: Link | None = None
         """As it was read last."""
         self._heals = Heals()
@@ -114,13 +113,20 @@ class Reconciler:
     ) -> None:
         self.close()
 
+    @property
+    def previous_sysctls(self) -> dict[str, str]:
+        """What each setting was before we first changed it, for `clear`."""
+        return self._sysctls.previous
+
     def close(self) -> None:
         """Give the sockets back. The kernel stays as it is: traffic goes on without us."""
         self._connection.close()
         if self._monitor is not None:
             self._monitor.close()
 
-    async def apply(self, desired: frozenset[KernelObject], *, remove: bool = True) -> Report:
+    async def apply(
+        self, desired: frozenset[KernelObject], *, remove: bool = True, step: Step | None = None
+    ) -> Report:
         """Make the kernel as desired, and keep it so from now on.
 
         Without `remove`, what is ours and not desired stays, until an `apply` with it: for a view
@@ -128,10 +134,11 @@ class Reconciler:
 
         One object that fails stops no other. What others have changed meanwhile is left to `run`
         when only peers differ from the last time: then the kernel is not read, just written.
+        With the `step` that led to it the difference to the last time is not searched for.
         A link that is not desired goes, and settings that are not get their earlier values.
         """
         async with self._lock:
-            before, self._desired = self._desired, Desired(desired)
+            before, self._desired = self._desired, Desired(desired, self._desired, step)
             self._remove = remove
             if before is not None and (
                 (before.link, before.sysctls) != (self._desired.link, self._desired.sysctls)
@@ -183,7 +190,7 @@ class Reconciler:
                 self._heals.writers[Identity("link", link.name)] = writer_name(port)
                 return "link"
             case events.SettingsChange():
-                return "sysctl" if self._wrong_sysctls(self._desired) else ""
+                return "sysctl" if self._sysctls.wrong(self._desired.sysctls) else ""
             case events.ObjectChange(item, _, port):
                 if not is_drift(change, self._desired, self._scope):
                     return ""
@@ -238,10 +245,12 @@ class Reconciler:
             else:
                 self._stale = True
                 if await self._keep_link(self._desired, done):
-                    self._keep_sysctls(self._desired, done)
+                    self._sysctls.keep(self._desired.sysctls, done, remove=self._remove)
                     found = await self._read(self._desired)
                     self._stale = False
                     await self._keep_items(self._desired, found, done)
+                    if self._remove and not (done.failed or done.contested):
+                        self._adopting = False
         except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
             self._stale = True
             done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
@@ -269,7 +278,14 @@ class Reconciler:
             if self._remove and own is not None and own.vxlan is not None:
                 await self._write_link(_as_object(own), done, removed=True)
             return True
-        plan = plan_link(wanted, own, external, await self._kernel.vxlan_links())
+        others = await self._kernel.vxlan_links()
+        plan = plan_link(wanted, own, external, others, self._scope.adopts)
+        if plan.adopt is not None:
+            own = await self._take_over(plan.adopt, wanted, done)
+            if own is None:
+                return False
+            self._see(external, own)
+            plan = plan_link(wanted, own, external, ())
         if plan.refused:
             done.failed.append(Failure(wanted, plan.refused))
             self._right.discard(wanted)
@@ -303,6 +319,15 @@ class Reconciler:
         self._right.add(wanted)
         return True
 
+    async def _take_over(self, link: Link, wanted: VxlanLink, done: PassLog) -> Link | None:
+        """Give a device the name of ours; what is on it stays, and packets go on."""
+        refusals = await self._kernel.rename_link(wanted, link.index)
+        if refusals:
+            done.note_refusal(refusals[0])
+            return None
+        done.written.append(wanted)
+        return await self._kernel.link(wanted.name)
+
     async def _write_link(self, item: VxlanLink, done: PassLog, *, removed: bool = False) -> bool:
         refusals = await self._kernel.write([Change(item, removed=removed)], self._indices)
         if refusals:
@@ -319,48 +344,6 @@ class Reconciler:
         self._names.clear()
         self._names.update({index: name for name, index in self._indices.items()})
 
-    def _keep_sysctls(self, desired: Desired, done: PassLog) -> None:
-        for item, value in self._wrong_sysctls(desired):
-            if done.must_wait(item):
-                continue
-            if value is None:
-                done.failed.append(Failure(item, "there is no such setting"))
-                continue
-            try:
-                sysctl.write(item.name, item.value, self._namespace)
-            except OSError as error:
-                done.failed.append(Failure(item, error.strerror or str(error)))
-                continue
-            if f"/{self._scope.link}/" not in item.name:  # those go with the link
-                self.previous_sysctls.setdefault(item.name, value)
-            done.written.append(item)
-            if item in self._right:
-                done.note_heal(item)
-        self._right -= {item for item in self._right if isinstance(item, Sysctl)}
-        self._right |= set(desired.sysctls)
-
-        kept = {item.name for item in desired.sysctls}
-        for name, value in list(self.previous_sysctls.items()):
-            if name in kept or not self._remove:
-                continue
-            item = Sysctl(name, value)
-            try:
-                sysctl.write(name, value, self._namespace)
-            except OSError as error:
-                done.failed.append(Failure(item, error.strerror or str(error)))
-                continue
-            del self.previous_sysctls[name]
-            done.removed.append(item)
-
-    def _wrong_sysctls(self, desired: Desired) -> list[tuple[Sysctl, str | None]]:
-        """Return those that are not as desired, with what they are."""
-        found = sysctl.read([item.name for item in desired.sysctls], self._namespace)
-        return [
-            (item, found.get(item.name))
-            for item in desired.sysctls
-            if found.get(item.name) != item.value
-        ]
-
     async def _read(self, desired: Desired) -> frozenset[Item]:
         """Return what is there of ours, and of what is desired."""
         found: list[Item] = []
@@ -370,19 +353,27 @@ class Reconciler:
             found += await self._kernel.addresses(self._family, index, name)
             found += await self._kernel.neighbours(self._family, index, name)
             found += await self._kernel.fdb(index, name)
-        found += await self._kernel.routes(self._family, self._names)
+        found += await self._kernel.routes(self._family, self._names, any_writer=self._adopting)
         wanted = desired.items
-        return frozenset(item for item in found if item in wanted or is_ours(item, self._scope))
+        return frozenset(
+            item
+            for item in found
+            if item in wanted
+            or is_ours(item, self._scope)
+            or (self._adopting and item.link == name)
+        )
 
     async def _keep_items(self, desired: Desired, found: frozenset[Item], done: PassLog) -> None:
         """Write the difference between what was found and what is desired."""
         before, self._known = self._known, found
         changes = [
             change
-            for change in difference(desired.items, found, remove=self._remove)
+            for change in desired.changes(found, remove=self._remove)
             if not done.must_wait(change.item)
         ]
         if not changes:
+            if found == desired.items:
+                self._known = desired.items
             return
         self._stale = True  # until it is known what became of them; we may be cancelled
         refusals = await self._kernel.write(changes, self._indices)
@@ -398,6 +389,10 @@ class Reconciler:
                 continue  # nothing known yet, or nothing read now
             if (change.item in before) is not change.removed:
                 done.note_heal(change.item)
+        if len(ended) == len(changes) and not done.contested and self._remove:
+            # As desired. By the very set, so that the next change is not looked for in all of it.
+            self._known = desired.items
+            return
         written = {change.item for change in ended if not change.removed}
         known = (found & desired.items) | written
         left = found - desired.items

@@ -64,6 +64,8 @@ class Settings:
     """Tried after `iface`, against names and addresses."""
     public_ip: IPv4Address | None = None
     """What other hosts reach us by. None: the address of the interface."""
+    adopt_flannel: bool = False
+    """Take over the device of a Flannel that ran here, with its MAC and routes."""
     subnet_file: Path = Path("/run/flannel/subnet.env")
     healthz_ip: str = "0.0.0.0"  # noqa: S104 (Flannel's default; the port is off unless asked for)
     healthz_port: int = 0

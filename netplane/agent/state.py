@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ log = logging.getLogger("netplane.state")
 _MACHINE_ID = re.compile(rb"[0-9a-f]{32}")
 FORMAT = 1
 RETRY_S = 5.0
+PAUSE_S = 1.0
+"""Between two writes. In a network of a thousand hosts leases change all the time, and what came
+last counts only after a power cut, and there only until the registry answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,29 @@ class State:
     """Settings of the kernel that we changed, as they were before."""
 
 
+class Encoder:
+    """Writes states as text. A peer that is the same as in the last one is not written again."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Lease, str]] = {}
+        """By the ids of the leases, which are kept, so that no other gets the id of one."""
+
+    def encode(self, state: State) -> str:
+        """Return the file's text: a line for each field and each peer."""
+        known, self._known = self._known, {}
+        for lease in state.peers:
+            self._known[id(lease)] = known.get(id(lease)) or (lease, _lease_text(lease))
+        fields = {name: getattr(state, name) for name in State.__slots__}
+        del fields["own"], fields["peers"]
+        own = "null" if state.own is None else _lease_text(state.own)
+        peers = ",\n  ".join(text for _, text in self._known.values())
+        head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
+        return f'{head},\n "own": {own},\n "peers": [\n  {peers}\n ]\n}}\n'
+
+
 def encode(state: State) -> str:
     """Return the file's text."""
-    fields = {name: getattr(state, name) for name in State.__slots__}
-    fields["own"] = None if state.own is None else _from_lease(state.own)
-    fields["peers"] = [_from_lease(lease) for lease in state.peers]
-    return json.dumps({"format": FORMAT, **fields}, indent=1) + "\n"
+    return Encoder().encode(state)
 
 
 def decode(text: str) -> State:
@@ -77,13 +97,14 @@ def decode(text: str) -> State:
     )
 
 
-def _from_lease(lease: Lease) -> dict[str, Any]:
-    return asdict(lease) | {
+def _lease_text(lease: Lease) -> str:
+    fields = {name: getattr(lease, name) for name in Lease.__slots__} | {
         "subnet": str(lease.subnet),
         "public_ip": str(lease.public_ip),
         # Keys are bytes, and junk among them is quarantined, not refused.
         "key": lease.key.decode("utf-8", "surrogateescape"),
     }
+    return json.dumps(fields)
 
 
 def _to_lease(fields: object) -> Lease:
@@ -173,6 +194,7 @@ class StateKeeper:
         self._on_problem = on_problem
         # One thread: what was handed over first is written first, also when nobody waits for it.
         self._writer = ThreadPoolExecutor(1, "netplane-state")
+        self._encoder = Encoder()
         # A disk that is full keeps no agent from starting that has nothing new to remember.
         self._saved = state
         self._changed = asyncio.Event()
@@ -192,7 +214,9 @@ class StateKeeper:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                if not await self.save():
+                if await self.save():
+                    await asyncio.sleep(PAUSE_S)
+                else:
                     await asyncio.sleep(RETRY_S)
                     self._changed.set()
         finally:
@@ -206,7 +230,7 @@ class StateKeeper:
             return True
         try:
             await asyncio.get_running_loop().run_in_executor(
-                self._writer, self._write, self._path, encode(state)
+                self._writer, self._write, self._path, self._encoder.encode(state)
             )
         except OSError as error:
             self._tell(f"cannot write the state file {self._path}: {error.strerror}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -33,6 +34,30 @@ def write(path: Path, text: str) -> bool:
         pass  # to be written, or nothing of ours
     write_whole(path, text)
     return True
+
+
+class SubnetFile:
+    """The file of an agent that runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written = ""
+
+    async def keep(self, text: str) -> str:
+        """Have the file say this; return why it cannot, or "".
+
+        To look whether a file is there blocks for no disk. A thread for each lease in the network
+        that changes would cost more than what is done for it in the kernel.
+        """
+        if text == self._written and self._path.exists():
+            return ""
+        self._written = ""
+        try:
+            await asyncio.to_thread(write, self._path, text)
+        except OSError as error:
+            return f"cannot write {self._path}: {error.strerror}"
+        self._written = text
+        return ""
 
 
 def read_subnet(path: Path) -> IPv4Network | None:

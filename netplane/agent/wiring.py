@@ -8,14 +8,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
+from netplane.agent.desired import occupant, occupied_text
 from netplane.agent.errors import SettingsError
 from netplane.agent.interface import ExternalInterface, choose, read_host
 from netplane.agent.lock import LinkLock
-from netplane.agent.ports import Peers, Report, Standing, Who
+from netplane.agent.ports import Occupant, Peers, Report, Standing, Who
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings
 from netplane.backend import BackendError, External
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
+from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
+from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import KernelObject, Sysctl, VxlanLink
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
@@ -86,7 +89,7 @@ class RealParts:
                 Wish(who.previous_subnet),
                 known=who.known,
             )
-            yield RealSubnets(manager, layout)
+            yield RealSubnets(manager)
 
     def dataplane(
         self,
@@ -104,12 +107,27 @@ class RealParts:
                 network=config.network,
                 external=External(external.name, external.address, external.mtu),
                 mac=mac,
+                adopts_flannel=settings.adopt_flannel,
             )
         except BackendError as error:
             raise SettingsError(str(error), _CORRECT) from error
         if backend.link not in self._links:
             self._links[backend.link] = LinkLock(backend.link)
         return RealDataplane(backend, settings.heal_interval_s, sysctls)
+
+    async def occupant(self, config: NetworkConfig) -> Occupant | None:
+        """As `Parts.occupant`."""
+        try:
+            wanted = VxlanConfig.parse(config.backend)
+            async with Connection() as connection:
+                links = await Kernel(connection).vxlan_links()
+        except (BackendError, NetlinkError, NetlinkLostError):
+            return None  # `dataplane` and the first round tell of it
+        found = occupant(links, wanted.link, wanted.vni, wanted.port)
+        if found is None:
+            return None
+        is_flannels = found.name == wanted.flannels_link
+        return Occupant(found.name, found.mac.hex(":"), is_flannels, occupied_text(found))
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """As `Parts.external`."""
@@ -119,9 +137,9 @@ class RealParts:
 class RealSubnets:
     """`Subnets` on a manager."""
 
-    def __init__(self, manager: SubnetManager, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, manager: SubnetManager) -> None:
         self._manager = manager
+        self.changed = manager.changed
         self.open = manager.open
         self.acquire = manager.acquire
         self.run = manager.run
@@ -130,7 +148,7 @@ class RealSubnets:
 
     def config_text(self) -> str:
         """As `Subnets.config_text`."""
-        return self._manager.registered.kvs[self._layout.config].value.decode()
+        return self._manager.config_value.decode()
 
     def standing(self) -> Standing:
         """As `Subnets.standing`."""
@@ -138,7 +156,7 @@ class RealSubnets:
         missing = ""
         if status.standing is not ManagerStanding.HELD:
             missing = status.detail or f"our lease is {status.standing.value}"
-        return Standing(missing, status.problem)
+        return Standing(missing, status.problem, status.config)
 
 
 class RealDataplane:
@@ -148,6 +166,7 @@ class RealDataplane:
         self, backend: VxlanBackend, heal_interval_s: float, sysctls: Mapping[str, str]
     ) -> None:
         self.mtu = backend.mtu
+        self.scope = backend.scope
         self.on_report: Callable[[Report], None] = lambda _: None
         self._backend = backend
         self._interval_s = heal_interval_s
@@ -168,7 +187,7 @@ class RealDataplane:
         """As `Dataplane.apply`."""
         plan = self._backend.plan(own.subnet, peers)
         self._refused = plan.refused
-        await self._reconciler().apply(plan.objects, remove=remove)
+        await self._reconciler().apply(plan.objects, remove=remove, step=plan.step)
 
     async def run(self) -> None:
         """As `Dataplane.run`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Protocol
 
@@ -37,6 +37,17 @@ class Scope:
     external: str
     networks: tuple[tuple[bytes, int], ...]
     """Packed addresses and prefix lengths."""
+    adopts: str = ""
+    """A device of Flannel's that becomes our link, with all that is on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From an earlier plan to the next: told, as to find it out takes longer than to write it."""
+
+    since: frozenset[KernelObject]
+    came: frozenset[KernelObject]
+    gone: frozenset[KernelObject]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,8 @@ class Planned:
     objects: frozenset[KernelObject]
     refused: dict[str, str]
     """Subnet to reason, for peers that cannot be served; the others are."""
+    step: Step | None = field(default=None, compare=False)
+    """How it comes from the plan before, where the backend knows."""
 
 
 class Backend(Protocol):

@@ -7,11 +7,12 @@ MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody a
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from netplane.backend import BackendError, External, Planned, Scope
+from netplane.backend import BackendError, External, Planned, Scope, Step
 from netplane.netlink.objects import (
     Address,
     FdbEntry,
@@ -49,6 +50,16 @@ class VxlanConfig:
     gbp: bool = False
     direct_routing: bool = False
 
+    @property
+    def link(self) -> str:
+        """The name of our device. It fits 15 characters for every VNI."""
+        return f"np.{self.vni}"
+
+    @property
+    def flannels_link(self) -> str:
+        """The name of Flannel's."""
+        return f"flannel.{self.vni}"
+
     @classmethod
     def parse(cls, backend: Mapping[str, object]) -> VxlanConfig:
         """Read the JSON object; keys match whatever their case, as Go's decoder has it.
@@ -72,10 +83,29 @@ class VxlanConfig:
 class _Served:
     """What one peer comes to, without a look at the others."""
 
-    objects: tuple[KernelObject, ...] = ()
+    objects: frozenset[KernelObject] = frozenset()
     mac: bytes = b""
     """Empty: none is used."""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The last plan, and what it was made of."""
+
+    subnet: IPv4Network | None
+    leases: dict[int, Lease]
+    """By their ids."""
+    served: dict[int, _Served]
+    planned: Planned
+    macs: set[bytes]
+    """In use, ours among them."""
+
+
+def random_mac() -> str:
+    """Return a MAC for a new host: unicast, locally administered."""
+    first, *rest = secrets.token_bytes(6)
+    return bytes([first & 0xFC | 0x02, *rest]).hex(":")
 
 
 class VxlanBackend:
@@ -87,6 +117,7 @@ class VxlanBackend:
         external: the interface to the other hosts. Its address is the source of our packets, which
             behind NAT differs from the PublicIP that peers send to.
         mac: of our device, the same after every restart: peers have it in their kernels.
+        adopts_flannel: whether the device of Flannel becomes ours.
     """
 
     type = "vxlan"
@@ -98,6 +129,7 @@ class VxlanBackend:
         network: IPv4Network,
         external: External,
         mac: str,
+        adopts_flannel: bool = False,
     ) -> None:
         self.config = config
         self.mac = mac.lower()
@@ -109,12 +141,15 @@ class VxlanBackend:
             )
         if _packed_mac(mac) is None:
             raise BackendError(f"{mac} is no unicast MAC address")
-        self.link = f"np.{config.vni}"
+        self.link = config.link
         self.scope = Scope(
-            self.link, external.name, ((network.network_address.packed, network.prefixlen),)
+            self.link,
+            external.name,
+            ((network.network_address.packed, network.prefixlen),),
+            config.flannels_link if adopts_flannel else "",
         )
         self._external = external
-        self._known: dict[int, tuple[Lease, _Served]] = {}
+        self._last = _Plan(None, {}, {}, Planned(frozenset(), {}), set())
         self._own: frozenset[KernelObject] = frozenset(
             {
                 VxlanLink(
@@ -144,40 +179,70 @@ class VxlanBackend:
 
         Of two peers with one MAC the older is served: the kernel holds one destination for each.
         """
+        # One peer of a thousand has changed, usually, and that a lease is the very same object can
+        # be seen at once. The leases are kept, so that no other gets the id of one.
+        leases = dict(zip(map(id, peers.values()), peers.values(), strict=True))
+        last = self._last
+        came, gone = set(leases).difference(last.leases), set(last.leases).difference(leases)
+        served = last.served.copy()
+        left = [served.pop(key) for key in gone]
+        served.update((key, self._serve(leases[key])) for key in came)
+        macs = last.macs.difference(one.mac for one in left)
+        new_macs = [served[key].mac for key in came if served[key].mac]
+        goes_on = (
+            last.subnet == subnet
+            and macs.isdisjoint(new_macs)
+            and len(set(new_macs)) == len(new_macs)
+            and not (last.planned.refused or any(served[key].reason for key in came))
+        )
+        if goes_on:
+            since, nothing = last.planned.objects, frozenset[KernelObject]()
+            before = nothing.union(*(one.objects for one in left))
+            after = nothing.union(*(served[key].objects for key in came))
+            step = Step(since, after - before, before - after)
+            planned = Planned(since - step.gone | step.came, {}, step)
+            macs.update(new_macs)
+        else:
+            planned, macs = self._planned(subnet, leases, served)
+        self._last = _Plan(subnet, leases, served, planned, macs)
+        return planned
+
+    def _planned(
+        self, subnet: IPv4Network, leases: Mapping[int, Lease], served: Mapping[int, _Served]
+    ) -> tuple[Planned, set[bytes]]:
+        """Look at all peers. Returns the MACs that are in use, too."""
         objects: set[KernelObject] = set(self._own)
         objects.add(Address(self.link, subnet.network_address.packed, 32))
         refused: dict[str, str] = {}
-        owners = {_packed_mac(self.mac): "us"}
-        known: dict[int, tuple[Lease, _Served]] = {}
-        for peer in sorted(peers.values(), key=lambda peer: (peer.create_revision, peer.subnet)):
-            # One peer of a thousand has changed, usually. That the lease is the very same object
-            # can be seen at once; it is kept, so that no other gets its id.
-            _, served = known[id(peer)] = self._known.get(id(peer)) or (peer, self._serve(peer))
-            reason = served.reason
-            if served.mac and served.mac in owners:
-                reason = f"its VtepMAC {served.mac.hex(':')} is also that of {owners[served.mac]}"
+        owners = {_packed_mac(self.mac) or b"": "us"}
+        for peer in sorted(leases.values(), key=lambda peer: (peer.create_revision, peer.subnet)):
+            one = served[id(peer)]
+            reason = one.reason
+            if one.mac and one.mac in owners:
+                reason = f"its VtepMAC {one.mac.hex(':')} is also that of {owners[one.mac]}"
             if reason:
                 refused[str(peer.subnet)] = reason
                 continue
-            if served.mac:
-                owners[served.mac] = str(peer.subnet)
-            objects.update(served.objects)
-        self._known = known
-        return Planned(frozenset(objects), refused)
+            if one.mac:
+                owners[one.mac] = str(peer.subnet)
+            objects.update(one.objects)
+        return Planned(frozenset(objects), refused), set(owners)
 
     def _serve(self, peer: Lease) -> _Served:
         gateway, host = peer.subnet.network_address.packed, peer.public_ip.packed
         length = peer.subnet.prefixlen
         if self._is_direct(peer):
-            return _Served((Route(self._external.name, gateway, length, host),))
+            return _Served(frozenset({Route(self._external.name, gateway, length, host)}))
         reason, mac = self._vtep(peer)
         if reason:
             return _Served(reason=reason)
         return _Served(
-            (
-                Neighbour(self.link, gateway, mac),
-                FdbEntry(self.link, mac, host),
-                Route(self.link, gateway, length, gateway, onlink=True),
+            frozenset(
+                {
+                    Neighbour(self.link, gateway, mac),
+                    FdbEntry(self.link, mac, host),
+                    Route(self.link, gateway, length, gateway, onlink=True),
+                }
             ),
             mac,
         )

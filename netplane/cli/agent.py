@@ -62,6 +62,11 @@ log = logging.getLogger("netplane")
     show_default=True,
     help="Of /healthz, /readyz and /metrics; 0 is off.",
 )
+@option(
+    "--adopt-flannel",
+    is_flag=True,
+    help="Take over device, MAC and routes of a Flannel that ran here; stop flanneld first.",
+)
 @option("--host-id", default="", help="Who we are in the registry.  [default: /etc/machine-id]")
 @instance_options
 @state_option

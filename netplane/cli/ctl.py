@@ -1,4 +1,4 @@
-"""`netplane ctl`: commands that ask the agent of this host; those of the registry are beside it."""
+"""`netplane ctl`: commands that ask the agent of this host; the others are beside it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ from netplane.cli.flags import (
 )
 from netplane.cli.tables import write_json, write_status
 
-REGISTRY_COMMANDS = {
-    "init": "Write the network's configuration into the registry.",
-    "hosts": "Show the hosts, and which of them live.",
-    "leases": "Show who has which subnet.",
-    "reserve": "Keep a subnet for a host, for ever.",
-    "release": "Give the subnet of a host that is gone to others.",
+COMMANDS = {
+    "init": ("registry", "Write the network's configuration into the registry."),
+    "hosts": ("registry", "Show the hosts, and which of them live."),
+    "leases": ("registry", "Show who has which subnet."),
+    "reserve": ("registry", "Keep a subnet for a host, for ever."),
+    "release": ("registry", "Give the subnet of a host that is gone to others."),
+    "trace": ("inspection", "Show the way of a packet from this host, object by object."),
+    "check": ("inspection", "Compare this host's kernel with what its agent means to have."),
 }
+"""In which module beside this one a command is, and what it does."""
 
 output_option = click.option(
     "-w",
@@ -43,17 +46,18 @@ output_option = click.option(
 
 
 class _Commands(click.Group):
-    """The registry's commands need its client, which is imported when one of them is named."""
+    """What a command needs, such as the registry's client, is imported when it is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the help page."""
-        return [*REGISTRY_COMMANDS, *self.commands]
+        return [*COMMANDS, *self.commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        if cmd_name not in REGISTRY_COMMANDS:
+        if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command = getattr(importlib.import_module("netplane.cli.registry"), cmd_name)
+        module, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"netplane.cli.{module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -61,7 +65,8 @@ class _Commands(click.Group):
         """Write the table without importing anything."""
         ours = [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
         with formatter.section("Commands"):
-            formatter.write_dl([*REGISTRY_COMMANDS.items(), *ours])
+            theirs = [(name, text) for name, (_, text) in COMMANDS.items()]
+            formatter.write_dl([*theirs, *ours])
 
 
 @click.group(cls=_Commands)

@@ -213,14 +213,14 @@ def neighbour(body: bytes, names: Mapping[int, str]) -> Neighbour | FdbEntry | N
     return Neighbour(names[index], found.get(1, b""), found.get(2, b""), protocol)
 
 
-def route(body: bytes, names: Mapping[int, str]) -> Route | None:
+def route(body: bytes, names: Mapping[int, str], *, any_table: bool = False) -> Route | None:
     """Read RTM_NEWROUTE or RTM_DELROUTE; None: of another table or family.
 
     Through a link that we do not know, or several: `link` is empty.
     """
     _check(body, ROUTE)
     family, prefix_len, _, tos, table, protocol, _, kind, flags = ROUTE.unpack_from(body)
-    if table != RT_TABLE_MAIN or family not in FAMILIES:
+    if (table != RT_TABLE_MAIN and not any_table) or family not in FAMILIES:
         return None
     found = attributes(body, ROUTE.size)
     return Route(

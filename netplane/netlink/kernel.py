@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netplane.netlink import decode, messages
-from netplane.netlink.connection import Connection
+from netplane.netlink.connection import Connection, NetlinkError
 from netplane.netlink.messages import NetObject, Request
-from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route, VxlanLink
+from netplane.netlink.objects import PROTOCOL, Address, FdbEntry, Neighbour, Route, VxlanLink
 
 GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 """How removing what is not there ends."""
+
+UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
+"""How looking up a route ends where none is, or one that refuses."""
+
+KERNEL_PROTOCOL = 2
+"""Of the routes that come with addresses."""
 
 UNKNOWN = {errno.ENOBUFS, errno.ETIMEDOUT}
 """How a request ends whose answer is lost; see `Connection.perform`."""
@@ -48,6 +54,23 @@ class Kernel:
         message = await self.connection.get(messages.get_link(name))
         return None if message is None else decode.link(message.body)
 
+    async def links(self) -> list[decode.Link]:
+        """Return all links."""
+        return [
+            decode.link(message.body)
+            for message in await self.connection.dump(messages.dump_links())
+        ]
+
+    async def lookup(self, address: bytes, names: Mapping[int, str]) -> Route | None:
+        """Return the route that packets of this host to an address take; None: they are refused."""
+        try:
+            message = await self.connection.get(messages.get_route(address))
+        except NetlinkError as error:
+            if error.code in UNREACHABLE:
+                return None
+            raise
+        return None if message is None else decode.route(message.body, names, any_table=True)
+
     async def vxlan_links(self) -> list[decode.Link]:
         """Return all vxlan devices."""
         found = await self.connection.dump(messages.dump_vxlan_links())
@@ -82,11 +105,17 @@ class Kernel:
             if decode.is_permanent(message.body)
         ]
 
-    async def routes(self, family: int, names: Mapping[int, str]) -> list[Route]:
-        """Return the routes of our protocol number in the main table."""
-        found = await self.connection.dump(messages.dump_routes(family))
+    async def routes(
+        self, family: int, names: Mapping[int, str], *, any_writer: bool = False
+    ) -> list[Route]:
+        """Return the routes of our protocol number in the main table.
+
+        With `any_writer` those of all others too, but for the kernel's own.
+        """
+        protocol = messages.ANY_PROTOCOL if any_writer else PROTOCOL
+        found = await self.connection.dump(messages.dump_routes(family, protocol))
         read = (decode.route(message.body, names) for message in found)
-        return [item for item in read if item is not None]
+        return [item for item in read if item is not None and item.protocol != KERNEL_PROTOCOL]
 
     async def write(self, changes: Sequence[Change], indices: Mapping[str, int]) -> list[Refusal]:
         """Write in order and return what failed; to remove what is gone already is no failure.
@@ -109,8 +138,23 @@ class Kernel:
 
     async def set_link(self, item: VxlanLink, index: int) -> list[Refusal]:
         """Give a link its MAC and MTU and take it up."""
-        [outcome] = await self.connection.perform([messages.set_link(item, index)])
-        return [Refusal(Change(item), outcome.code, outcome.text)] if outcome.code else []
+        return await self._set(item, [messages.set_link(item, index)])
+
+    async def rename_link(self, item: VxlanLink, index: int) -> list[Refusal]:
+        """Give a link the name of this one; where it has to be down for that, it is for a moment.
+
+        Linux before 6.2 renames none that is up; its routes go then and are to be written anew.
+        """
+        rename = messages.rename_link(item.name, index)
+        refusals = await self._set(item, [rename])
+        if refusals and refusals[0].code == errno.EBUSY:
+            down, up = (messages.take_link(index, up=up) for up in (False, True))
+            refusals = await self._set(item, [down, rename, up])
+        return refusals
+
+    async def _set(self, item: VxlanLink, requests: Sequence[Request]) -> list[Refusal]:
+        outcomes = await self.connection.perform(requests)
+        return [Refusal(Change(item), one.code, one.text) for one in outcomes if one.code]
 
 
 def _request(change: Change, indices: Mapping[str, int]) -> Request:

@@ -31,7 +31,10 @@ REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 RTNH_F_ONLINK = 4
+RTM_F_FIB_MATCH = 0x2000
+"""The entry of the table, not what becomes of it for one destination."""
 RT_TABLE_MAIN = 254
+ANY_PROTOCOL = 0
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 IFF_UP = 1
 SKIP_STATISTICS = 8
@@ -132,6 +135,17 @@ def set_link(item: VxlanLink, index: int) -> Request:
     return Request(Type.NEWLINK, ACK, body)
 
 
+def rename_link(name: str, index: int) -> Request:
+    """Return the request that gives a link a name."""
+    body = LINK.pack(0, 0, index, 0, 0) + attribute(3, name.encode() + b"\0")
+    return Request(Type.NEWLINK, ACK, body)
+
+
+def take_link(index: int, *, up: bool) -> Request:
+    """Return the request that takes a link up or down."""
+    return Request(Type.NEWLINK, ACK, LINK.pack(0, 0, index, IFF_UP if up else 0, IFF_UP))
+
+
 def get_link(name: str) -> Request:
     """Return the request for one link by its name."""
     body = LINK.pack(0, 0, 0, 0, 0) + attribute(3, name.encode() + b"\0") + u32(29, SKIP_STATISTICS)
@@ -142,6 +156,18 @@ def dump_vxlan_links() -> Request:
     """Return the request for all vxlan devices."""
     kind = attribute(18, attribute(1, b"vxlan\0"))
     return Request(Type.GETLINK, DUMP, LINK.pack(0, 0, 0, 0, 0) + u32(29, SKIP_STATISTICS) + kind)
+
+
+def dump_links() -> Request:
+    """Return the request for all links."""
+    return Request(Type.GETLINK, DUMP, LINK.pack(0, 0, 0, 0, 0) + u32(29, SKIP_STATISTICS))
+
+
+def get_route(address: bytes) -> Request:
+    """Return the request for the route that a packet of this host to an address takes."""
+    family, bits = AF_OF_LENGTH[len(address)], len(address) * 8
+    body = ROUTE.pack(family, bits, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH) + attribute(1, address)
+    return Request(Type.GETROUTE, ACK, body)
 
 
 def dump_addresses(family: int, index: int) -> Request:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 PROTOCOL = 181
 """The route protocol of all that we write; no other routing daemon is known to use it."""
 
-UNICAST = 1
+UNICAST, LOCAL = 1, 2
 
 
 class VxlanLink(NamedTuple):

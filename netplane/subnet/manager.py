@@ -71,6 +71,8 @@ class Status:
     """Why `standing` is not HELD."""
     problem: str
     """Why the registry cannot be used at the moment; "" when it can."""
+    config: str
+    """Why the registered configuration is not the one that we go by; "" when it is."""
     subnet: IPv4Network | None
     lease_left_s: float
     """Until the subnet's lease ends, if it is not renewed."""
@@ -108,6 +110,7 @@ class SubnetManager:
         """
         self._registry = registry
         self._everything = layout.everything
+        self._config_key = layout.config
         self._who = who
         self._wish = wish or Wish()
         self._clock = clock or LoopClock()
@@ -212,6 +215,7 @@ class SubnetManager:
             self._standing,
             self._detail,
             "; ".join(sorted({problem for problem in self._problems.values() if problem})),
+            "" if self._view is None else self._view.quarantined.get(self._config_key, ""),
             self._claimer.subnet,
             self._claimer.lease.left_s(),
             self._registered.head.revision,
@@ -221,6 +225,11 @@ class SubnetManager:
     def registered(self) -> Registered:
         """All that is registered, to look at."""
         return self._registered
+
+    @property
+    def config_value(self) -> bytes:
+        """The configuration that we go by since we have a subnet; b"": none yet."""
+        return self._claimer.config_value
 
     # what is registered
 

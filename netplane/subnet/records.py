@@ -127,6 +127,12 @@ class Registered:
     """Host id -> session of the agent that runs there."""
     junk: dict[bytes, str] = field(default_factory=dict)
     """Keys that cannot be read, and why."""
+    _changed: set[bytes] | None = field(default=None, compare=False)
+
+    def take_changed(self) -> set[bytes] | None:
+        """Return the keys that became others since the last call; None: any may have."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def load(self, listing: Listing) -> None:
         """Replace everything; a head of another cluster, or an older one, is a step back."""
@@ -142,6 +148,7 @@ class Registered:
         self.leases, self.hosts, self.alive, self.junk = (
             new.leases, new.hosts, new.alive, new.junk,
         )  # fmt: skip
+        self._changed = None
 
     def apply(self, revision: int, changes: Iterable[Change]) -> None:
         """Take over what a revision changed. What is known already is no harm."""
@@ -160,6 +167,7 @@ class Registered:
     def put(self, kv: KeyValue) -> None:
         """Take over one key."""
         self.drop(kv.key)
+        self._note_changed(kv.key)
         self.kvs[kv.key] = kv
         try:
             self._read(kv)
@@ -190,6 +198,7 @@ class Registered:
         """Forget one key."""
         if self.kvs.pop(key, None) is None:
             return
+        self._note_changed(key)
         self.subnets.pop(key, None)
         self.leases.pop(key, None)
         self.junk.pop(key, None)
@@ -197,6 +206,10 @@ class Registered:
             self.hosts.pop(key.removeprefix(self.layout.hosts).decode(errors="replace"), None)
         elif key.startswith(self.layout.alive):
             self.alive.pop(key.removeprefix(self.layout.alive).decode(errors="replace"), None)
+
+    def _note_changed(self, key: bytes) -> None:
+        if self._changed is not None:
+            self._changed.add(key)
 
     def mod_revision(self, key: bytes) -> int:
         """Return which revision wrote a key; 0 for none, as the store compares it."""

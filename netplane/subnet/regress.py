@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
-from types import MappingProxyType
 
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.spans import Spans
@@ -66,14 +65,13 @@ class Guard:
         self._look(view, now_s)
         self._let_return(view)
         peers = dict(view.peers)
-        seen = Spans(peers)
-        for subnet, lease in self._held.items():
-            for other in seen.touched_by(subnet):
-                peers.pop(other, None)
-            peers[subnet] = lease
-        before, self.known = (
-            self.known, Known(view.cluster_id, view.revision, MappingProxyType(peers)),
-        )  # fmt: skip
+        if self._held:
+            seen = Spans(peers)
+            for subnet, lease in self._held.items():
+                for other in seen.touched_by(subnet):
+                    peers.pop(other, None)
+                peers[subnet] = lease
+        before, self.known = self.known, Known(view.cluster_id, view.revision, peers)
         if not self._untrusted_until:
             self.saved = self.known
         else:
@@ -96,7 +94,9 @@ class Guard:
         known = self.known
         if known is None:
             return
-        missing = known.peers.keys() - view.peers.keys() - self._held.keys()
+        # A set of a dict and its difference to others use the hashes that these have: to hash the
+        # subnets of a thousand peers again takes longer than to program one of them.
+        missing = set(known.peers).difference(view.peers, self._held)
         reason = _step_back(known, view)
         if reason:
             self._untrusted_until = view.revision

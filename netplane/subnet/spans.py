@@ -21,6 +21,11 @@ class Spans:
         self._starts.insert(position, start)
         self._subnets.insert(position, subnet)
 
+    def remove(self, subnet: IPv4Network) -> None:
+        """Take out one that is there."""
+        position = bisect_left(self._starts, int(subnet.network_address))
+        del self._starts[position], self._subnets[position]
+
     def touched_by(self, subnet: IPv4Network) -> list[IPv4Network]:
         """Return those that a subnet overlaps."""
         end = bisect_right(self._starts, int(subnet.broadcast_address))

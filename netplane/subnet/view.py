@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
-from types import MappingProxyType
 
 from netplane.subnet.config import VNI_MAX, NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
@@ -51,9 +50,77 @@ class ViewBuilder:
         """The configuration's bytes that `config` was read from; None: it has not been read."""
         self._good = {lease.key: lease for lease in known}
         self._checked: dict[bytes, tuple[Lease, str]] = {}
+        self._own: Lease | None = None
+        self._peers: dict[IPv4Network, Lease] = {}
+        self._quarantined: dict[bytes, str] = {}
+        self._spans = Spans()
+        self._macs: set[str] = set()
+        self._built_for: tuple[object, ...] | None = None
+        """What else the last view hangs on; None: the next one cannot go on from it."""
 
     def build(self, registered: Registered) -> View:
-        """Return the view of what is registered now."""
+        """Return the view of what is registered now.
+
+        Among a thousand hosts usually one has changed: then only that one is looked at. Whatever
+        is out of the ordinary, and every conflict, is left to a look at all of them.
+        """
+        changed = registered.take_changed()
+        built_for = (self.local.public_ip, self.local.subnet, self.local.mac, self.config_value)
+        goes_on = changed is not None and built_for == self._built_for
+        if changed is None or not goes_on or not self._update(registered, changed):
+            is_plain = self._rebuild(registered)
+            self._built_for = built_for if is_plain else None
+        return View(
+            registered.head.cluster_id,
+            registered.head.revision,
+            self._own,
+            # Copies, as nobody changes a view. Plain ones: their keys are not hashed again.
+            self._peers.copy(),
+            self._quarantined.copy(),
+            self.config,
+        )
+
+    def _update(self, registered: Registered, changed: set[bytes]) -> bool:
+        """Take over the changed keys; False: not all, so everything is to be looked at."""
+        layout = registered.layout
+        if layout.config in changed:
+            return False
+        for key in changed:
+            self._checked.pop(key, None)
+            self._quarantined.pop(key, None)
+            if key in registered.junk:
+                self._quarantined[key] = registered.junk[key]
+            if self._own is not None and self._own.key == key:
+                self._own = None
+            good = self._good.pop(key, None)
+            if good is not None:
+                del self._peers[good.subnet]
+                self._spans.remove(good.subnet)
+                self._macs.discard(_mac(good))
+            if key not in registered.subnets:
+                continue
+            lease = registered.leases.get(key)
+            if lease is not None:
+                if self._is_own(lease):
+                    self._own = lease
+                    continue
+                reason = self._problem(lease)
+                if reason:
+                    self._quarantined[key] = reason
+                    lease = None
+            lease = lease or good
+            if lease is None:
+                continue
+            self._good[key] = lease
+            if _mac(lease) in self._macs or self._spans.touched_by(lease.subnet):
+                return False
+            self._peers[lease.subnet] = lease
+            self._spans.add(lease.subnet)
+            self._macs.add(_mac(lease))
+        return True
+
+    def _rebuild(self, registered: Registered) -> bool:
+        """Look at everything; True: no two leases contradict each other."""
         quarantined = dict(self._unreadable(registered))
         own: Lease | None = None
         candidates: list[Lease] = []
@@ -80,14 +147,10 @@ class ViewBuilder:
         # Of keys that are gone nothing is remembered.
         self._good = {lease.key: lease for lease in peers.values()}
         self._checked = {key: self._checked[key] for key in self._good if key in self._checked}
-        return View(
-            registered.head.cluster_id,
-            registered.head.revision,
-            own,
-            MappingProxyType(peers),
-            MappingProxyType(quarantined),
-            self.config,
-        )
+        self._own, self._peers, self._quarantined = own, peers, quarantined
+        self._spans = Spans(peers)
+        self._macs = set(map(_mac, peers.values()))
+        return len(peers) == len(candidates)
 
     def _unreadable(self, registered: Registered) -> Mapping[bytes, str]:
         found = dict(registered.junk)

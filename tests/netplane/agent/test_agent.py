@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from netplane.agent.agent import Agent, draw_mac
+from netplane.agent.agent import Agent
 from netplane.agent.errors import InterfaceError, LockedError, SettingsError
 from netplane.agent.pages import serving
-from netplane.agent.ports import Report, Standing
+from netplane.agent.ports import Occupant, Report
 from netplane.agent.state import encode, load
+from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
 from netplane.subnet.registry import UnavailableError
 from tests.netplane.agent.world import (
+    CONFIG,
     EXTERNAL,
     OWN,
     World,
@@ -28,6 +30,8 @@ from tests.netplane.agent.world import (
     running,
     view,
 )
+
+OTHER_CONFIG = parse_config(b'{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":9}}')
 
 
 async def test_the_kernel_is_not_touched_before_the_first_complete_view(world: World) -> None:
@@ -256,23 +260,125 @@ async def test_held_peers_go_when_the_grace_ends_without_another_view(world: Wor
 
 
 async def test_a_subnet_that_was_taken_is_named_and_our_containers_keep_theirs(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
-    monkeypatch.setattr("netplane.agent.agent.STANDING_INTERVAL_S", 0.01)
     async with running(world) as agent:
         world.registry_is_up.set()
         world.views.put_nowait(view(2))
         await world.until_ready(agent)
-        world.standing = Standing("our subnet belongs to host 'b' now", "no endpoint answers")
+        world.stand("our subnet belongs to host 'b' now", "no endpoint answers")
         world.views.put_nowait(replace(view(2, 3), own=None))
         await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
         await world.until(lambda: "no-subnet" in agent.board.missing)
         ready = await call(world, "GET", "/readyz")
-        assert ready.body == b"no-subnet: our subnet belongs to host 'b' now\n"
-        assert agent.board.notes["registry"] == "no endpoint answers"
+        assert ready.body == (
+            b"no-subnet: our subnet belongs to host 'b' now\nnote registry: no endpoint answers\n"
+        )
+        age_s = agent.lease_age_s()
+        assert age_s is not None
+        assert age_s > 0
         assert agent.own == OWN
-        world.standing = Standing("", "")
+        world.stand("", "")
         await world.until_ready(agent)
+        assert agent.lease_age_s() == 0
+
+
+async def test_a_changed_configuration_is_named_and_nothing_of_it_applied(world: World) -> None:
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        done = list(world.happened)
+        world.stand("", "", "the network's configuration has changed")
+        await world.until(lambda: "config" in agent.board.notes)
+        ready = await call(world, "GET", "/readyz")
+        assert (ready.status, ready.body) == (
+            200, b"ok\nnote config: the network's configuration has changed\n",
+        )  # fmt: skip
+        assert world.happened == done
+
+
+async def test_a_configuration_that_changes_while_we_join_is_not_applied_by_halves(
+    world: World,
+) -> None:
+    # What was told of us when the lease was claimed is of the old one: claimed again.
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        world.config = OTHER_CONFIG
+        world.views.put_nowait(replace(view(2), config=OTHER_CONFIG))
+        world.views.put_nowait(replace(view(2), config=OTHER_CONFIG))
+        await world.until_ready(agent)
+    assert world.happened[:3] == ["lease", "lease", "set 10.5.2.0/24"]
+
+
+@pytest.mark.parametrize("patience_s", [60.0, 0.01], ids=["at once", "later"])
+async def test_another_network_than_before_takes_the_old_device_and_peers_away(
+    world: World, patience_s: float
+) -> None:
+    # Whether or not the registry was silent at first, so that the old one was programmed.
+    remember(world, 2, 3, 4, 5, 6)
+    world.config = OTHER_CONFIG
+    async with running(world, patience_s) as agent:
+        if patience_s < 1:
+            await world.until_last("healing")
+        world.registry_is_up.set()
+        # Far fewer peers, which in the same network would be held.
+        world.views.put_nowait(replace(view(revision=20), config=OTHER_CONFIG))
+        await world.until_ready(agent)
+        assert "set nobody" in world.happened
+    kept = [text for text in world.happened if text in {"cleared", "set nobody", "lease"}]
+    assert kept == ["lease", "cleared", "set nobody"]
+
+
+async def test_a_network_that_only_divides_otherwise_keeps_what_is_programmed(
+    world: World,
+) -> None:
+    remember(world, 2)
+    world.config = replace(CONFIG, subnet_len=25)
+    async with running(world, 0.01) as agent:
+        await world.until_last("healing")
+        world.registry_is_up.set()
+        world.views.put_nowait(replace(view(2), config=world.config))
+        await world.until_ready(agent)
+    assert "cleared" not in world.happened
+
+
+FLANNELS = Occupant("flannel.1", "02:00:00:00:00:0f", True, "device flannel.1 has VNI 1")
+
+
+async def test_a_device_in_our_place_is_named_before_others_hear_of_us(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The lease tells the MAC: a Flannel that runs here would be cut off.
+    monkeypatch.setattr("netplane.agent.agent.OCCUPIED_RETRY_S", 0.01)
+    world.occupied = FLANNELS
+    world.registry_is_up.set()
+    world.views.put_nowait(view(2))
+    async with running(world) as agent:
+        await world.until(lambda: "kernel" in agent.board.missing)
+        assert agent.board.missing["kernel"] == "device flannel.1 has VNI 1"
+        assert world.happened == []
+        world.occupied = None
+        await world.until_ready(agent)
+
+
+@pytest.mark.parametrize("is_flannels", [True, False])
+async def test_flannels_device_is_taken_over_with_its_mac_and_no_other(
+    world: World, is_flannels: bool
+) -> None:
+    world.settings = replace(world.settings, adopt_flannel=True)
+    world.occupied = FLANNELS._replace(is_flannels=is_flannels)
+    world.registry_is_up.set()
+    world.views.put_nowait(view(2))
+    async with running(world) as agent:
+        if is_flannels:
+            await world.until_ready(agent)
+            assert world.data == [{"VNI": 1, "VtepMAC": FLANNELS.mac}]
+            assert load(world.settings.state_file)[0].vtep_mac == FLANNELS.mac
+        else:
+            await world.until(lambda: "kernel" in agent.board.missing)
+            assert world.data == []
 
 
 async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: World) -> None:
@@ -340,9 +446,3 @@ async def test_a_folder_that_cannot_be_made_says_so(world: World, tmp_path: Path
     agent = Agent(replace(world.settings, state_dir=tmp_path / "file" / "lib"), world)
     with pytest.raises(SettingsError, match="--state-dir"):
         await agent.run(serving(agent))
-
-
-def test_a_drawn_mac_is_local_and_for_one_host() -> None:
-    macs = {draw_mac() for _ in range(200)}
-    assert len(macs) == 200
-    assert {int(mac[:2], 16) & 3 for mac in macs} == {2}

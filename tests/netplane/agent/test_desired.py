@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from netplane.agent.desired import Heals, Item, difference, is_ours
-from netplane.backend import Scope
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netplane.agent.desired import ORDER, Desired, Heals, Item, difference, is_ours
+from netplane.backend import Scope, Step
 from netplane.netlink.objects import (
     Address,
     FdbEntry,
     Identity,
     Neighbour,
     Route,
+    Sysctl,
     identity,
 )
 
@@ -28,6 +32,39 @@ def steps(desired: frozenset[Item], actual: frozenset[Item]) -> list[tuple[str, 
         ("remove" if change.removed else "replace" if change.replace else "add", change.item)
         for change in difference(desired, actual)
     ]
+
+
+@given(st.data())
+def test_what_is_desired_from_now_on_is_as_if_it_were_read_anew(data: st.DataObject) -> None:
+    # Worked out from what was desired before, and from what is there when that is just this.
+    items = [
+        NEIGHBOUR, NEIGHBOUR._replace(mac=OTHER_MAC), FDB, FDB._replace(mac=OTHER_MAC), ROUTE,
+        Route("eth0", GATEWAY, 24, HOST), Address("np.1", GATEWAY, 32),
+        Sysctl("ipv4/ip_forward", "1"),
+    ]  # fmt: skip
+    # The kernel keeps one of those with the same identity, so no backend plans two.
+    sets = st.lists(st.sampled_from(items), unique_by=identity).map(frozenset)
+    desired = Desired(data.draw(sets))
+    for _ in range(4):
+        if data.draw(st.booleans()):
+            assert desired.identities == Desired(desired.objects).identities
+        before, objects = desired, data.draw(sets)
+        step = Step(before.objects, objects - before.objects, before.objects - objects)
+        if data.draw(st.booleans()):
+            step = Step(objects, step.gone, step.came)  # of somebody else's
+        desired = Desired(objects, before, step)
+        anew = Desired(desired.objects)
+        assert (desired.link, desired.sysctls, desired.items) == (
+            anew.link, anew.sysctls, anew.items,
+        )  # fmt: skip
+        assert desired.identities == anew.identities
+        actual = data.draw(st.sampled_from([before.items, frozenset(items[:2])]))
+        for remove in (True, False):
+            found = desired.changes(actual, remove=remove)
+            assert set(found) == set(difference(anew.items, actual, remove=remove))
+            assert [ORDER[type(change.item)] for change in found if not change.removed] == sorted(
+                ORDER[type(change.item)] for change in found if not change.removed
+            )
 
 
 def test_the_route_comes_last_and_goes_first() -> None:

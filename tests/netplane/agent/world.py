@@ -14,7 +14,7 @@ from netplane.agent.ask import Answer, ask
 from netplane.agent.errors import InterfaceError, SettingsError
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.pages import serving
-from netplane.agent.ports import Peers, Report, Standing, Who
+from netplane.agent.ports import Occupant, Peers, Report, Standing, Who
 from netplane.agent.settings import Settings
 from netplane.agent.state import State, encode
 from netplane.subnet.config import NetworkConfig, parse_config
@@ -56,6 +56,9 @@ class World:
     views: asyncio.Queue[View] = field(default_factory=asyncio.Queue)
     refusals: list[Exception] = field(default_factory=list)
     standing: Standing = field(default_factory=lambda: Standing("", ""))
+    stood: asyncio.Event = field(default_factory=asyncio.Event)
+    config: NetworkConfig = CONFIG
+    occupied: Occupant | None = None
     who: list[Who] = field(default_factory=list)
     data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
@@ -65,6 +68,11 @@ class World:
     def note(self, text: str) -> None:
         self.happened.append(text)
         self.told.set()
+
+    def stand(self, *texts: str) -> None:
+        """How things stand from now on."""
+        self.standing = Standing(*texts)
+        self.stood.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return when something happened that makes the condition true."""
@@ -99,7 +107,10 @@ class World:
     ) -> FakeDataplane:
         if self.no_dataplane is not None:
             raise self.no_dataplane
-        return FakeDataplane(self, mac, sysctls)
+        return FakeDataplane(self, config, mac, sysctls)
+
+    async def occupant(self, config: NetworkConfig) -> Occupant | None:
+        return self.occupied
 
     async def external(self, settings: Settings) -> ExternalInterface:
         if self.no_interface is not None:
@@ -115,7 +126,11 @@ class FakeSubnets:
         await self.world.registry_is_up.wait()
         if self.world.refusals:
             raise self.world.refusals.pop()
-        return CONFIG
+        return self.world.config
+
+    async def changed(self) -> None:
+        await self.world.stood.wait()
+        self.world.stood.clear()
 
     def config_text(self) -> str:
         return CONFIG_TEXT
@@ -143,8 +158,11 @@ class FakeSubnets:
 class FakeDataplane:
     mtu = 1450
 
-    def __init__(self, world: World, mac: str, sysctls: Mapping[str, str]) -> None:
+    def __init__(
+        self, world: World, config: NetworkConfig, mac: str, sysctls: Mapping[str, str]
+    ) -> None:
         self.world = world
+        self.scope = (config.network, config.vni)
         self.mac = mac
         self.sysctls = dict(sysctls)
         self.on_report: Callable[[Report], None] = lambda report: None

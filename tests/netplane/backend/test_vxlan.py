@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netplane.backend import BackendError, External
 from netplane.backend.vxlan import VNI_MAX, VxlanBackend, VxlanConfig
@@ -138,6 +140,27 @@ def test_direct_routing_is_for_peers_on_the_same_link_only() -> None:
     assert [item.destination for item in objects if isinstance(item, FdbEntry)] == [
         packed("198.51.100.3")
     ]
+
+
+@given(st.data())
+def test_a_plan_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObject) -> None:
+    direct = data.draw(st.booleans())
+    lasting = backend(direct_routing=direct)
+    peers: dict[IPv4Network, Lease] = {}
+    for revision in range(1, data.draw(st.integers(2, 10))):
+        number = data.draw(st.integers(2, 5))
+        subnet = IPv4Network(f"10.5.{number}.0/24")
+        peers = peers.copy()
+        if data.draw(st.booleans()):
+            host = data.draw(st.integers(2, 5))
+            address = IPv4Address(f"{data.draw(st.sampled_from(['192.0.2', '198.51.100']))}.{host}")
+            mac = f"02:00:00:00:00:{data.draw(st.just(number) | st.integers(1, 5)):02x}"
+            backend_data = {"VNI": data.draw(st.sampled_from([1, 1, 1, 2])), "VtepMAC": mac}
+            peers[subnet] = Lease(subnet, address, "vxlan", backend_data, create_revision=revision)
+        else:
+            peers.pop(subnet, None)
+        ours = data.draw(st.sampled_from([SUBNET, SUBNET, IPv4Network("10.5.9.0/24")]))
+        assert lasting.plan(ours, peers) == backend(direct_routing=direct).plan(ours, peers)
 
 
 def test_the_configuration_is_read_as_flannel_reads_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -32,6 +33,82 @@ def viewed(store: Store) -> View:
 
 def peers(view: View) -> list[str]:
     return sorted(str(subnet) for subnet in view.peers)
+
+
+@given(st.data())
+def test_a_view_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObject) -> None:
+    # Two builders see the same; one of them is told each time that anything may have changed.
+    store = Store()
+    store.lease(1)
+    store.lease(2)
+    registered = store.registered()
+    quick, thorough = builder(store), builder(store)
+    numbers = st.integers(1, 4) | st.just(100)
+    for _ in range(data.draw(st.integers(1, 12))):
+        number = data.draw(numbers)
+        key = store.layout.lease(IPv4Network(f"10.5.{number}.0/24"))
+        fields: dict[str, Any] = data.draw(
+            st.sampled_from(
+                [
+                    {},
+                    {"data": vxlan(data.draw(st.integers(1, 9)))},
+                    {"data": "x"},
+                    {"ip": "192.0.2.77"},
+                    {"ip": "0.0.0.0"},
+                    {"subnet": f"10.5.{number}.0/25"},
+                    {"subnet": f"10.5.{number}.128/25", "data": vxlan(number + 10)},
+                    {"subnet": "10.5.0.0/16", "data": vxlan(20)},
+                ]
+            )
+        )
+        match data.draw(st.sampled_from(["put", "put", "junk", "delete", "config", "move"])):
+            case "put":
+                change = store.lease(number, **fields)
+            case "junk":
+                change = store.put(key, b"{")
+            case "delete" if key in store.kvs:
+                change = store.delete(key)
+            case "config":
+                change = store.put(store.layout.config, b"{")
+            case "move":
+                quick.local.subnet = thorough.local.subnet = data.draw(st.just(OURS) | st.none())
+                continue
+            case _:
+                continue
+        registered.apply(store.revision, [change])
+        changed = registered.take_changed()
+        other = copy.copy(registered)
+        other._changed = None
+        registered._changed = changed
+        assert quick.build(registered) == thorough.build(other)
+
+
+def test_what_often_happens_needs_no_look_at_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With a thousand hosts that would take longer than to program the one that has changed.
+    store = Store()
+    for number in range(1, 4):
+        store.lease(number)
+    registered = store.registered()
+    made = builder(store)
+    made.build(registered)
+
+    def rebuild(_: object) -> bool:
+        raise AssertionError("everybody was looked at")
+
+    monkeypatch.setattr(made, "_rebuild", rebuild)
+    key = store.key(2)
+    for change, left in (
+        (store.lease(4), 4),
+        (store.lease(2, ip="192.0.2.77"), 4),
+        (store.put(key, b"{"), 4),
+        (store.delete(key), 3),
+        (store.lease(2, data=vxlan(9)), 4),
+        (store.host("host2", 2), 4),
+        (store.lease(100), 4),
+    ):
+        revision = change.kv.mod_revision if change.kv is not None else store.revision
+        registered.apply(max(revision, registered.head.revision + 1), [change])
+        assert len(made.build(registered).peers) == left
 
 
 def test_every_peer_and_our_own_lease_are_there() -> None:

@@ -1,0 +1,194 @@
+"""A look at all that is programmed and at what may be in its way: what `netplane ctl check` shows.
+
+It reads and changes nothing.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import json
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from netplane.agent.desired import Item, is_ours
+from netplane.agent.inspection import (
+    AF_INET,
+    Finding,
+    Known,
+    State,
+    look_at_device,
+    look_at_source_address,
+    reading,
+)
+from netplane.netlink import sysctl
+from netplane.netlink.decode import Link
+from netplane.netlink.kernel import Kernel
+
+SHOWN_MAX = 5
+COMMAND_TIMEOUT_S = 10.0
+SIOCETHTOOL, ETHTOOL_GTXCSUM = 0x8946, 0x16
+IFNAME_BYTES = 16
+LEGACY_TABLES = Path("/proc/self/net/ip_tables_names")
+
+
+async def check(known: Known | None, status: Mapping[str, Any]) -> list[Finding]:
+    """Compare the kernel with what the agent means to have, and look for what breaks that.
+
+    Raises:
+        AgentError: The kernel could not be asked.
+    """
+    found = look_at_agent(status)
+    if known is None:
+        return found + look_at_forward_policy()
+    async with reading() as kernel:
+        links = await kernel.links()
+        found += look_at_device(known, links)
+        found.append(await look_at_source_address(known, kernel, links))
+        found += await _look_at_objects(kernel, known, links)
+    found += _look_at_settings(known)
+    found += _look_at_offload(known)
+    found += look_at_forward_policy()
+    return found
+
+
+def look_at_agent(status: Mapping[str, Any]) -> list[Finding]:
+    """Repeat what the agent itself misses."""
+    found = [
+        Finding("agent", State.WRONG, f"{code}: {text}")
+        for code, text in sorted(status["missing"].items())
+    ]
+    found += [
+        Finding("agent", State.HINT, f"{code}: {text}")
+        for code, text in sorted(status["notes"].items())
+    ]
+    return found or [Finding("agent", State.OK, "it misses nothing")]
+
+
+async def _look_at_objects(kernel: Kernel, known: Known, links: Iterable[Link]) -> list[Finding]:
+    names = {link.index: link.name for link in links}
+    name = known.backend.link
+    index = next((link.index for link in links if link.name == name), None)
+    there: list[Item] = []
+    if index is not None:
+        there += await kernel.addresses(AF_INET, index, name)
+        there += await kernel.neighbours(AF_INET, index, name)
+        there += await kernel.fdb(index, name)
+    there += await kernel.routes(AF_INET, names)
+    wanted = known.desired.items
+    missing = wanted.difference(there)
+    extra = [item for item in there if item not in wanted and is_ours(item, known.backend.scope)]
+    found = [
+        *_some("objects", State.WRONG, [f"{item} is missing" for item in missing]),
+        *_some("objects", State.HINT, [f"{item} is left over" for item in extra]),
+        *_some(
+            "objects",
+            State.WRONG,
+            [f"{subnet} is not served: {reason}" for subnet, reason in known.refused.items()],
+        ),
+    ]
+    peers = len(known.peers)
+    return found or [
+        Finding("objects", State.OK, f"{len(wanted)} as they should be, {peers} peers")
+    ]
+
+
+def _some(subject: str, state: State, texts: list[str]) -> list[Finding]:
+    """Return the first few, and how many there are more."""
+    found = [Finding(subject, state, text) for text in sorted(texts)[:SHOWN_MAX]]
+    if len(texts) > SHOWN_MAX:
+        found.append(Finding(subject, state, f"and {len(texts) - SHOWN_MAX} more"))
+    return found
+
+
+def _look_at_settings(known: Known) -> list[Finding]:
+    there = sysctl.read([item.name for item in known.desired.sysctls])
+    found = []
+    for item in known.desired.sysctls:
+        value = there.get(item.name)
+        text = str(item) if value == item.value else f"{item} is meant, it is {value}"
+        found.append(Finding("settings", State.OK if value == item.value else State.WRONG, text))
+    return found
+
+
+def _look_at_offload(known: Known) -> list[Finding]:
+    """Name a feature that some drivers have wrong for packets inside of UDP."""
+    link = known.backend.link
+    try:
+        is_on = _tx_checksums_offloaded(link)
+    except OSError as error:
+        return [Finding("offload", State.UNSEEN, f"tx checksums of {link}: {error.strerror}")]
+    if not is_on:
+        return [Finding("offload", State.OK, f"tx checksums of {link} are made by the kernel")]
+    text = (
+        f"tx checksums of {link} are left to the card of {known.external.name}; if ping works and"
+        f" TCP hangs, it may have them wrong: ethtool -K {link} tx-checksum-ip-generic off"
+    )
+    return [Finding("offload", State.HINT, text)]
+
+
+def _tx_checksums_offloaded(name: str) -> bool:
+    # linux/ethtool.h: struct ethtool_value, in a buffer that struct ifreq points to.
+    value = array.array("B", struct.pack("II", ETHTOOL_GTXCSUM, 0))
+    request = struct.pack(f"{IFNAME_BYTES}sP16x", name.encode(), value.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        fcntl.ioctl(asking, SIOCETHTOOL, request)
+    return bool(struct.unpack("II", value.tobytes())[1])
+
+
+def look_at_forward_policy() -> list[Finding]:
+    """Name the chains that drop what no rule accepts of the packets that pass through."""
+    found = _nft_chains() + _legacy_chain()
+    return found or [Finding("firewall", State.OK, "no chain drops forwarded packets by policy")]
+
+
+def _nft_chains() -> list[Finding]:
+    if shutil.which("nft") is None:
+        return [Finding("firewall", State.UNSEEN, "chains of nftables: there is no nft here")]
+    done = _run("nft", "-j", "list", "chains")
+    if done is None or done.returncode:
+        said = "no answer" if done is None else done.stderr.strip()
+        return [Finding("firewall", State.UNSEEN, f"chains of nftables: {said}")]
+    chains = [entry["chain"] for entry in json.loads(done.stdout)["nftables"] if "chain" in entry]
+    return [
+        Finding(
+            "firewall",
+            State.HINT,
+            f"chain {chain['family']} {chain['table']} {chain['name']} drops what no rule of it"
+            " accepts: see that one does for the overlay",
+        )
+        for chain in chains
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop"
+    ]
+
+
+def _legacy_chain() -> list[Finding]:
+    """Ask iptables only where its table is there already: asking would make it."""
+    try:
+        tables = LEGACY_TABLES.read_text().split()
+    except OSError:
+        return []  # no such module: nothing can drop there
+    program = shutil.which("iptables-legacy") or shutil.which("iptables")
+    if "filter" not in tables:
+        return []
+    done = None if program is None else _run(program, "-S", "FORWARD")
+    if done is None or done.returncode:
+        return [Finding("firewall", State.UNSEEN, "chain FORWARD of iptables cannot be read")]
+    if done.stdout.startswith("-P FORWARD DROP"):
+        text = "chain FORWARD of iptables drops what no rule accepts: see that one does"
+        return [Finding("firewall", State.HINT, text)]
+    return []
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(  # noqa: S603 (our own words)
+            command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return None

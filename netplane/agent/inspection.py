@@ -1,0 +1,166 @@
+"""What `netplane ctl trace` and `check` have in common: findings, and what an agent means to have.
+
+Both read the kernel themselves: what the agent believes is there is not asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any, NamedTuple
+
+from netplane.agent.desired import Desired, plan_link
+from netplane.agent.errors import AgentError
+from netplane.backend import External
+from netplane.backend.vxlan import OVERHEAD_BYTES, VxlanBackend, VxlanConfig
+from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
+from netplane.netlink.decode import Link
+from netplane.netlink.kernel import Kernel
+from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.lease import Lease
+
+AF_INET = 2
+
+
+class State(enum.Enum):
+    """How something is."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    """Packets are lost, or will be."""
+    HINT = "hint"
+    """It may be so on purpose."""
+    UNSEEN = "unseen"
+    """It matters and cannot be known from here."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    subject: str
+    """`route`, `neighbour`, `device` ...: stable, scripts may rely on it."""
+    state: State
+    text: str
+    """The object, and what is wrong with it and helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an agent means to have, by its own words."""
+
+    config: NetworkConfig
+    external: External
+    own: Lease
+    peers: Mapping[IPv4Network, Lease]
+    quarantined: Mapping[str, str]
+    backend: VxlanBackend
+    desired: Desired
+    refused: Mapping[str, str]
+    """Subnet to reason, of peers that cannot be served."""
+
+
+@contextlib.asynccontextmanager
+async def reading() -> AsyncIterator[Kernel]:
+    """Lend a connection to the kernel. Raises AgentError for what fails of it."""
+    try:
+        async with Connection() as connection:
+            yield Kernel(connection)
+    except (NetlinkError, NetlinkLostError) as error:
+        raise AgentError(f"cannot read the kernel's objects: {error}", "try again") from error
+
+
+def known_of(status: Mapping[str, Any]) -> Known | None:
+    """Read what `/v1/status` says; None when the agent has not joined a network yet."""
+    interface, own = status["interface"], status["own"]
+    if not (interface and own and status["network"]["config"]):
+        return None
+    config = parse_config(status["network"]["config"].encode())
+    external = External(
+        interface["name"], IPv4Interface(interface["address"]), int(interface["mtu"])
+    )
+    backend = VxlanBackend(
+        VxlanConfig.parse(config.backend),
+        network=config.network,
+        external=external,
+        mac=status["network"]["mac"],
+    )
+    leases = map(_lease, status["peers"])
+    peers = {lease.subnet: lease for lease in leases}
+    mine = _lease(own)
+    plan = backend.plan(mine.subnet, peers)
+    return Known(
+        config,
+        external,
+        mine,
+        peers,
+        (status["registry"] or {}).get("quarantined", {}),
+        backend,
+        Desired(plan.objects),
+        plan.refused,
+    )
+
+
+def _lease(fields: Mapping[str, Any]) -> Lease:
+    return Lease(
+        IPv4Network(fields["subnet"]),
+        IPv4Address(fields["public_ip"]),
+        fields["backend"],
+        fields["data"],
+        create_revision=fields["created"],
+    )
+
+
+def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
+    """Compare our device and the interface below it with what they should be."""
+    by_name = {link.name: link for link in links}
+    wanted = known.desired.link
+    assert wanted is not None
+    own, parent = by_name.get(wanted.name), by_name.get(wanted.parent)
+    plan = plan_link(wanted, own, parent, by_name.values())
+    if plan.refused:
+        return [Finding("device", State.WRONG, plan.refused)]
+    assert parent is not None
+    if own is None:
+        return [Finding("device", State.WRONG, f"{wanted} is missing")]
+    if plan.make:
+        text = f"{wanted} has another VNI, port, interface or local address than it should"
+        return [Finding("device", State.WRONG, text)]
+    found = [Finding("device", State.OK, str(wanted))]
+    if not own.up:
+        found = [Finding("device", State.WRONG, f"{wanted} is down")]
+    if own.mac != wanted.mac:
+        text = f"MAC of {own.name} is {own.mac.hex(':')}, the others send to {wanted.mac.hex(':')}"
+        found.append(Finding("device", State.WRONG, text))
+    return found + _look_below(own, parent)
+
+
+def _look_below(own: Link, parent: Link) -> list[Finding]:
+    found = []
+    if not parent.up:
+        found.append(Finding("interface", State.WRONG, f"{parent.name} is down"))
+    fits = parent.mtu - OVERHEAD_BYTES
+    text = f"{own.name} {own.mtu}, {parent.name} {parent.mtu}"
+    if own.mtu > fits:
+        text += f": packets of more than {fits} bytes do not fit; start the agent again"
+        found.append(Finding("mtu", State.WRONG, text))
+    elif own.mtu < fits:
+        text += f": up to {fits} would fit"
+        found.append(Finding("mtu", State.HINT, text))
+    else:
+        found.append(Finding("mtu", State.OK, text))
+    return found
+
+
+async def look_at_source_address(known: Known, kernel: Kernel, links: Iterable[Link]) -> Finding:
+    """Find out whether the address that our packets leave with is still this host's."""
+    name, address = known.external.name, known.external.address.ip
+    index = next((link.index for link in links if link.name == name), None)
+    if index is not None:
+        found = await kernel.addresses(AF_INET, index, name)
+        if any(item.address == address.packed for item in found):
+            return Finding("interface", State.OK, f"{name} has {address}")
+    text = f"{name} has not {address}, which our packets leave with: start the agent again"
+    return Finding("interface", State.WRONG, text)

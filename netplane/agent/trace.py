@@ -1,0 +1,213 @@
+"""The way of a packet from this host, object by object: what `netplane ctl trace` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+from netplane.agent.inspection import (
+    AF_INET,
+    Finding,
+    Known,
+    State,
+    look_at_device,
+    look_at_source_address,
+    reading,
+)
+from netplane.netlink import sysctl
+from netplane.netlink.decode import Link
+from netplane.netlink.kernel import Kernel
+from netplane.netlink.objects import LOCAL, FdbEntry, Neighbour, Route, identity
+from netplane.subnet.jsontext import FormatError
+from netplane.subnet.lease import Lease, parse_name
+
+
+async def trace(
+    known: Known | None, source: IPv4Address, destination: IPv4Address
+) -> list[Finding]:
+    """Follow a packet from hop to hop until it leaves this host, or would be lost.
+
+    Args:
+        known: what its agent means to have; without it there is nothing to compare with.
+        source: an address of a container here, or of the host itself.
+        destination: any.
+
+    Raises:
+        AgentError: The kernel could not be asked.
+    """
+    async with reading() as kernel:
+        links = await kernel.links()
+        return await _Trace(kernel, known, links).follow(source, destination)
+
+
+class _Trace:
+    def __init__(self, kernel: Kernel, known: Known | None, links: Sequence[Link]) -> None:
+        self._kernel = kernel
+        self._known = known
+        self._links = links
+        self._names = {link.index: link.name for link in links}
+        self._found: list[Finding] = []
+
+    def _add(self, subject: str, state: State, text: str) -> None:
+        self._found.append(Finding(subject, state, text))
+
+    async def follow(self, source: IPv4Address, destination: IPv4Address) -> list[Finding]:
+        if await self._look_at_source(source):
+            await self._look_at_destination(destination)
+        self._add(
+            "firewall",
+            State.UNSEEN,
+            "rules of nftables and iptables, and rules that route by source or mark",
+        )
+        return self._found
+
+    async def _look_at_source(self, source: IPv4Address) -> bool:
+        """Return whether the packet starts on this host."""
+        route = await self._kernel.lookup(source.packed, self._names)
+        owner = self._owner(source)
+        if owner is not None:
+            self._add(
+                "source",
+                State.WRONG,
+                f"{source} is in {owner.subnet} of host {owner.public_ip}: trace it there",
+            )
+            return False
+        if route is not None and route.kind == LOCAL:
+            self._add("source", State.OK, f"{source} is this host's")
+            return True
+        if self._known is not None and source not in self._known.own.subnet:
+            text = f"{source} is not in this host's subnet {self._known.own.subnet}"
+            self._add("source", State.HINT, text)
+        elif route is None or not self._is_towards_container(route):
+            text = (
+                f"nothing leads to {source}, so replies are lost: make the containers' bridge with"
+                " the addresses of subnet.env"
+            )
+            self._add("source", State.WRONG, text)
+        else:
+            self._add("source", State.OK, f"{source} is behind {route.link}")
+        if sysctl.read(["ipv4/ip_forward"]).get("ipv4/ip_forward") == "1":
+            self._add("forwarding", State.OK, "sysctl net/ipv4/ip_forward = 1")
+        else:
+            self._add("forwarding", State.WRONG, "sysctl net/ipv4/ip_forward is 0")
+        return True
+
+    def _is_towards_container(self, route: Route) -> bool:
+        return self._known is None or route.link not in ("", self._known.backend.link)
+
+    def _owner(self, address: IPv4Address) -> Lease | None:
+        if self._known is None:
+            return None
+        peers = self._known.peers.items()
+        return next((lease for subnet, lease in peers if address in subnet), None)
+
+    async def _look_at_destination(self, destination: IPv4Address) -> None:
+        route = await self._kernel.lookup(destination.packed, self._names)
+        known, owner = self._known, self._owner(destination)
+        if known is None:
+            self._add("lease", State.UNSEEN, "no agent tells which host has the destination")
+            self._add_route(route)
+        elif destination in known.own.subnet:
+            self._add("lease", State.OK, f"{known.own.subnet} is this host's own")
+            self._add_route(route, wants_link=True)
+        elif destination not in known.config.network:
+            self._add(
+                "lease", State.HINT, f"{destination} is outside of Network {known.config.network}"
+            )
+            self._add_route(route)
+        elif owner is None:
+            self._add("lease", State.WRONG, self._why_nobody_has(destination))
+            self._add_route(route)
+        else:
+            await self._look_at_peer(known, owner, route)
+
+    def _add_route(self, route: Route | None, *, wants_link: bool = False) -> None:
+        if route is None:
+            self._add("route", State.WRONG, "there is none: the packet is refused")
+        elif wants_link and route.kind != LOCAL and not self._is_towards_container(route):
+            self._add("route", State.WRONG, f"{route}: no bridge has the destination's subnet")
+        else:
+            self._add("route", State.OK, str(route))
+
+    def _why_nobody_has(self, destination: IPv4Address) -> str:
+        assert self._known is not None
+        text = f"no host has a subnet with {destination}"
+        for key, reason in self._known.quarantined.items():
+            try:
+                subnet = parse_name(key.rpartition("/")[2].encode())
+            except FormatError:
+                continue  # it names no subnet
+            if destination in subnet:
+                text += f"; {key} is of no use: {reason}"
+        return text
+
+    async def _look_at_peer(self, known: Known, peer: Lease, route: Route | None) -> None:
+        reason = known.refused.get(str(peer.subnet), "")
+        text = f"{peer.subnet} is of host {peer.public_ip}"
+        if reason:
+            self._add("lease", State.WRONG, f"{text}, which cannot be served: {reason}")
+            return
+        self._add("lease", State.OK, text)
+        wanted = _wanted_route(known, peer.subnet)
+        if route is None:
+            self._add("route", State.WRONG, f"{wanted} is missing")
+        elif route != wanted:
+            self._add("route", State.WRONG, f"{route} is in the way of {wanted}")
+        else:
+            self._add("route", State.OK, str(route))
+        if wanted.link == known.backend.link:
+            self._found += look_at_device(known, self._links)
+            await self._look_on_device(known, peer, wanted)
+        self._found.append(await look_at_source_address(known, self._kernel, self._links))
+        await self._look_at_way_out(known, peer)
+
+    async def _look_on_device(self, known: Known, peer: Lease, wanted: Route) -> None:
+        """Look at neighbour and forwarding entry."""
+        name = known.backend.link
+        index = next((link.index for link in self._links if link.name == name), None)
+        if index is None:
+            return  # that is told already, and nothing can be on it
+        found: list[Neighbour | FdbEntry] = []
+        found += await self._kernel.neighbours(AF_INET, index, name)
+        found += await self._kernel.fdb(index, name)
+        actual = {identity(item): item for item in found}
+        neighbour = next(
+            item
+            for item in known.desired.items
+            if isinstance(item, Neighbour) and item.address == wanted.gateway
+        )
+        entry = FdbEntry(name, neighbour.mac, peer.public_ip.packed)
+        for subject, item in (("neighbour", neighbour), ("forwarding-entry", entry)):
+            there = actual.get(identity(item))
+            if there == item:
+                self._add(subject, State.OK, str(item))
+            elif there is None:
+                self._add(subject, State.WRONG, f"{item} is missing")
+            else:
+                self._add(subject, State.WRONG, f"{there} is there instead of {item}")
+
+    async def _look_at_way_out(self, known: Known, peer: Lease) -> None:
+        address = peer.public_ip
+        route = await self._kernel.lookup(address.packed, self._names)
+        if route is None:
+            self._add("underlay", State.WRONG, f"no route to host {address}")
+        elif route.link == known.backend.link:
+            self._add("underlay", State.WRONG, f"{route} leads host {address} into the overlay")
+        else:
+            self._add("underlay", State.OK, f"host {address} by {route}")
+        self._add(
+            "peer",
+            State.UNSEEN,
+            f"whether UDP port {known.backend.config.port} reaches {address}, and what its kernel"
+            " has: trace the way back there",
+        )
+
+
+def _wanted_route(known: Known, subnet: IPv4Network) -> Route:
+    packed = subnet.network_address.packed
+    return next(
+        item
+        for item in known.desired.items
+        if isinstance(item, Route)
+        and (item.destination, item.prefix_len) == (packed, subnet.prefixlen)
+    )

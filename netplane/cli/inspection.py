@@ -1,0 +1,79 @@
+"""`netplane ctl trace` and `check`: they look at this host's kernel, and change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import click
+
+from netplane.agent.check import check as check_host
+from netplane.agent.errors import AgentError
+from netplane.agent.inspection import Finding, State, known_of
+from netplane.agent.trace import trace as trace_packet
+from netplane.cli.ctl import ask_agent, output_option
+from netplane.cli.flags import Address, Command, Failed, failed, instance_options
+from netplane.cli.tables import write_json, write_table
+
+
+@click.command(cls=Command)
+@instance_options
+@output_option
+@click.argument("source", type=Address())
+@click.argument("destination", type=Address())
+@click.pass_context
+def trace(
+    ctx: click.Context,
+    /,
+    source: IPv4Address,
+    destination: IPv4Address,
+    run_dir: Path,
+    instance: str,
+    write_out: str,
+) -> None:
+    """Show the way of a packet from SOURCE, on this host, to DESTINATION.
+
+    Each line names an object that it depends on. The exit code is 1 when one is missing or wrong.
+    """
+    try:
+        known = known_of(ask_agent("GET", "/v1/status", run_dir, instance))
+        agent = [] if known else [Finding("agent", State.WRONG, "it has not joined a network yet")]
+    except Failed as error:
+        known, agent = None, [Finding("agent", State.WRONG, error.message)]
+    _show(ctx, agent + _run(trace_packet(known, source, destination)), write_out)
+
+
+@click.command(cls=Command)
+@instance_options
+@output_option
+@click.pass_context
+def check(ctx: click.Context, /, run_dir: Path, instance: str, write_out: str) -> None:
+    """Compare this host's kernel with what its agent means to have.
+
+    The exit code is 1 when something is wrong.
+    """
+    status = ask_agent("GET", "/v1/status", run_dir, instance)
+    _show(ctx, _run(check_host(known_of(status), status)), write_out)
+
+
+def _run(work: Coroutine[Any, Any, list[Finding]]) -> list[Finding]:
+    try:
+        return asyncio.run(work)
+    except AgentError as error:
+        raise failed(error) from error
+
+
+def _show(ctx: click.Context, found: list[Finding], write_out: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"subject": one.subject, "state": one.state.value, "text": one.text} for one in found
+    ]
+    if write_out == "json":
+        write_json(rows)
+    else:
+        write_table(
+            ("STATE", "SUBJECT", ""), [(row["state"], row["subject"], row["text"]) for row in rows]
+        )
+    ctx.exit(any(one.state is State.WRONG for one in found))

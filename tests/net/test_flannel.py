@@ -1,0 +1,142 @@
+"""A host that Flannel made, and an agent that goes on with what is there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from netplane.agent.ask import ask
+from tests.net.handmade import mac_of, make_overlay, subnet_of
+from tests.net.namespaces import missing
+from tests.net.overlay import NETWORK, AgentProcess, HostMembers, until
+from tests.net.packets import Flow
+from tests.net.rig import Host, Rig
+
+pytestmark = [
+    pytest.mark.net,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+PREFIX = "/coreos.com/network"
+
+
+class FlannelHosts:
+    """Two hosts with Flannel's device, objects and leases; Flannel itself has ended."""
+
+    def __init__(self, rig: Rig, members: HostMembers) -> None:
+        self.members = members
+        self.hosts = rig.hosts
+        self.kvctl("put", f"{PREFIX}/config", NETWORK)
+        make_overlay(self.hosts, device="flannel.1")
+        for host in self.hosts:
+            host.add_container(subnet_of(host), mtu=1450)
+            lease = json.loads(self.kvctl("-w", "json", "lease", "grant", "86400"))["ID"]
+            self.kvctl("put", f"--lease={int(lease):x}", self.key(host), self.value(host))
+        # Of a peer that has left while Flannel did not run.
+        self.hosts[0].namespace.ip(
+            "neigh add 10.5.99.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
+            "route add 10.5.99.0/24 via 10.5.99.0 dev flannel.1 onlink",
+        )
+        self.hosts[0].namespace.bridge(
+            "fdb add 02:00:00:00:00:99 dev flannel.1 dst 10.77.0.99 self permanent"
+        )
+
+    def kvctl(self, *arguments: str) -> str:
+        return self.hosts[0].namespace.run(
+            sys.executable, "-m", "kvstore.cli.kvctl",
+            f"--endpoints={self.members.endpoints[0]}", *arguments,
+        )  # fmt: skip
+
+    def key(self, host: Host) -> str:
+        return f"{PREFIX}/subnets/{str(subnet_of(host)).replace('/', '-')}"
+
+    def value(self, host: Host) -> str:
+        """What Flannel writes."""
+        return (
+            f'{{"PublicIP":"{host.address}","PublicIPv6":null,"BackendType":"vxlan",'
+            f'"BackendData":{{"VNI":1,"VtepMAC":"{mac_of(host)}"}}}}'
+        )
+
+    def registered(self, host: Host) -> str:
+        return self.kvctl("get", "--print-value-only", self.key(host)).strip()
+
+    def agent(self, number: int, *flags: str) -> AgentProcess:
+        made = AgentProcess(self.hosts[number], self.members.endpoints, self.members.folder, *flags)
+        made.start()
+        return made
+
+
+@pytest.fixture
+def flannel() -> Iterator[FlannelHosts]:
+    with Rig(2) as rig, HostMembers(rig.hosts[:1]) as members:
+        yield FlannelHosts(rig, members)
+
+
+def link(host: Host, name: str) -> dict[str, Any] | None:
+    links = host.namespace.json("ip", "-j", "link")
+    return next((found for found in links if found["ifname"] == name), None)
+
+
+def test_what_flannel_has_is_taken_over_without_a_lost_packet(flannel: FlannelHosts) -> None:
+    here, there = (host.containers[0] for host in flannel.hosts)
+    before = [link(host, "flannel.1") for host in flannel.hosts]
+    flows = Flow(here, there), Flow(there, here)
+    until(lambda: all(flow.received > 500 for flow in flows), 20, "packets arrive")
+    agents = []
+    try:
+        for number in range(2):
+            agents.append(flannel.agent(number, "--adopt-flannel"))
+            agents[-1].wait_ready()
+            mark = flows[0].sent
+            until(lambda mark=mark: flows[0].sent > mark + 500, 20, "packets are sent")
+        losses = [flow.stop() for flow in flows]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [loss.missing for loss in losses] == [(), ()]
+    for host, agent, was in zip(flannel.hosts, agents, before, strict=True):
+        now = link(host, "np.1")
+        assert now is not None
+        assert was is not None
+        assert (now["ifindex"], now["address"]) == (was["ifindex"], mac_of(host))
+        assert link(host, "flannel.1") is None
+        assert agent.subnet == subnet_of(host)
+        # What the other host goes by is byte for byte as it was.
+        assert flannel.registered(host) == flannel.value(host)
+        [other] = [one for one in flannel.hosts if one is not host]
+        routes = host.namespace.json("ip", "-j", "route", "show", "dev", "np.1")
+        assert [(route["dst"], route["protocol"]) for route in routes] == [
+            (str(subnet_of(other)), "181")
+        ]
+        neighbours = host.namespace.json("ip", "-j", "neigh", "show", "dev", "np.1")
+        assert [found["lladdr"] for found in neighbours] == [mac_of(other)]
+        entries = host.namespace.json("bridge", "-j", "fdb", "show", "dev", "np.1")
+        assert [found["mac"] for found in entries if "dst" in found] == [mac_of(other)]
+
+
+def test_without_the_flag_flannels_host_is_left_alone_and_the_flag_is_named(
+    flannel: FlannelHosts,
+) -> None:
+    here, there = (host.containers[0] for host in flannel.hosts)
+    flow = Flow(here, there)
+    agent = flannel.agent(0)
+    try:
+        until(lambda: b"flannel.1" in readiness(agent), 30, "the device is named")
+        said = readiness(agent)
+    finally:
+        agent.kill()
+    assert b"kernel: device flannel.1 has VNI 1 and port 8472 already" in said
+    assert b"stop flanneld and give --adopt-flannel" in said
+    assert link(flannel.hosts[0], "np.1") is None
+    assert flannel.registered(flannel.hosts[0]) == flannel.value(flannel.hosts[0])
+    assert flow.stop().missing == ()
+
+
+def readiness(agent: AgentProcess) -> bytes:
+    try:
+        return ask(agent.socket, "GET", "/readyz").body
+    except OSError:
+        return b""
