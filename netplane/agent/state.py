@@ -25,7 +25,7 @@ FORMAT = 1
 RETRY_S = 5.0
 PAUSE_S = 1.0
 """Between two writes. In a network of a thousand hosts leases change all the time, and what came
-last counts only after a power cut, and there only until the registry answers."""
+last counts only after SIGKILL or a power cut, and there only until the registry answers."""
 
 
 @dataclass(frozen=True, slots=True)

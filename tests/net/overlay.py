@@ -115,6 +115,11 @@ class AgentProcess:
         assert found is not None
         return found
 
+    def remembers(self, *subnets: IPv4Network) -> bool:
+        """Whether its state file has these peers: what changes fast is written once a second."""
+        peers = json.loads((self.folder / "default.json").read_text())["peers"]
+        return {str(subnet) for subnet in subnets} <= {peer["subnet"] for peer in peers}
+
     @property
     def mtu(self) -> int:
         """What subnet.env says."""

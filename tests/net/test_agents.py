@@ -63,6 +63,8 @@ def test_after_a_reboot_without_a_registry_the_remembered_network_comes_back(
     agent = overlay.agents[0]
     before = kernel_of(agent.host)
     environment = agent.subnet_file.read_text()
+    others = [other.subnet for other in overlay.agents[1:]]
+    until(lambda: agent.remembers(*others), 10, "what is to come back is on disk")
     overlay.members.kill(0)
     agent.kill()
     # What a reboot does to the kernel, and to /run.

@@ -311,6 +311,8 @@ def test_junk_changes_nothing_and_hides_nobody(mixed: tuple[Overlay, FlannelHost
         agent.wait_ready()
     # An agent that starts among all that finds its way as well.
     agent = overlay.agents[0]
+    others = [other.subnet for other in overlay.agents[1:]]
+    until(lambda: agent.remembers(*others), 10, "whose key is junk now is on disk")
     agent.kill()
     agent.start()
     agent.wait_ready()
