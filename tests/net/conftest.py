@@ -17,5 +17,5 @@ def overlay() -> Iterator[Overlay]:
     """
     with Overlay(3, flags=("--heal-interval", "1h")) as made:
         made.add_containers(1)
-        until(made.everybody_answers, 5, "every container answers every other")
+        until(made.everybody_answers, 20, "every container answers every other")
         yield made

@@ -56,7 +56,7 @@ def overlay() -> Iterator[Overlay]:
     """As `conftest.overlay`, for all tests here: each leaves it as it was."""
     with Overlay(3, flags=("--heal-interval", "1h")) as made:
         made.add_containers(1)
-        until(made.everybody_answers, 5, "every container answers every other")
+        until(made.everybody_answers, 20, "every container answers every other")
         yield made
 
 
@@ -123,7 +123,7 @@ def muted() -> Iterator[Overlay]:
         patch.setenv("NETPLANE_MUTANT", "deaf")
         with Overlay(2, flags=("--heal-interval", f"{1000 * MUTED_INTERVAL_S:.0f}ms")) as made:
             made.add_containers(1)
-            until(made.everybody_answers, 5, "every container answers every other")
+            until(made.everybody_answers, 20, "every container answers every other")
             yield made
 
 

@@ -25,7 +25,7 @@ def pair() -> Iterator[Overlay]:
     """Two hosts with agents, and one whose agent is the test's business."""
     with Overlay(3, agents=2, flags=("--heal-interval", "1h")) as made:
         made.add_containers(1)
-        until(made.everybody_answers, 5, "every container answers every other")
+        until(made.everybody_answers, 20, "every container answers every other")
         yield made
 
 
