@@ -31,8 +31,8 @@ def no_sweep() -> None:
 
     apply = Reconciler.apply
 
-    async def add_only(self: Any, desired: Any, *, remove: bool = True) -> Any:
-        return await apply(self, desired, remove=False)
+    async def add_only(self: Any, *desired: Any, **options: Any) -> Any:
+        return await apply(self, *desired, **options | {"remove": False})
 
     Reconciler.apply = add_only  # type: ignore[method-assign]
 
