@@ -118,10 +118,10 @@ class RealParts:
     async def occupant(self, config: NetworkConfig) -> Occupant | None:
         """As `Parts.occupant`."""
         try:
-            wanted = VxlanConfig.parse(config.backend)
+            wanted = vxlan_config(config)
             async with Connection() as connection:
                 links = await Kernel(connection).vxlan_links()
-        except (BackendError, NetlinkError, NetlinkLostError):
+        except (SettingsError, NetlinkError, NetlinkLostError):
             return None  # `dataplane` and the first round tell of it
         found = occupant(links, wanted.link, wanted.vni, wanted.port)
         if found is None:
