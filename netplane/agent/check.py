@@ -22,6 +22,7 @@ from netplane.agent.inspection import (
     Finding,
     Known,
     State,
+    index_of,
     look_at_device,
     look_at_source_address,
     reading,
@@ -73,12 +74,10 @@ def look_at_agent(status: Mapping[str, Any]) -> list[Finding]:
 async def _look_at_objects(kernel: Kernel, known: Known, links: Iterable[Link]) -> list[Finding]:
     names = {link.index: link.name for link in links}
     name = known.backend.link
-    index = next((link.index for link in links if link.name == name), None)
+    index = index_of(name, links)
     there: list[Item] = []
     if index is not None:
-        there += await kernel.addresses(AF_INET, index, name)
-        there += await kernel.neighbours(AF_INET, index, name)
-        there += await kernel.fdb(index, name)
+        there += await kernel.on_link(AF_INET, index, name)
     there += await kernel.routes(AF_INET, names)
     wanted = known.desired.items
     missing = wanted.difference(there)

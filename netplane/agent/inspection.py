@@ -113,6 +113,11 @@ def _lease(fields: Mapping[str, Any]) -> Lease:
     )
 
 
+def index_of(name: str, links: Iterable[Link]) -> int | None:
+    """Return a link's index; None: there is no such link."""
+    return next((link.index for link in links if link.name == name), None)
+
+
 def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
     """Compare our device and the interface below it with what they should be."""
     by_name = {link.name: link for link in links}
@@ -157,7 +162,7 @@ def _look_below(own: Link, parent: Link) -> list[Finding]:
 async def look_at_source_address(known: Known, kernel: Kernel, links: Iterable[Link]) -> Finding:
     """Find out whether the address that our packets leave with is still this host's."""
     name, address = known.external.name, known.external.address.ip
-    index = next((link.index for link in links if link.name == name), None)
+    index = index_of(name, links)
     if index is not None:
         found = await kernel.addresses(AF_INET, index, name)
         if any(item.address == address.packed for item in found):

@@ -350,9 +350,7 @@ class Reconciler:
         name = self._scope.link
         index = self._indices.get(name)
         if index is not None:
-            found += await self._kernel.addresses(self._family, index, name)
-            found += await self._kernel.neighbours(self._family, index, name)
-            found += await self._kernel.fdb(index, name)
+            found += await self._kernel.on_link(self._family, index, name)
         found += await self._kernel.routes(self._family, self._names, any_writer=self._adopting)
         wanted = desired.items
         return frozenset(

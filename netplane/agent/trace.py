@@ -10,6 +10,7 @@ from netplane.agent.inspection import (
     Finding,
     Known,
     State,
+    index_of,
     look_at_device,
     look_at_source_address,
     reading,
@@ -164,7 +165,7 @@ class _Trace:
     async def _look_on_device(self, known: Known, peer: Lease, wanted: Route) -> None:
         """Look at neighbour and forwarding entry."""
         name = known.backend.link
-        index = next((link.index for link in self._links if link.name == name), None)
+        index = index_of(name, self._links)
         if index is None:
             return  # that is told already, and nothing can be on it
         found: list[Neighbour | FdbEntry] = []

@@ -6,7 +6,6 @@ MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody a
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from netplane.netlink.objects import (
     Sysctl,
     VxlanLink,
 )
-from netplane.subnet.lease import Lease
+from netplane.subnet.lease import Lease, packed_mac
 
 OVERHEAD_BYTES = 50
 """Inner Ethernet 14, vxlan 8, UDP 8, IPv4 20."""
@@ -34,7 +33,6 @@ PORT = 8472
 """Linux's and Flannel's, not the 4789 of RFC 7348."""
 
 VNI_MAX = 2**24 - 1
-MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
 LOOSE = "2"
 
 
@@ -139,7 +137,7 @@ class VxlanBackend:
                 f"MTU {self.mtu + OVERHEAD_BYTES} leaves {self.mtu} bytes inside vxlan; at least"
                 f" {MTU_MIN + OVERHEAD_BYTES} are needed"
             )
-        if _packed_mac(mac) is None:
+        if packed_mac(mac) is None:
             raise BackendError(f"{mac} is no unicast MAC address")
         self.link = config.link
         self.scope = Scope(
@@ -214,7 +212,7 @@ class VxlanBackend:
         objects: set[KernelObject] = set(self._own)
         objects.add(Address(self.link, subnet.network_address.packed, 32))
         refused: dict[str, str] = {}
-        owners = {_packed_mac(self.mac) or b"": "us"}
+        owners = {packed_mac(self.mac) or b"": "us"}
         for peer in sorted(leases.values(), key=lambda peer: (peer.create_revision, peer.subnet)):
             one = served[id(peer)]
             reason = one.reason
@@ -266,17 +264,10 @@ class VxlanBackend:
         vni = given.get("vni", self.config.vni)
         if vni != self.config.vni:
             return f"its VNI is {vni}, ours {self.config.vni}", b""
-        mac = _packed_mac(given.get("vtepmac"))
+        mac = packed_mac(given.get("vtepmac"))
         if mac is None:
             return f"its VtepMAC {given.get('vtepmac')!r} is no unicast MAC address", b""
         return "", mac
-
-
-def _packed_mac(text: object) -> bytes | None:
-    if not isinstance(text, str) or not MAC.fullmatch(text):
-        return None
-    packed = bytes.fromhex(text.replace(":", ""))
-    return None if packed[0] & 1 or not any(packed) else packed
 
 
 def _number(given: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:

@@ -94,6 +94,16 @@ class Kernel:
         found = await self._neighbours(messages.dump_fdb(index), index, name)
         return [item for item in found if isinstance(item, FdbEntry)]
 
+    async def on_link(
+        self, family: int, index: int, name: str
+    ) -> list[Address | Neighbour | FdbEntry]:
+        """Return all that is on a link: addresses, permanent neighbours and forwarding entries."""
+        return [
+            *await self.addresses(family, index, name),
+            *await self.neighbours(family, index, name),
+            *await self.fdb(index, name),
+        ]
+
     async def _neighbours(
         self, request: Request, index: int, name: str
     ) -> list[Neighbour | FdbEntry | None]:

@@ -12,6 +12,7 @@ from netplane.subnet.config import NetworkConfig
 from netplane.subnet.jsontext import FormatError, parse_object, text_of
 
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([0-9a-f:]+)-(\d+))?", re.ASCII)
+MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
 _BROADCAST = IPv4Address("255.255.255.255")
 _ONLY_IPV6 = "0.0.0.0-0"
 _WITHOUT_TYPE = frozenset(("udp", "alloc"))
@@ -58,6 +59,14 @@ def address_problem(address: IPv4Address, network: IPv4Network) -> str:
     if address in network:
         return f"PublicIP {address} is inside of the overlay's own Network {network}"
     return ""
+
+
+def packed_mac(text: object) -> bytes | None:
+    """Return a MAC that one interface can have; None for whatever else it is."""
+    if not isinstance(text, str) or not MAC.fullmatch(text):
+        return None
+    packed = bytes.fromhex(text.replace(":", ""))
+    return None if packed[0] & 1 or not any(packed) else packed
 
 
 def subnet_name(subnet: IPv4Network) -> str:

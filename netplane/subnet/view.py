@@ -7,7 +7,6 @@ one stays.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -15,12 +14,11 @@ from itertools import pairwise
 
 from netplane.subnet.config import VNI_MAX, NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
-from netplane.subnet.lease import Lease, View, address_problem
+from netplane.subnet.lease import MAC, Lease, View, address_problem, packed_mac
 from netplane.subnet.records import Registered
 from netplane.subnet.spans import Spans
 
 _NO_DATA = "BackendData is missing"
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -214,9 +212,9 @@ class ViewBuilder:
             return f"VNI {vni!r} is no number from 1 to {VNI_MAX}"
         if vni != self.config.vni:
             return f"its VNI is {vni}, ours {self.config.vni}"
-        if not isinstance(mac, str) or not _MAC.fullmatch(mac):
+        if not isinstance(mac, str) or not MAC.fullmatch(mac):
             return f"VtepMAC {mac!r} is no MAC address"
-        if int(mac[:2], 16) & 1 or not any(int(part, 16) for part in mac.split(":")):
+        if packed_mac(mac) is None:
             return f"VtepMAC {mac} is no address of one interface"
         if mac.lower() == self.local.mac:
             return f"VtepMAC {mac} is our own"
