@@ -52,13 +52,15 @@ ALLOWED: dict[str, set[str]] = {
     "netplane.netlink": set(),
     "netplane.subnet": {"kvstore.client"},
     "netplane.backend": {"netplane.netlink", "netplane.subnet.lease"},
+    "netplane.cni": set(),
     "netplane.agent": {
+        "netplane.cni",
         "netplane.backend",
         "netplane.netlink",
         "netplane.subnet",
         "kvstore.client",
     },
-    "netplane.cli": {"netplane.agent", "netplane.subnet", "kvstore.client"},
+    "netplane.cli": {"netplane.agent", "netplane.cni", "netplane.subnet", "kvstore.client"},
     "bench": {"kvstore.client", "kvstore.cli.bench.plot", "netplane"},
 }
 OURS = {"kvstore", "netplane", "bench"}

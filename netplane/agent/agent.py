@@ -85,6 +85,16 @@ class Agent:
         """End the agent, not the network."""
         self._stopped.set()
 
+    @property
+    def mtu(self) -> int:
+        """What containers may send in one packet; 0: not known yet."""
+        return 0 if self._dataplane is None else self._dataplane.mtu
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether lease and kernel state were given back, for good."""
+        return self._is_drained
+
     def lease_age_s(self) -> float | None:
         """Return for how long it is not known whether our lease is ours; None: it never was."""
         until_s = self._lease_sure_until_s

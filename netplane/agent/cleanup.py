@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
+from netplane.agent.containers import devices
+from netplane.agent.containers.errors import CniError
 from netplane.agent.errors import AgentError
 from netplane.agent.lock import InstanceLock
 from netplane.agent.ports import Parts, Report
-from netplane.agent.settings import Settings
+from netplane.agent.settings import Settings, containers_path
 from netplane.agent.state import load, save
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
@@ -47,6 +49,12 @@ async def clean(settings: Settings, parts: Parts) -> str:
         finally:
             dataplane.close()
         problems = [f"{name}: {text}" for report in reports for name, text in report.failed]
+        devices_removed = 0
+        try:
+            devices_removed = await asyncio.to_thread(devices.clear, settings.instance)
+            containers_path(settings.run_dir, settings.instance).unlink(missing_ok=True)
+        except (CniError, OSError) as error:
+            problems.append(str(error))
         problems += [report.broken for report in reports if report.broken]
         left = dataplane.sysctls
         try:
@@ -56,7 +64,7 @@ async def clean(settings: Settings, parts: Parts) -> str:
         if problems:
             raise AgentError("; ".join(problems), "correct that and repeat")
         back = len(state.sysctls) - len(left)
-        removed = sum(
+        removed = devices_removed + sum(
             number
             for report in reports
             for kind, number in report.written.items()

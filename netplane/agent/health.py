@@ -84,7 +84,7 @@ class Server:
         The caller holds the lock of the instance. Raises SettingsError.
         """
         self._server = await asyncio.start_unix_server(
-            self._serve, sock=_unix_listener(path), limit=HEAD_BYTES_MAX
+            self._serve, sock=unix_listener(path), limit=HEAD_BYTES_MAX
         )
         self._path = path
 
@@ -152,7 +152,11 @@ class Server:
             return method, text_page("the agent failed; its log tells more\n", 500)
 
 
-def _unix_listener(path: Path) -> socket.socket:
+def unix_listener(path: Path) -> socket.socket:
+    """Return a bound socket that only our user may open; one that is there is replaced.
+
+    Raises SettingsError.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

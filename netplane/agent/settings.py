@@ -147,3 +147,13 @@ def check_instance(name: str) -> None:
 def socket_path(run_dir: Path, instance: str) -> Path:
     """Return where the agent of an instance listens for `netplane ctl`."""
     return run_dir / f"{instance}.sock"
+
+
+def cni_socket_path(run_dir: Path, instance: str) -> Path:
+    """Return where the agent of an instance listens for the CNI plugin."""
+    return run_dir / f"{instance}.cni"
+
+
+def containers_path(run_dir: Path, instance: str) -> Path:
+    """Return where the containers of an instance are written down."""
+    return run_dir / f"{instance}.containers.json"

@@ -127,8 +127,8 @@ def run(settings: Settings) -> int:
     import asyncio
 
     from netplane.agent.agent import Agent
+    from netplane.agent.containers.serving import serving_host
     from netplane.agent.memory import settle
-    from netplane.agent.pages import serving
     from netplane.agent.wiring import RealParts
 
     async def serve() -> None:
@@ -137,7 +137,7 @@ def run(settings: Settings) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, agent.stop)
-        await agent.run(serving(agent))
+        await agent.run(serving_host(agent))
 
     if os.geteuid() != 0:
         raise click.ClickException(

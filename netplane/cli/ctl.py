@@ -32,6 +32,7 @@ COMMANDS = {
     "release": ("registry", "Give the subnet of a host that is gone to others."),
     "trace": ("inspection", "Show the way of a packet from this host, object by object."),
     "check": ("inspection", "Compare this host's kernel with what its agent means to have."),
+    "install-cni": ("containers", "Install the CNI plugin for container runtimes."),
 }
 """In which module beside this one a command is, and what it does."""
 
@@ -57,7 +58,8 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         module, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(f"netplane.cli.{module}"), cmd_name)
+        found = importlib.import_module(f"netplane.cli.{module}")
+        command = getattr(found, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -79,6 +79,9 @@ class Link:
     kind: str = ""
     """Empty: hardware."""
     vxlan: VxlanData | None = None
+    master: int = 0
+    """The index of the bridge that it is a port of; 0: of none."""
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,8 @@ def link(body: bytes) -> Link:
         mac=found.get(1, b""),
         kind=kind,
         vxlan=_vxlan(attributes(info.get(2, b""))) if kind == "vxlan" else None,
+        master=_u32(found.get(10)),
+        alias=_name(found.get(20)),
     )
 
 

@@ -1,0 +1,387 @@
+"""Bridge and pairs of devices in the kernel. Everything here blocks, and is called from threads.
+
+The kernel itself says whose a port is: its name is drawn from the attachment, so that it can be
+removed without any memory, and its alias tells address and attachment, so that memory can be made
+anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+
+from netplane.agent.containers.call import Previous
+from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.records import Key, Record
+from netplane.cni import plugin
+from netplane.netlink import containers as requests
+from netplane.netlink import messages, sysctl
+from netplane.netlink.blocking import Blocking
+from netplane.netlink.connection import NetlinkError, NetlinkLostError
+from netplane.netlink.decode import Link
+from netplane.netlink.kernel import GONE
+from netplane.netlink.namespace import inside
+from netplane.netlink.objects import Address, Route
+
+log = logging.getLogger("netplane.containers")
+
+AF_INET = 2
+BRIDGE_PREFIX, PORT_PREFIX = "npb-", "npv"
+NAME_MAX = 15
+PORT_DIGITS = NAME_MAX - len(PORT_PREFIX)
+ALIAS_MARK = "netplane"
+ANYWHERE = bytes(4)
+
+_INSIDE, _OUTSIDE, _BRIDGE = b"\x02\x6e", b"\x02\x6f", b"\x02\x70"
+"""Of the MACs on both ends and of the bridge: unicast, locally administered."""
+
+
+def bridge_name(instance: str) -> str:
+    """Return the name of an instance's bridge."""
+    name = BRIDGE_PREFIX + instance
+    if len(name) <= NAME_MAX:
+        return name
+    digest = hashlib.sha256(instance.encode()).hexdigest()
+    return f"{name[: NAME_MAX - 5]}-{digest[:4]}"
+
+
+def port_name(instance: str, key: Key) -> str:
+    """Return the name of the host's end of an attachment."""
+    digest = hashlib.sha256("\0".join((instance, *key)).encode()).hexdigest()
+    return PORT_PREFIX + digest[:PORT_DIGITS]
+
+
+def bridge_mac(instance: str) -> bytes:
+    """Return the MAC of an instance's bridge: containers have it in memory, whatever its address."""
+    return _BRIDGE + hashlib.sha256(instance.encode()).digest()[:4]
+
+
+def mac_of(address: IPv4Address) -> bytes:
+    """Return the MAC that goes with an address.
+
+    Always the same: who has it in memory is right, also when the address has another container.
+    """
+    return _INSIDE + address.packed
+
+
+def _outer_mac(address: IPv4Address) -> bytes:
+    return _OUTSIDE + address.packed
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The bridge as it should be."""
+
+    name: str
+    mtu: int
+    gateways: frozenset[IPv4Interface]
+    """Of our subnet, and of an earlier one that containers still have addresses of."""
+    mac: bytes
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """The gateways as the kernel has them."""
+        return frozenset(
+            Address(self.name, one.ip.packed, one.network.prefixlen) for one in self.gateways
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a container is to get."""
+
+    key: Key
+    link: str
+    address: IPv4Interface
+    gateway: IPv4Address
+    mac: bytes
+
+    @property
+    def link_mac(self) -> bytes:
+        """Of the host's end."""
+        return _outer_mac(self.address.ip)
+
+
+def alias_of(key: Key, address: IPv4Interface) -> str:
+    """Return what is written on a port; without the attachment if that is too long."""
+    text = f"{ALIAS_MARK} {address} {key.network} {key.container} {key.ifname}"
+    fits = len(text.encode()) <= requests.ALIAS_BYTES_MAX
+    return text if fits else f"{ALIAS_MARK} {address}"
+
+
+def read_alias(alias: str) -> tuple[IPv4Interface, Key | None] | None:
+    """Return what a port's alias tells; None: it is not of ours."""
+    words = alias.split(" ", 4)
+    if words[0] != ALIAS_MARK or len(words) not in {2, 5}:
+        return None
+    try:
+        address = IPv4Interface(words[1])
+    except ValueError:
+        return None
+    return address, Key(*words[2:]) if len(words) == 5 else None
+
+
+def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> int:
+    """Give a container its interface, all or nothing, and return the index of the bridge.
+
+    Args:
+        bridge: made or put right before, if need be.
+        wanted: what it gets.
+        namespace: a descriptor of the container's.
+
+    Raises:
+        CniError: What the kernel refused.
+    """
+    pair = requests.Veth(
+        wanted.link, wanted.link_mac, wanted.key.ifname, wanted.mac, bridge.mtu
+    )
+    try:
+        with Blocking() as host:
+            index = keep_bridge(host, bridge)
+            make = requests.make_veth(pair, index, namespace)
+            [ended] = host.perform(make)
+            if ended.code == errno.EEXIST and host.link(pair.name) is not None:
+                # Left by an attempt that nobody knows of any more.
+                host.do(requests.remove_link(pair.name))
+                [ended] = host.perform(make)
+            if ended.code == errno.EEXIST:
+                text = f"the container has an interface {pair.peer} already"
+                raise CniError(plugin.IN_USE, text)
+            if ended.code:
+                raise NetlinkError(ended.code, ended.text)
+            try:
+                host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.address)))
+                inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
+            except BaseException:
+                host.perform(requests.remove_link(pair.name))
+                raise
+            return index
+    except (NetlinkError, NetlinkLostError, OSError) as error:
+        raise CniError(
+            plugin.KERNEL, f"cannot make the interface {pair.peer}", str(error)
+        ) from error
+
+
+def _furnish(wanted: Attachment) -> None:
+    name = wanted.key.ifname
+    # Who has another MAC for the address in memory hears of this one when the link comes up.
+    sysctl.write(f"ipv4/conf/{name}/arp_notify", "1")
+    with Blocking() as container:
+        link = container.link(name)
+        if link is None:
+            raise NetlinkLostError(f"{name} went away at once")
+        address = wanted.address
+        container.do(
+            messages.add(Address(name, address.ip.packed, address.network.prefixlen), link.index),
+            messages.take_link(link.index, up=True),
+            messages.add(Route(name, ANYWHERE, 0, wanted.gateway.packed), link.index),
+        )
+
+
+def detach(link: str) -> None:
+    """Take a container's interface away, wherever it is by now; that it is gone is no failure.
+
+    Raises:
+        CniError: The kernel refused.
+    """
+    try:
+        with Blocking() as host:
+            [ended] = host.perform(requests.remove_link(link))
+    except NetlinkLostError as error:
+        raise CniError(plugin.KERNEL, f"cannot remove {link}", str(error)) from error
+    if ended.code and ended.code not in GONE:
+        raise CniError(plugin.KERNEL, f"cannot remove {link}", ended.text)
+
+
+def is_there(link: str) -> bool:
+    """Tell whether the host's end of an attachment is there. Raises NetlinkError, NetlinkLostError."""
+    with Blocking() as host:
+        return host.link(link) is not None
+
+
+def keep_bridge(host: Blocking, wanted: Bridge) -> int:
+    """Have the bridge as it should be, and return its index.
+
+    Raises:
+        CniError: Something else has its name.
+        NetlinkError, NetlinkLostError: As always.
+    """
+    link = host.link(wanted.name)
+    if link is None:
+        [ended] = host.perform(requests.make_bridge(wanted.name, wanted.mac, wanted.mtu))
+        # Another call may just have made it.
+        if ended.code not in {0, errno.EEXIST}:
+            raise NetlinkError(ended.code, ended.text)
+        link = host.link(wanted.name)
+        if link is None:
+            raise NetlinkLostError(f"{wanted.name} went away at once")
+    if link.kind != "bridge":
+        text = f"it is somebody else's {link.kind or 'hardware'} interface; rename it"
+        raise CniError(plugin.KERNEL, f"{wanted.name} is no bridge", text)
+    if not is_right(link, wanted):
+        host.do(requests.set_link(link.index, wanted.mac, wanted.mtu))
+    there = set(host.addresses(AF_INET, link.index, wanted.name))
+    changes = [messages.add(one, link.index) for one in wanted.addresses - there]
+    changes += [messages.remove(one, link.index) for one in there - wanted.addresses]
+    for ended in host.perform(*changes):
+        if ended.code and ended.code not in {errno.EEXIST, *GONE}:
+            raise NetlinkError(ended.code, ended.text)
+    return link.index
+
+
+def is_right(link: Link, wanted: Bridge) -> bool:
+    """Tell whether the bridge itself is as it should be."""
+    return (link.up, link.mac, link.mtu) == (True, wanted.mac, wanted.mtu)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a look at all attachments found."""
+
+    index: int
+    """Of the bridge."""
+    healed: tuple[str, ...] = ()
+    """What was put right, in words."""
+    ended: tuple[Key, ...] = ()
+    """Attachments that the kernel has no devices of any more."""
+
+
+def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
+    """Put bridge and ports right. Raises CniError.
+
+    A pair that is gone is gone with its container, or for it: nothing can bring it back.
+    """
+    healed = []
+    try:
+        with Blocking() as host:
+            before = host.link(wanted.name)
+            there: list[Address] = []
+            if before is not None:
+                there = host.addresses(AF_INET, before.index, wanted.name)
+            index = keep_bridge(host, wanted)
+            if before is None or not is_right(before, wanted):
+                healed.append(f"link {wanted.name}")
+            healed += [str(one) for one in wanted.addresses - set(there)]
+            links = {link.name: link for link in host.links()}
+            ended = [record.key for record in records.values() if record.link not in links]
+            for record in records.values():
+                link = links.get(record.link)
+                if link is None or (link.master == index and link.up):
+                    continue
+                # The container may end at any time, and its pair with it.
+                port = requests.make_port(link.index, index)
+                alias = alias_of(record.key, record.address)
+                outcomes = host.perform(port, requests.set_port(link.name, alias))
+                if not any(ended.code for ended in outcomes):
+                    healed.append(f"port {link.name}")
+            return Kept(index, tuple(healed), tuple(ended))
+    except (NetlinkError, NetlinkLostError) as error:
+        raise CniError(plugin.KERNEL, f"cannot keep {wanted.name}", str(error)) from error
+
+
+def remembered(instance: str) -> list[Record]:
+    """Return the attachments that the kernel itself tells of. Raises CniError."""
+    try:
+        with Blocking() as host:
+            links = host.links()
+    except (NetlinkError, NetlinkLostError) as error:
+        raise CniError(plugin.KERNEL, "cannot read the containers' devices", str(error)) from error
+    bridge = bridge_name(instance)
+    return list(_remembered(instance, bridge, links))
+
+
+def _remembered(instance: str, bridge: str, links: Iterable[Link]) -> Iterable[Record]:
+    links = list(links)
+    index = next((link.index for link in links if link.name == bridge), 0)
+    for link in links:
+        told = read_alias(link.alias) if link.name.startswith(PORT_PREFIX) else None
+        if told is None:
+            continue
+        address, key = told
+        # By its name it is known for sure; where that does not tell, by the bridge that it is on.
+        if key is None and index and link.master == index:
+            key = Key("unknown", link.name, "unknown")
+        elif key is None or port_name(instance, key) != link.name:
+            continue
+        yield Record(key, address, link.name, mac_of(address.ip).hex(":"))
+
+
+def clear(instance: str) -> int:
+    """Take bridge and ports of an instance away; return how many devices. Raises CniError."""
+    removed = 0
+    try:
+        with Blocking() as host:
+            bridge = bridge_name(instance)
+            for name in [*(one.link for one in remembered(instance)), bridge]:
+                [ended] = host.perform(requests.remove_link(name))
+                if ended.code and ended.code not in GONE:
+                    raise CniError(plugin.KERNEL, f"cannot remove {name}", ended.text)
+                removed += not ended.code
+    except NetlinkLostError as error:
+        raise CniError(plugin.KERNEL, "cannot remove the containers' devices", str(error)) from error
+    return removed
+
+
+def differences(
+    bridge: Bridge, record: Record, previous: Previous, namespace: int
+) -> list[str]:
+    """Say what an attachment lacks, here and in its container; what others added does not count.
+
+    Raises:
+        CniError: The kernel cannot be read.
+    """
+    try:
+        with Blocking() as host:
+            found = _outside(host, bridge, record)
+        return found + inside(
+            f"/proc/self/fd/{namespace}", lambda: _differences_within(record.key.ifname, previous)
+        )
+    except (NetlinkError, NetlinkLostError, OSError) as error:
+        raise CniError(plugin.KERNEL, "cannot read what is there", str(error)) from error
+
+
+def _outside(host: Blocking, wanted: Bridge, record: Record) -> list[str]:
+    bridge, port = host.link(wanted.name), host.link(record.link)
+    if bridge is None:
+        return [f"the bridge {wanted.name} is missing"]
+    found = []
+    if not bridge.up:
+        found.append(f"the bridge {wanted.name} is down")
+    there = host.addresses(AF_INET, bridge.index, bridge.name)
+    found += [f"{one} is missing" for one in sorted(wanted.addresses - set(there))]
+    if port is None:
+        found.append(f"the host's end {record.link} is missing")
+    elif port.master != bridge.index:
+        found.append(f"{record.link} is no port of {wanted.name}")
+    elif not port.up:
+        found.append(f"{record.link} is down")
+    return found
+
+
+def _differences_within(name: str, previous: Previous) -> list[str]:
+    with Blocking() as container:
+        link = container.link(name)
+        if link is None:
+            return [f"the container has no interface {name}"]
+        found = []
+        if not link.up:
+            found.append(f"{name} is down")
+        if previous.mac and link.mac.hex(":") != previous.mac:
+            found.append(f"the MAC of {name} is {link.mac.hex(':')}, not {previous.mac}")
+        addresses = container.addresses(AF_INET, link.index, name)
+        for one in previous.addresses:
+            item = Address(name, one.ip.packed, one.network.prefixlen)
+            if item not in addresses:
+                found.append(f"{item} is missing")
+        there = {(route.destination, route.prefix_len): route for route in container.routes(AF_INET)}
+        for destination, gateway in previous.routes:
+            network = IPv4Interface(destination).network
+            route = there.get((network.network_address.packed, network.prefixlen))
+            # Without a gateway told, the address's own is meant, or that of another plugin.
+            if route is None or (gateway and route.gateway != IPv4Address(gateway).packed):
+                found.append(f"route {destination}{f' via {gateway}' if gateway else ''} is missing")
+        return found

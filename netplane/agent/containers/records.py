@@ -1,0 +1,195 @@
+"""What is known of the containers that have an address here: values and their file.
+
+The file serves agents of this boot: with the machine all containers end, and their devices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from netplane.agent.containers.errors import CniError
+from netplane.agent.files import write_whole
+from netplane.cni import plugin
+
+log = logging.getLogger("netplane.containers")
+
+FORMAT = 1
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+class Key(NamedTuple):
+    """What an attachment goes by: a runtime names all three in every call."""
+
+    network: str
+    container: str
+    ifname: str
+
+    def __str__(self) -> str:
+        return f"{self.ifname} of container {self.container} in network {self.network}"
+
+
+class PortMapping(NamedTuple):
+    """A port of the host that leads to one of a container."""
+
+    protocol: str
+    host_ip: str
+    """Empty: all addresses of the host."""
+    host_port: int
+    container_port: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.host_ip or '*'}:{self.host_port}"
+
+    def collides(self, other: PortMapping) -> bool:
+        """Tell whether both cannot be."""
+        if (self.protocol, self.host_port) != (other.protocol, other.host_port):
+            return False
+        return not self.host_ip or not other.host_ip or self.host_ip == other.host_ip
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One attachment."""
+
+    key: Key
+    address: IPv4Interface
+    """With the length of the subnet that it is from."""
+    link: str
+    """The host's end."""
+    mac: str
+    """Of the container's end."""
+    ports: tuple[PortMapping, ...] = ()
+
+
+class Store:
+    """The records of one instance, in memory and in a file.
+
+    Args:
+        path: of the file.
+        boot: which boot this is; a file of another one tells of containers that are gone.
+    """
+
+    def __init__(self, path: Path, boot: str) -> None:
+        self.path = path
+        self.records: dict[Key, Record] = {}
+        self.last: IPv4Address | None = None
+        """What was given out last."""
+        self._boot = boot
+        self._changes = 0
+        self._written = 0
+        self._writing = asyncio.Lock()
+
+    def load(self) -> str:
+        """Read the file; return a complaint when it is there and of no use. Blocks.
+
+        It is set aside then: what is in the kernel tells the addresses that are in use.
+        """
+        try:
+            records, last, boot = decode(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError) as error:
+            bad = self.path.with_name(self.path.name + ".bad")
+            try:
+                os.replace(self.path, bad)
+                where = f"set aside as {bad}"
+            except OSError as failure:
+                where = f"and cannot be set aside: {failure}"
+            return f"{self.path}, where containers are written down, is of no use ({error}), {where}"
+        self.last = last
+        if boot == self._boot:
+            self.records = {record.key: record for record in records}
+        elif records:
+            log.info("%d containers of an earlier boot are gone", len(records))
+        return ""
+
+    def put(self, record: Record) -> None:
+        """Note an attachment; `save` writes it."""
+        self.records[record.key] = record
+        self._changes += 1
+
+    def remove(self, key: Key) -> None:
+        """Forget an attachment; `save` writes it."""
+        if self.records.pop(key, None) is not None:
+            self._changes += 1
+
+    async def save(self) -> None:
+        """Return when the file has what is here now; what comes during a write shares the next.
+
+        Raises:
+            CniError: It cannot be written.
+        """
+        wanted = self._changes
+        async with self._writing:
+            if self._written >= wanted:
+                return
+            wanted, text = self._changes, self.encode()
+            try:
+                await asyncio.to_thread(_write, self.path, text)
+            except OSError as error:
+                text = error.strerror or str(error)
+                raise CniError(plugin.IO, f"cannot write {self.path}", text) from error
+            self._written = wanted
+
+    def encode(self) -> str:
+        """Return the file's text."""
+        records = ",\n  ".join(_encoded(record) for record in self.records.values())
+        head = {"format": FORMAT, "boot": self._boot}
+        head["last"] = None if self.last is None else str(self.last)
+        text = json.dumps(head, indent=1).removesuffix("\n}")
+        return f'{text},\n "records": [\n  {records}\n ]\n}}\n'
+
+
+def _write(path: Path, text: str) -> None:
+    # What a power cut spoils is of no use after it.
+    write_whole(path, text, mode=0o600, durable=False)
+
+
+def _encoded(record: Record) -> str:
+    return json.dumps(
+        {
+            **record.key._asdict(),
+            "address": str(record.address),
+            "link": record.link,
+            "mac": record.mac,
+            "ports": record.ports,
+        }
+    )
+
+
+def decode(text: str) -> tuple[list[Record], IPv4Address | None, str]:
+    """Return the records of a file, the last address, and of which boot it is.
+
+    Raises:
+        ValueError: It is not one of ours, or of another format.
+    """
+    content = json.loads(text)
+    try:
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
+        records = [_decoded(fields) for fields in content["records"]]
+        last = None if content["last"] is None else IPv4Address(content["last"])
+        boot = str(content["boot"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it lacks or misplaces {error}") from error
+    return records, last, boot
+
+
+def _decoded(fields: dict[str, Any]) -> Record:
+    key = Key(fields["network"], fields["container"], fields["ifname"])
+    if not (plugin.is_name(key.network) and plugin.is_name(key.container) and key.ifname):
+        raise ValueError(f"{key} is none")
+    ports = tuple(
+        PortMapping(str(protocol), str(host_ip), int(host_port), int(container_port))
+        for protocol, host_ip, host_port, container_port in fields["ports"]
+    )
+    return Record(
+        key, IPv4Interface(fields["address"]), str(fields["link"]), str(fields["mac"]), ports
+    )

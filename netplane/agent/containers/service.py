@@ -1,0 +1,358 @@
+"""The verbs of CNI, and the keeping of what they made: which call does what, in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from netplane.agent.containers import addresses, devices
+from netplane.agent.containers.call import Call, Wishes, previous, valid_attachments, wishes
+from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.records import Key, Record, Store
+from netplane.agent.containers.result import Attached, render
+from netplane.agent.desired import Item
+from netplane.cni import plugin
+from netplane.netlink.decode import Link
+from netplane.netlink.objects import Address
+
+log = logging.getLogger("netplane.containers")
+
+THREADS = 4
+"""The kernel makes one device after the other; more would only wait."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the network of this host is at the moment."""
+
+    subnet: IPv4Network | None
+    """None: not known yet."""
+    mtu: int
+    taken: str = ""
+    """Why the subnet is not ours any more."""
+
+    def must_allow(self) -> IPv4Network:
+        """Return the subnet that containers get addresses of. Raises CniError where there is none."""
+        if self.subnet is None:
+            raise CniError(plugin.TRY_LATER, "the agent has no subnet yet", "netplane ctl status")
+        if self.taken:
+            raise CniError(plugin.TRY_LATER, "this host's subnet belongs to another", self.taken)
+        return self.subnet
+
+
+@dataclass(slots=True)
+class _Turn:
+    """For who has an attachment in hand, or waits for it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+class Containers:
+    """The containers of one instance on this host.
+
+    Args:
+        instance: of the agent.
+        store: what is remembered of them; `start` reads it.
+        situation: tells what the network is at the moment.
+        tombstones: the folder where the plugin leaves calls of DEL while there is no agent.
+    """
+
+    def __init__(
+        self, instance: str, store: Store, situation: Callable[[], Situation], tombstones: Path
+    ) -> None:
+        self.store = store
+        self.bridge_name = devices.bridge_name(instance)
+        self._instance = instance
+        self._situation = situation
+        self._tombstones = tombstones
+        self._promised: dict[IPv4Address, Key] = {}
+        """Addresses of calls that are not done yet."""
+        self._turns: dict[Key, _Turn] = {}
+        self._burying = asyncio.Lock()
+        self.names: dict[int, str] = {}
+        """The bridge, by its index, as it was in the last round; always the same object."""
+        self._wanted: devices.Bridge | None = None
+        """The bridge as the last round made it."""
+        self._threads = ThreadPoolExecutor(THREADS, "netplane-cni")
+
+    async def start(self) -> str:
+        """Learn what there is of earlier agents; return a complaint when a memory is of no use."""
+        complaint = await self._in_thread(self.store.load)
+        # The file may be lost, or older than the last call; the kernel tells no lies.
+        for record in await self._in_thread(devices.remembered, self._instance):
+            if record.key not in self.store.records:
+                self.store.put(record)
+        return complaint
+
+    def close(self) -> None:
+        """Give the threads back; containers stay."""
+        self._threads.shutdown(wait=False)
+
+    async def clear(self) -> None:
+        """Take everything away: the subnet is given back. Raises CniError."""
+        await self._in_thread(devices.clear, self._instance)
+        self.store.records.clear()
+        self.store.path.unlink(missing_ok=True)
+
+    async def perform(self, call: Call, namespace: int) -> Mapping[str, Any] | None:
+        """Do what a call asks for, and return what it results in, if anything.
+
+        Args:
+            call: what is asked for.
+            namespace: a descriptor of the container's, -1 for none.
+
+        Raises:
+            CniError: It cannot be done, and nothing is left of the attempt.
+        """
+        await self._bury()
+        match call.command:
+            case "ADD":
+                return await self._add(call, namespace)
+            case "DEL":
+                await self.delete(call.key)
+            case "CHECK":
+                await self._check(call, namespace)
+            case "GC":
+                await self._collect(call)
+            case "STATUS":
+                self._status()
+        return None
+
+    async def _add(self, call: Call, namespace: int) -> Mapping[str, Any]:
+        _must_have(namespace)
+        wanted = wishes(call)
+        async with self._turn(call.key):
+            await self._must_be_new(call.key)
+            situation = self._situation()
+            subnet = situation.must_allow()
+            address = self._choose(call.key, wanted, subnet)
+            self._promised[address.ip] = call.key
+            try:
+                return await self._attach(call, namespace, wanted, address, situation.mtu)
+            finally:
+                del self._promised[address.ip]
+
+    async def _must_be_new(self, key: Key) -> None:
+        record = self.store.records.get(key)
+        if record is None:
+            return
+        if await self._in_thread(devices.is_there, record.link):
+            raise CniError(plugin.IN_USE, f"{key} has an address already", str(record.address))
+        await self._forget(record)  # of a container of the same name that is gone
+
+    def _choose(self, key: Key, wanted: Wishes, subnet: IPv4Network) -> IPv4Interface:
+        used: dict[IPv4Address, Key] = {
+            record.address.ip: record.key for record in self.store.records.values()
+        } | self._promised
+        if wanted.address is not None:
+            objection = addresses.objection(subnet, used, wanted.address)
+            if objection:
+                raise CniError(plugin.IN_USE, f"{key} cannot have its address", objection)
+            return IPv4Interface((wanted.address, subnet.prefixlen))
+        found = addresses.choose(subnet, used, self.store.last)
+        if found is None:
+            text = f"{addresses.capacity(subnet)} in {subnet}; `netplane ctl status` tells of hosts"
+            raise CniError(plugin.EXHAUSTED, "all addresses of this host are in use", text)
+        self.store.last = found
+        return IPv4Interface((found, subnet.prefixlen))
+
+    async def _attach(
+        self, call: Call, namespace: int, wanted: Wishes, address: IPv4Interface, mtu: int
+    ) -> Mapping[str, Any]:
+        gateway = addresses.gateway(address.network)
+        mac = bytes.fromhex(wanted.mac.replace(":", "")) or devices.mac_of(address.ip)
+        link = devices.port_name(self._instance, call.key)
+        attachment = devices.Attachment(call.key, link, address, gateway.ip, mac)
+        bridge = self._bridge(mtu, address)
+        record = Record(call.key, address, link, mac.hex(":"), wanted.ports)
+        try:
+            self._know(
+                bridge, await self._in_thread(devices.attach, bridge, attachment, namespace)
+            )
+            self.store.put(record)
+            await self.store.save()
+        except BaseException:
+            await self._undo(record)
+            raise
+        attached = Attached(
+            bridge.name, bridge.mac.hex(":"), link, attachment.link_mac.hex(":"),
+            call.ifname, record.mac, call.netns, mtu, address, str(gateway.ip),
+        )  # fmt: skip
+        return render(attached, call.version, call.config.get("dns"))
+
+    async def _undo(self, record: Record) -> None:
+        # Also when we are being cancelled: what is left would keep an address.
+        try:
+            await asyncio.shield(self._forget(record))
+        except CniError as error:
+            log.warning("what a failed call has left stays until the next one: %s", error)
+
+    async def delete(self, key: Key) -> None:
+        """Take an attachment away; that there is none is no failure. Raises CniError."""
+        async with self._turn(key):
+            record = self.store.records.get(key)
+            link = devices.port_name(self._instance, key)
+            if record is None:
+                await self._in_thread(devices.detach, link)
+            else:
+                await self._forget(record)
+
+    async def _forget(self, record: Record) -> None:
+        await self._in_thread(devices.detach, record.link)
+        self.store.remove(record.key)
+        await self.store.save()
+
+    async def _check(self, call: Call, namespace: int) -> None:
+        _must_have(namespace)
+        before = previous(call)
+        record = self.store.records.get(call.key)
+        if record is None:
+            raise CniError(plugin.UNKNOWN, f"{call.key} is not known here")
+        bridge = self._bridge(self._situation().mtu)
+        found = await self._in_thread(devices.differences, bridge, record, before, namespace)
+        if record.address not in before.addresses:
+            found.append(f"prevResult has not its address {record.address}")
+        if found:
+            raise CniError(plugin.DIFFERS, f"{call.key} is not as it was made", "; ".join(found))
+
+    async def _collect(self, call: Call) -> None:
+        valid = valid_attachments(call)
+        problems = []
+        for key in [key for key in self.store.records if key.network == call.network]:
+            if key in valid:
+                continue
+            try:
+                await self.delete(key)
+                log.info("%s is taken away: its runtime does not know it any more", key)
+            except CniError as error:
+                problems.append(str(error))
+        if problems:
+            text = "; ".join(problems)
+            raise CniError(plugin.KERNEL, "not all that is not in use could be removed", text)
+
+    def _status(self) -> None:
+        try:
+            subnet = self._situation().must_allow()
+        except CniError as error:
+            code = plugin.LIMITED if self._situation().taken else plugin.NOT_AVAILABLE
+            raise CniError(code, error.message, error.details) from error
+        if len(self.store.records) >= addresses.capacity(subnet):
+            raise CniError(plugin.NOT_AVAILABLE, "all addresses of this host are in use")
+
+    # keeping
+
+    async def keep(self) -> tuple[str, ...]:
+        """Put right what others changed, forget what is gone; return what was put right.
+
+        Without containers there is nothing to keep: a host whose containers are made otherwise
+        gets no bridge of ours. Raises CniError.
+        """
+        await self._bury()
+        records = dict(self.store.records)
+        situation = self._situation()
+        if not records or situation.subnet is None or not situation.mtu:
+            return ()
+        bridge = self._bridge(situation.mtu)
+        kept = await self._in_thread(devices.keep, bridge, records)
+        self._know(bridge, kept.index)
+        for key in kept.ended:
+            async with self._turn(key):
+                record = self.store.records.get(key)
+                # A call may have made it anew meanwhile.
+                if record is records[key]:
+                    log.info("%s has ended, its address is free", key)
+                    await self._forget(record)
+        return kept.healed
+
+    def _know(self, bridge: devices.Bridge, index: int) -> None:
+        self._wanted = bridge
+        self.names.clear()
+        self.names[index] = bridge.name
+
+    def is_link_drift(self, link: Link, *, removed: bool) -> bool:
+        """Tell whether a change of a link calls for a round; our own doings do not."""
+        index = next(iter(self.names), 0)
+        if link.name == self.bridge_name:
+            wanted = self._wanted
+            right = wanted is not None and devices.is_right(link, wanted)
+            return removed or link.index != index or not right
+        if link.name not in {record.link for record in self.store.records.values()}:
+            return False
+        return removed or not link.up or link.master != index
+
+    def is_item_drift(self, item: Item, *, removed: bool) -> bool:
+        """Tell whether a change on the bridge calls for a round."""
+        if self._wanted is None or not isinstance(item, Address):
+            return False
+        return (item in self._wanted.addresses) is removed
+
+    def _bridge(self, mtu: int, *more: IPv4Interface) -> devices.Bridge:
+        """Return the bridge as it should be, with what is to be attached."""
+        there = [record.address for record in self.store.records.values()]
+        networks = {one.network for one in (*there, *more)}
+        subnet = self._situation().subnet
+        if subnet is not None:
+            networks.add(subnet)
+        gateways = frozenset(map(addresses.gateway, networks))
+        return devices.Bridge(self.bridge_name, mtu, gateways, devices.bridge_mac(self._instance))
+
+    async def _bury(self) -> None:
+        """Do what the plugin was asked for when there was no agent."""
+        if not self._tombstones.is_dir():
+            return
+        async with self._burying:
+            for path in await self._in_thread(_files, self._tombstones):
+                try:
+                    fields = json.loads(path.read_text(encoding="utf-8"))
+                    key = Key(fields["network"], fields["container"], fields["ifname"])
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    log.warning("%s is no call that the plugin left: %s", path, error)
+                    path.unlink(missing_ok=True)
+                    continue
+                try:
+                    await self.delete(key)
+                except CniError as error:
+                    log.warning("%s was to go while there was no agent: %s", key, error)
+                    continue  # the next call or round tries again
+                log.info("%s is taken away: it went while there was no agent", key)
+                path.unlink(missing_ok=True)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, key: Key) -> AsyncIterator[None]:
+        """One call at a time for each attachment."""
+        turn = self._turns.setdefault(key, _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[key]
+
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, function, *arguments
+        )
+
+
+def _must_have(namespace: int) -> None:
+    if namespace < 0:
+        raise CniError(plugin.ENVIRONMENT, "the call has no namespace")
+
+
+def _files(folder: Path) -> list[Path]:
+    # A name that ends so is not whole yet.
+    return [Path(one.path) for one in os.scandir(folder) if not one.name.endswith(".new")]

@@ -1,0 +1,158 @@
+"""Netlink requests from a thread that may wait, in the namespace that the thread is in.
+
+What takes the kernel long (it makes and removes devices under one lock, and waits for packets that
+are under way) would hold up an event loop: `connection` sends from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from netplane.netlink import decode, messages
+from netplane.netlink.connection import (
+    DUMPS_MAX,
+    NETLINK_CAP_ACK,
+    NETLINK_EXT_ACK,
+    NETLINK_GET_STRICT_CHK,
+    NETLINK_ROUTE,
+    READ_MAX_BYTES,
+    SEND_MAX,
+    SOL_NETLINK,
+    TIMEOUT_S,
+    NetlinkError,
+    NetlinkLostError,
+)
+from netplane.netlink.decode import DUMP_INTERRUPTED, Message, Outcome, outcome
+from netplane.netlink.kernel import GONE
+from netplane.netlink.messages import ANY_PROTOCOL, Request, Type
+from netplane.netlink.objects import Address, Route
+
+
+class Blocking:
+    """A socket for requests. Use as `with Blocking() as kernel`, in one thread.
+
+    Raises:
+        NetlinkError: the kernel refused a request.
+        NetlinkLostError: no answer. What was asked for may have happened.
+    """
+
+    def __init__(self, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        self._socket.bind((0, 0))
+        self._socket.settimeout(timeout_s)
+        for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
+        self._sequences = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def perform(self, *requests: Request) -> list[Outcome]:
+        """Send requests, in order, and return how each ended; one that fails stops no other."""
+        ended: list[Outcome] = []
+        for start in range(0, len(requests), SEND_MAX):
+            ended += self._perform(requests[start : start + SEND_MAX])
+        return ended
+
+    def _perform(self, requests: Sequence[Request]) -> list[Outcome]:
+        numbers = [next(self._sequences) for _ in requests]
+        found: dict[int, Outcome] = {}
+        with self._answers():
+            self._socket.sendall(b"".join(map(Request.encode, requests, numbers)))
+            while len(found) < len(numbers):
+                for message in self._read():
+                    if message.type == Type.ERROR and message.sequence in numbers:
+                        found[message.sequence] = outcome(message)
+        return [found[number] for number in numbers]
+
+    def do(self, *requests: Request) -> None:
+        """Send requests, in order; all have to succeed."""
+        for ended in self.perform(*requests):
+            if ended.code:
+                raise NetlinkError(ended.code, ended.text)
+
+    def dump(self, request: Request) -> list[Message]:
+        """Return all messages of a dump; one that others disturbed is repeated a few times."""
+        for _ in range(DUMPS_MAX):
+            found, disturbed = self._dump(request)
+            if not disturbed:
+                break
+        return found
+
+    def _dump(self, request: Request) -> tuple[list[Message], bool]:
+        number = next(self._sequences)
+        found: list[Message] = []
+        disturbed = False
+        with self._answers():
+            self._socket.sendall(request.encode(number))
+            while True:
+                for message in self._read():
+                    if message.sequence != number:
+                        continue
+                    disturbed = disturbed or bool(message.flags & DUMP_INTERRUPTED)
+                    if message.type not in {Type.DONE, Type.ERROR}:
+                        found.append(message)
+                        continue
+                    ended = outcome(message)
+                    if ended.code:
+                        raise NetlinkError(ended.code, ended.text)
+                    return found, disturbed
+
+    def link(self, name: str) -> decode.Link | None:
+        """Return a link by its name."""
+        number = next(self._sequences)
+        link = None
+        with self._answers():
+            self._socket.sendall(messages.get_link(name).encode(number))
+            while True:
+                for message in self._read():
+                    if message.sequence != number:
+                        continue
+                    if message.type != Type.ERROR:
+                        link = decode.link(message.body)
+                        continue
+                    ended = outcome(message)
+                    if ended.code and ended.code not in GONE:
+                        raise NetlinkError(ended.code, ended.text)
+                    return link
+
+    def links(self) -> list[decode.Link]:
+        """Return all links."""
+        return [decode.link(message.body) for message in self.dump(messages.dump_links())]
+
+    def addresses(self, family: int, index: int, name: str) -> list[Address]:
+        """Return the addresses of a link."""
+        found = self.dump(messages.dump_addresses(family, index))
+        read = (decode.address(message.body, {index: name}) for message in found)
+        return [item for item in read if item is not None]
+
+    def routes(self, family: int) -> list[Route]:
+        """Return the main table's routes, without the names of their links."""
+        found = self.dump(messages.dump_routes(family, ANY_PROTOCOL))
+        read = (decode.route(message.body, {}) for message in found)
+        return [item for item in read if item is not None]
+
+    def _read(self) -> Iterator[Message]:
+        return decode.messages(self._socket.recv(READ_MAX_BYTES))
+
+    @contextlib.contextmanager
+    def _answers(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as error:
+            raise NetlinkLostError("no answer of the kernel in time") from error
+        except OSError as error:
+            raise NetlinkLostError(f"the kernel's answer is lost: {error.strerror}") from error
