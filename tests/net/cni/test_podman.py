@@ -1,0 +1,82 @@
+"""Real containers of podman on two hosts: they reach each other across the overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from hashlib import md5
+
+import pytest
+
+from tests.net.cni.podman import FILE_BYTES, Podman, image, missing_podman
+from tests.net.namespaces import CommandError, missing
+from tests.net.overlay import Overlay, until
+from tests.net.packets import ping
+
+pytestmark = [
+    pytest.mark.net,
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+    pytest.mark.skipif(missing_podman() is not None, reason=str(missing_podman())),
+]
+SUM = md5(bytes(range(256)) * (FILE_BYTES >> 8)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def overlay() -> Iterator[Overlay]:
+    with Overlay(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def podmans(overlay: Overlay) -> Iterator[list[Podman]]:
+    tar = image()
+    with ExitStack() as stack:
+        yield [stack.enter_context(Podman(agent, tar)) for agent in overlay.agents]
+
+
+def test_containers_of_two_hosts_ping_each_other_and_transfer_files(
+    overlay: Overlay, podmans: list[Podman]
+) -> None:
+    here, there = podmans
+    server = there.run("-d", "--name", "server", "--", "httpd", "-f", "-p", "80", "-h", "/www")
+    client = here.run("-d", "--name", "client", "--", "sleep", "1000")
+    addresses = there.address(server), here.address(client)
+    for podman, name, target in ((here, client, addresses[0]), (there, server, addresses[1])):
+        podman("exec", name, "ping", "-c", "3", "-W", "2", target)
+    got = here("exec", client, "sh", "-c", f"wget -q -O - http://{addresses[0]}/data | md5sum")
+    assert got.split()[0] == SUM
+    # What podman knows is what the container has, and the agent stays out of the way.
+    assert addresses[1] in here("exec", client, "ip", "addr", "show", "eth0")
+    agent = overlay.agents[1]
+    agent.kill()
+    got = here("exec", client, "sh", "-c", f"wget -q -O - http://{addresses[0]}/data | md5sum")
+    assert got.split()[0] == SUM
+    agent.start()
+    agent.wait_ready()
+    for podman, name in ((here, client), (there, server)):
+        podman("rm", "--force", "--time", "0", name)
+    # Nothing is left of either.
+    for one in overlay.agents:
+        assert '"records": [\n  \n ]' in (one.folder / "default.containers.json").read_text()
+
+
+def test_an_address_of_ones_own_choice_and_an_agent_that_is_not_there(
+    overlay: Overlay, podmans: list[Podman]
+) -> None:
+    podman, agent = podmans[0], overlay.agents[0]
+    wanted = str(agent.subnet[77])
+    podman.run("-d", "--name", "fixed", "--ip", wanted, "--", "sleep", "1000")
+    assert podman.address("fixed") == wanted
+    with pytest.raises(CommandError, match="in use"):
+        podman.run("--ip", wanted, "--rm", "--", "sleep", "1")
+    agent.kill()
+    with pytest.raises(CommandError, match="does not answer"):
+        podman.run("--rm", "--", "sleep", "1")
+    podman("rm", "--force", "--time", "0", "fixed")
+    agent.start()
+    agent.wait_ready()
+    # The address is free again: what podman deleted without an agent is deleted.
+    podman.run("-d", "--name", "again", "--ip", wanted, "--", "sleep", "1000")
+    until(lambda: ping(agent.host, wanted) is not None, 10, "the host reaches it")
+    podman("rm", "--force", "--time", "0", "again")
