@@ -44,11 +44,11 @@ class NetlinkLostError(Exception):
     """No answer came in time, or answers were lost. What was asked for may have happened."""
 
 
-def open_socket(namespace: str | None) -> socket.socket:
-    """Return a bound route netlink socket that does not block, made in a namespace."""
+def open_socket(namespace: str | None, protocol: int = NETLINK_ROUTE) -> socket.socket:
+    """Return a bound netlink socket that does not block, made in a namespace."""
 
     def action() -> socket.socket:
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
 
     opened = inside(namespace, action)
     opened.setblocking(False)
