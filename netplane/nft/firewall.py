@@ -1,120 +1,17 @@
-"""Keeps our table of nftables as told: writes, hears of changes, compares, heals.
-
-What the table says is in `rules`, what is compared in `listing`; both are pure.
-"""
+"""The firewall of one network: its rules, and the hosts whose packets it takes."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import errno
-import logging
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from netplane.netlink.heals import Heals
-from netplane.netlink.monitor import Overrun
-from netplane.netlink.objects import Identity
-from netplane.nft import listing
-from netplane.nft import rules as text
-from netplane.nft.library import Nft
-from netplane.nft.listing import Listing
-from netplane.nft.monitor import FAMILY_IP, NftMonitor, TableChange
-from netplane.nft.rules import UNKNOWN_VTEPS, NftError, Rules
+from netplane.nft.rules import UNKNOWN_VTEPS, VTEPS, NftError, Rules, text
+from netplane.nft.table import FirewallReport, KeptTable, Members
 
-log = logging.getLogger(__name__)
-
-INTERVAL_S = 30.0
-RETRY_FIRST_S = 1.0
-
-ABSENT = os.strerror(errno.ENOENT)
-LACKS_A_PART = (
-    "the kernel lacks a part of nf_tables that this needs: modprobe -a nf_tables nft_chain_nat"
-    " nft_masq nft_objref"
-)
+__all__ = ["Firewall", "FirewallReport"]
 
 
-@dataclass(frozen=True, slots=True)
-class FirewallReport:
-    """What one pass did."""
-
-    cause: str
-    """`desired`, `changed`, `removed`, `overrun`, `start`, `timer`, `retry` or `cleared`."""
-    written: int
-    """Objects and hosts."""
-    removed: int
-    """Hosts; of a table that is cleared, 1."""
-    healed: bool
-    """Somebody had changed what was right."""
-    problem: str
-    """Why the table is not as told, in nft's words and with the remedy; empty: it is."""
-    milliseconds: float
-    contested: str = ""
-    """That somebody else keeps changing the table, and who; it is put right every 10 s only."""
-
-
-@dataclass(slots=True)
-class _Pass:
-    cause: str
-    started: float
-    written: int = 0
-    removed: int = 0
-    healed: bool = False
-
-
-class Firewall:
-    """Keeps one table as told. Nothing of anybody else's is touched.
-
-    Nothing is opened or written before the first call. Whoever ends us: the table stays.
-
-    Args:
-        table: its name; see `Rules`.
-        namespace: a path, as `/run/netns/a`; None is the one we are in.
-        listen: whether `run` listens for changes; without it only the timer heals.
-        interval_s: how often the table is read though no change was told.
-        on_report: called with the report of every pass, those of `apply` too.
-    """
-
-    def __init__(
-        self,
-        table: str,
-        *,
-        namespace: str | None = None,
-        listen: bool = True,
-        interval_s: float = INTERVAL_S,
-        on_report: Callable[[FirewallReport], None] | None = None,
-    ) -> None:
-        text.check_table(table)
-        self.table = table
-        self._namespace = namespace
-        self._listens = listen
-        self._interval_s = interval_s
-        self._on_report = on_report
-        self._nft = Nft(namespace)
-        self._key = Identity("table", f"ip {table}")
-        self._rules: Rules | None = None
-        """What there should be; None: nobody has said yet, or it was cleared."""
-        self._vteps: frozenset[IPv4Address] = frozenset()
-        self._written: Rules | None = None
-        """What was written last; None: it is not known what is there."""
-        self._written_vteps: frozenset[IPv4Address] | None = None
-        """None: it is not known which are there."""
-        self._shown: tuple[str, ...] = ()
-        """How nft shows `_shown_rules` when they have just been written; see `listing`."""
-        self._shown_rules: Rules | None = None
-        self._problem = ""
-        self._retry_s = RETRY_FIRST_S
-        self._heals = Heals()
-        self._lock = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._cause = ""
-
-    def close(self) -> None:
-        """Give thread and sockets back. The kernel stays as it is."""
-        self._nft.close()
+class Firewall(KeptTable):
+    """Keeps one table of nftables as told; see `KeptTable`."""
 
     async def apply(self, rules: Rules, vteps: frozenset[IPv4Address]) -> FirewallReport:
         """Make the table say this, and keep it so from now on. One transaction.
@@ -123,37 +20,8 @@ class Firewall:
         changed meanwhile is then left to `run`.
         """
         assert rules.table == self.table
-        async with self._lock:
-            self._rules = rules
-            self._vteps = vteps if rules.vxlan_port else frozenset()
-            report = await self._pass("desired", look=False)
-        if report.problem:
-            self._note("retry")  # `run` is to wait less long than until its timer
-        return report
-
-    async def clear(self) -> FirewallReport:
-        """Remove the table, whoever has made it, and keep it no longer."""
-        async with self._lock:
-            self._rules = self._written = None
-            done = _Pass("cleared", time.perf_counter())
-            self._problem = ""
-            try:
-                if await self._list(terse=True) is not None:
-                    await self._nft.run(text.removal(self.table))
-                    done.removed = 1
-            except NftError as error:
-                self._problem = str(error)
-            return self._report(done)
-
-    async def read(self) -> list[str]:
-        """Say what is missing, left over or other than applied. Changes nothing."""
-        async with self._lock:
-            if self._written is None:
-                return [self._problem] if self._problem else []
-            try:
-                return self._differences(await self._list())
-            except NftError as error:
-                return [f"table ip {self.table} cannot be read: {error}"]
+        members: Members = {VTEPS: vteps} if rules.vxlan_port else {}
+        return await self.keep(text(rules), members)
 
     async def dropped(self) -> int | None:
         """Return how many packets from no host were dropped since the table was last written.
@@ -161,165 +29,7 @@ class Firewall:
         None: there is no such counter, as nothing is dropped.
         """
         try:
-            answer = await self._nft.ask(f"list counter ip {self.table} {UNKNOWN_VTEPS}")
+            counters = await self._ask(f"list counter ip {self.table} {UNKNOWN_VTEPS}", "counter")
         except NftError:
             return None
-        counters = [entry["counter"] for entry in answer["nftables"] if "counter" in entry]
         return int(counters[0]["packets"]) if counters else None
-
-    async def run(self) -> None:
-        """Heal on changes, lost notifications and the timer, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            if self._listens:
-                tasks.create_task(self._listen())
-            tasks.create_task(self._heal())
-
-    # hearing
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                with contextlib.closing(NftMonitor(self._namespace)) as monitor:
-                    self._note("start")  # what came before was not heard
-                    while True:
-                        for change in await monitor.read(self._nft.port):
-                            self._hear(change)
-                        await asyncio.sleep(0)  # in a storm the next read has something at once
-            except OSError as error:
-                log.warning("changes of nftables cannot be heard: %s", error.strerror)
-                await asyncio.sleep(self._interval_s)
-
-    def _hear(self, change: TableChange | Overrun) -> None:
-        if isinstance(change, Overrun):
-            self._note("overrun")
-        elif (change.family, change.table) == (FAMILY_IP, self.table):
-            self._heals.writers[self._key] = change.writer
-            self._note("removed" if change.removed else "changed")
-
-    def _note(self, cause: str) -> None:
-        self._cause = cause
-        self._wake.set()
-
-    async def _heal(self) -> None:
-        while True:
-            cause = await self._next_cause()
-            async with self._lock:
-                if self._rules is not None:
-                    await self._pass(cause, look=True)
-
-    async def _next_cause(self) -> str:
-        paused = False
-        while (pause_s := self._heals.due_s(time.monotonic())) is not None:
-            # Nothing would be written before that, so what is heard meanwhile is looked at then.
-            await asyncio.sleep(pause_s)
-            paused = True
-        if paused:
-            self._wake.clear()
-            return "retry"
-        fails = bool(self._problem)
-        wait_s = min(self._retry_s, self._interval_s) if fails else self._interval_s
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._wake.wait()
-            cause = self._cause
-        except TimeoutError:
-            cause = "retry" if fails else "timer"
-        self._wake.clear()
-        return cause
-
-    # one pass
-
-    async def _pass(self, cause: str, *, look: bool) -> FirewallReport:
-        done = _Pass(cause, time.perf_counter())
-        try:
-            await self._keep(done, look=look)
-        except NftError as error:
-            self._written = None
-            self._problem = str(error)
-            if ABSENT in error.text and error.asked:
-                self._problem += f": {LACKS_A_PART}"
-            self._retry_s = min(2 * self._retry_s, self._interval_s)
-        else:
-            self._problem = ""
-            self._retry_s = RETRY_FIRST_S
-        now = time.monotonic()
-        if done.healed and self._heals.note(self._key, now):
-            log.warning("%s", self._contested())
-        self._heals.forget(now)
-        return self._report(done)
-
-    async def _keep(self, done: _Pass, *, look: bool) -> None:
-        assert self._rules is not None
-        if self._written != self._rules:
-            await self._write_whole(self._rules, done)
-        elif look or self._written_vteps is None:
-            # Who changes it while it is read is told, and leads to another pass.
-            if self._differences(await self._list()):
-                await self._put_right(self._rules, done)
-            else:
-                self._written_vteps = self._vteps
-        elif self._vteps != self._written_vteps:
-            try:
-                await self._write_hosts(self._written_vteps, done)
-            except NftError:
-                # The table is not as we left it, or nothing works; then this says why.
-                await self._put_right(self._rules, done)
-
-    async def _put_right(self, rules: Rules, done: _Pass) -> None:
-        if not self._heals.held(self._key, time.monotonic()):
-            await self._write_whole(rules, done)
-            done.healed = True
-
-    async def _write_hosts(self, before: frozenset[IPv4Address], done: _Pass) -> None:
-        came, gone = self._vteps - before, before - self._vteps
-        self._written_vteps = None  # until it is known what became of it; we may be cancelled
-        await self._nft.run(text.elements(self.table, sorted(came), sorted(gone)))
-        self._written_vteps = self._vteps
-        done.written, done.removed = len(came), len(gone)
-
-    async def _write_whole(self, rules: Rules, done: _Pass) -> None:
-        self._written = None
-        await self._nft.run(text.whole(rules, sorted(self._vteps)))
-        if self._shown_rules != rules:
-            found = await self._list(terse=True)
-            if found is None or not found.is_untouched:
-                raise NftError(f"somebody else changed table ip {self.table} while it was written")
-            self._shown, self._shown_rules = found.objects, rules
-        self._written, self._written_vteps = rules, self._vteps
-        done.written = len(self._shown) + len(self._vteps)
-
-    async def _list(self, *, terse: bool = False) -> Listing | None:
-        """Return what there is of our table; None: nothing."""
-        try:
-            answer = await self._nft.ask(f"list table ip {self.table}", terse=terse)
-        except NftError as error:
-            if ABSENT in error.text and error.asked:
-                return None
-            raise
-        return listing.read(answer)
-
-    def _differences(self, found: Listing | None) -> list[str]:
-        vteps = frozenset(map(str, self._vteps))
-        return listing.differences(self._shown, vteps, found, self.table)
-
-    def _contested(self) -> str:
-        writer = self._heals.writers.get(self._key, "")
-        last = f", last by {writer}" if writer else ""
-        return (
-            f"table ip {self.table} was changed {self._heals.count(self._key)} times within a"
-            f" minute{last}: it is put right every {Heals.PAUSE_S:g} s only"
-        )
-
-    def _report(self, done: _Pass) -> FirewallReport:
-        report = FirewallReport(
-            cause=done.cause,
-            written=done.written,
-            removed=done.removed,
-            healed=done.healed,
-            problem=self._problem,
-            milliseconds=(time.perf_counter() - done.started) * 1000,
-            contested=self._contested() if self._heals.any_contested else "",
-        )
-        if self._on_report is not None:
-            self._on_report(report)
-        return report

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from netplane.nft.rules import VTEPS
 
 VOLATILE = {"handle", "packets", "bytes"}
 """What differs between two tables that say the same."""
@@ -23,9 +22,10 @@ class Listing:
 
     objects: tuple[str, ...]
     """Table, chains, sets, rules and so on, in nft's order, without what is volatile."""
-    vteps: frozenset[str]
-    handles: tuple[int, ...]
-    """Of all of them but the table, in the order of `objects`."""
+    members: Mapping[str, frozenset[str]]
+    """Of sets and maps, in nft's words."""
+    handles: tuple[int, ...] = ()
+    """Of all objects but the table, in their order."""
 
     @property
     def is_untouched(self) -> bool:
@@ -38,48 +38,62 @@ class Listing:
 
 def read(answer: dict[str, Any]) -> Listing:
     """Return the listing that an answer of nft to `list table` holds."""
-    objects, handles = [], []
-    vteps: frozenset[str] = frozenset()
+    objects, handles, members = [], [], {}
     for entry in answer["nftables"]:
         for kind, found in entry.items():
             if kind == "metainfo":
                 continue
             if kind != "table":
                 handles.append(int(found.get("handle", 0)))
-            if kind == "set" and found["name"] == VTEPS:
-                vteps = frozenset(map(_element, found.pop("elem", ())))
+            if kind in {"set", "map"}:
+                members[found["name"]] = frozenset(map(_member, found.get("elem", ())))
             objects.append(json.dumps({kind: _steady(found)}, sort_keys=True))
-    return Listing(tuple(objects), vteps, tuple(handles))
+    return Listing(tuple(objects), members, tuple(handles))
 
 
-def differences(
-    wanted: tuple[str, ...], vteps: frozenset[str], found: Listing | None, table: str
-) -> list[str]:
-    """Say in words what is missing from a table, left over in it, or in another order."""
-    if found is None:
-        return [f"table ip {table} is missing"]
-    there, meant = Counter(found.objects), Counter(wanted)
+def differences(wanted: Listing, found: Listing) -> list[str]:
+    """Say in words what is missing, left over, another or in another order."""
+    there, meant = Counter(found.objects), Counter(wanted.objects)
     missing = Counter(map(_words, (meant - there).elements()))
     extra = Counter(map(_words, (there - meant).elements()))
     other = missing & extra
     told = [f"{words} is another" for words in other.elements()]
     told += [f"{words} is missing" for words in (missing - other).elements()]
     told += [f"{words} is left over" for words in (extra - other).elements()]
-    if not told and wanted != found.objects:
-        told.append(f"the rules of table ip {table} are in another order")
-    told += [f"host {item} is missing from set {VTEPS}" for item in sorted(vteps - found.vteps)]
-    told += [f"host {item} is left over in set {VTEPS}" for item in sorted(found.vteps - vteps)]
+    if not told and wanted.objects != found.objects:
+        told.append("rules are in another order")
+    for name, members in wanted.members.items():
+        present = found.members.get(name, frozenset())
+        told += [f"{item} is missing from {name}" for item in sorted(members - present)]
+        told += [f"{item} is left over in {name}" for item in sorted(present - members)]
     return told
 
 
-def _element(item: Any) -> str:
-    # One with a comment or the like is an object: nothing that we have written.
-    return item if isinstance(item, str) else json.dumps(item, sort_keys=True)
+def _member(item: Any) -> str:
+    """Return a member of a set as it is written; one with a comment or the like as something else.
+
+    We write none like that, so its form does not matter.
+    """
+    match item:
+        case str() | int():
+            return str(item)
+        case [key, value]:
+            return f"{_member(key)} : {_member(value)}"
+        case {"concat": parts}:
+            return " . ".join(map(_member, parts))
+        case {"range": [first, last]}:
+            return f"{first}-{last}"
+        case {"prefix": {"addr": address, "len": length}}:
+            return f"{address}/{length}"
+        case _:
+            return json.dumps(item, sort_keys=True)
 
 
 def _steady(item: Any) -> Any:
     if isinstance(item, dict):
-        return {key: _steady(value) for key, value in item.items() if key not in VOLATILE}
+        return {
+            key: _steady(value) for key, value in item.items() if key not in VOLATILE | {"elem"}
+        }
     if isinstance(item, list):
         return [_steady(value) for value in item]
     return item
@@ -91,4 +105,4 @@ def _words(item: str) -> str:
     if kind == "rule":
         said = f'"{found["comment"]}"' if "comment" in found else json.dumps(found.get("expr"))
         return f"rule {said} of chain {found['chain']}"
-    return f"{kind} {found['name']}"
+    return f"{kind} {found.get('name', '')}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 VTEPS = "vteps"
 UNKNOWN_VTEPS = "unknown-vteps"
@@ -18,7 +18,8 @@ UNDERLAY, FORWARD, POSTROUTING = "underlay", "forward", "postrouting"
 KUBE_PROXY_MARK = "0x4000"
 """Of packets that kube-proxy masquerades itself."""
 
-_TABLE = re.compile(r"netplane(-[a-z0-9-]+)?")
+_TABLE = re.compile(r"netplane(_ports)?(-[a-z0-9-]+)?")
+"""No instance can have an underscore in its name, so nobody else's table is of ports."""
 _INTERFACE = re.compile(r'[^\s"*\\/]{1,15}')
 """What nft takes for a name and nothing else: an asterisk at the end would match others too."""
 
@@ -69,17 +70,15 @@ def check_table(name: str) -> None:
         raise ValueError(f"{name!r} is no name of a table of ours")
 
 
-def whole(rules: Rules, vteps: Iterable[IPv4Address]) -> str:
-    """Return the transaction that makes the table so, whatever there was of it."""
+def text(rules: Rules) -> str:
+    """Return what is in the table, but for the hosts in their set."""
     parts = [
         'comment "netplane: kept by its agent, which undoes what others change here"',
-        *(_underlay(rules, vteps) if rules.vxlan_port else ()),
+        *(_underlay(rules) if rules.vxlan_port else ()),
         *_forward(rules),
         *(_postrouting(rules) if rules.masquerade else ()),
     ]
-    body = "".join(f"  {line}\n" for part in parts for line in part.splitlines())
-    # nft before 1.0.7 has no command that deletes a table whether it is there or not.
-    return f"{removal(rules.table)}table ip {rules.table} {{\n{body}}}\n"
+    return "".join(f"  {line}\n" for part in parts for line in part.splitlines())
 
 
 def removal(table: str) -> str:
@@ -87,23 +86,17 @@ def removal(table: str) -> str:
     return f"add table ip {table}\ndelete table ip {table}\n"
 
 
-def elements(table: str, came: Iterable[IPv4Address], gone: Iterable[IPv4Address]) -> str:
-    """Return the transaction that changes only the hosts."""
-    return "".join(
-        f"{verb} element ip {table} {VTEPS} {{ {_join(addresses)} }}\n"
-        for verb, addresses in (("add", came), ("delete", gone))
-        if addresses
-    )
+def elements(verb: str, table: str, name: str, members: Iterable[object]) -> str:
+    """Return the command that adds members to a set or deletes them; none: no command."""
+    joined = ", ".join(sorted(map(str, members)))
+    return f"{verb} element ip {table} {name} {{ {joined} }}\n" if joined else ""
 
 
-def _underlay(rules: Rules, vteps: Iterable[IPv4Address]) -> list[str]:
-    hosts = _join(vteps)
+def _underlay(rules: Rules) -> list[str]:
     # Before connections are tracked, so who floods us from outside fills no table.
     return [
         f'counter {UNKNOWN_VTEPS} {{\n  comment "dropped: overlay packets from no host of it"\n}}',
-        f'set {VTEPS} {{\n  type ipv4_addr\n  comment "the other hosts of the overlay"\n'
-        + (f"  elements = {{ {hosts} }}\n" if hosts else "")
-        + "}",
+        f'set {VTEPS} {{\n  type ipv4_addr\n  comment "the other hosts of the overlay"\n}}',
         _chain(
             UNDERLAY,
             "overlay packets are taken from its hosts only",
@@ -173,7 +166,3 @@ def _postrouting(rules: Rules) -> list[str]:
 def _chain(name: str, comment: str, kind: str, lines: list[tuple[str, str]]) -> str:
     rules = "".join(f'  {line} comment "{why}"\n' for line, why in lines)
     return f'chain {name} {{\n  comment "{comment}"\n  {kind}\n{rules}}}'
-
-
-def _join(addresses: Iterable[IPv4Address]) -> str:
-    return ", ".join(map(str, addresses))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from netplane.netlink.heals import Heals
-from netplane.nft import firewall as module
+from netplane.nft import table as module
 from netplane.nft.firewall import Firewall, FirewallReport
 from netplane.nft.monitor import NftMonitor
 from tests.net.kernel.hosts import Host
