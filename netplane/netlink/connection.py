@@ -62,8 +62,14 @@ class Connection:
     Use as `async with Connection(namespace) as kernel`, or end with `close`.
     """
 
-    def __init__(self, namespace: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._socket = open_socket(namespace)
+    def __init__(
+        self,
+        namespace: str | None = None,
+        *,
+        protocol: int = NETLINK_ROUTE,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._socket = open_socket(namespace, protocol)
         self._timeout_s = timeout_s
         self._sequences = itertools.count(1)
         self._turn = asyncio.Lock()

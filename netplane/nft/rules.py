@@ -20,7 +20,7 @@ KUBE_PROXY_MARK = "0x4000"
 
 _TABLE = re.compile(r"netplane(_ports)?(-[a-z0-9-]+)?")
 """No instance can have an underscore in its name, so nobody else's table is of ports."""
-_INTERFACE = re.compile(r'[^\s"*\\/]{1,15}')
+INTERFACE = re.compile(r'[^\s"*\\/]{1,15}')
 """What nft takes for a name and nothing else: an asterisk at the end would match others too."""
 
 
@@ -60,7 +60,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         check_table(self.table)
-        if not _INTERFACE.fullmatch(self.external):
+        if not INTERFACE.fullmatch(self.external):
             raise ValueError(f"{self.external!r} does not fit a rule of nftables")
 
 
@@ -97,7 +97,7 @@ def _underlay(rules: Rules) -> list[str]:
     return [
         f'counter {UNKNOWN_VTEPS} {{\n  comment "dropped: overlay packets from no host of it"\n}}',
         f'set {VTEPS} {{\n  type ipv4_addr\n  comment "the other hosts of the overlay"\n}}',
-        _chain(
+        chain(
             UNDERLAY,
             "overlay packets are taken from its hosts only",
             "type filter hook prerouting priority raw; policy accept;",
@@ -114,7 +114,7 @@ def _underlay(rules: Rules) -> list[str]:
 
 def _forward(rules: Rules) -> list[str]:
     return [
-        _chain(
+        chain(
             FORWARD,
             "a drop in a chain of another table counts all the same",
             "type filter hook forward priority filter - 10; policy accept;",
@@ -135,7 +135,7 @@ def _postrouting(rules: Rules) -> list[str]:
     network, subnet = rules.network, rules.subnet
     masquerade = "masquerade fully-random" if rules.fully_random else "masquerade"
     return [
-        _chain(
+        chain(
             POSTROUTING,
             "inside of the overlay packets keep their source; outside they get this host's",
             "type nat hook postrouting priority srcnat; policy accept;",
@@ -163,6 +163,7 @@ def _postrouting(rules: Rules) -> list[str]:
     ]
 
 
-def _chain(name: str, comment: str, kind: str, lines: list[tuple[str, str]]) -> str:
+def chain(name: str, comment: str, kind: str, lines: list[tuple[str, str]]) -> str:
+    """Return a chain; every rule comes with the reason that it is there for."""
     rules = "".join(f'  {line} comment "{why}"\n' for line, why in lines)
     return f'chain {name} {{\n  comment "{comment}"\n  {kind}\n{rules}}}'
