@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from netplane.agent.containers import devices
+from netplane.agent.containers.cleaning import clear as clear_containers
 from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.records import Store
 from netplane.agent.errors import AgentError
 from netplane.agent.lock import InstanceLock
 from netplane.agent.ports import Parts, Report
 from netplane.agent.settings import Settings, containers_path
-from netplane.agent.state import load, save
+from netplane.agent.state import load, read_boot_id, save
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
 
@@ -49,10 +50,9 @@ async def clean(settings: Settings, parts: Parts) -> str:
         finally:
             dataplane.close()
         problems = [f"{name}: {text}" for report in reports for name, text in report.failed]
-        devices_removed = 0
+        of_containers = 0
         try:
-            devices_removed = await asyncio.to_thread(devices.clear, settings.instance)
-            containers_path(settings.run_dir, settings.instance).unlink(missing_ok=True)
+            of_containers = await _clear_containers(settings)
         except (CniError, OSError) as error:
             problems.append(str(error))
         problems += [report.broken for report in reports if report.broken]
@@ -64,10 +64,16 @@ async def clean(settings: Settings, parts: Parts) -> str:
         if problems:
             raise AgentError("; ".join(problems), "correct that and repeat")
         back = len(state.sysctls) - len(left)
-        removed = devices_removed + sum(
+        removed = of_containers + sum(
             number
             for report in reports
             for kind, number in report.written.items()
             if kind != "sysctl"
         )
         return f"{removed} objects removed, {back} settings set back"
+
+async def _clear_containers(settings: Settings) -> int:
+    store = Store(containers_path(settings.run_dir, settings.instance), read_boot_id())
+    await asyncio.to_thread(store.load)
+    return await clear_containers(settings.instance, store)
+

@@ -81,6 +81,8 @@ class Bridge:
     gateways: frozenset[IPv4Interface]
     """Of our subnet, and of an earlier one that containers still have addresses of."""
     mac: bytes
+    localnet: bool = False
+    """Whether 127.0.0.1 of the host may lead to containers."""
 
     @property
     def addresses(self) -> frozenset[Address]:
@@ -230,7 +232,22 @@ def keep_bridge(host: Blocking, wanted: Bridge) -> int:
     for ended in host.perform(*changes):
         if ended.code and ended.code not in {errno.EEXIST, *GONE}:
             raise NetlinkError(ended.code, ended.text)
+    if wanted.localnet:
+        allow_localnet(wanted.name)
     return link.index
+
+
+def allow_localnet(bridge: str) -> None:
+    """Let 127.0.0.1 of the host lead to containers; the table of published ports guards it.
+
+    Raises CniError.
+    """
+    name = f"ipv4/conf/{bridge}/route_localnet"
+    try:
+        if sysctl.read([name]).get(name) != "1":
+            sysctl.write(name, "1")
+    except OSError as error:
+        raise CniError(plugin.KERNEL, f"cannot set {name}", str(error)) from error
 
 
 def is_right(link: Link, wanted: Bridge) -> bool:

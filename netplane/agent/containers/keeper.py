@@ -9,7 +9,7 @@ import time
 from netplane.agent.board import Board
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.service import Containers
-from netplane.agent.desired import Heals
+from netplane.netlink.heals import Heals
 from netplane.netlink.monitor import Change, LinkChange, Monitor, ObjectChange, Overrun
 from netplane.netlink.objects import Identity
 

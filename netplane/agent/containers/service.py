@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from netplane.agent.containers import addresses, devices
+from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.call import Call, Wishes, previous, valid_attachments, wishes
 from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.published import Published
 from netplane.agent.containers.records import Key, Record, Store
 from netplane.agent.containers.result import Attached, render
 from netplane.agent.desired import Item
@@ -66,16 +68,23 @@ class Containers:
         instance: of the agent.
         store: what is remembered of them; `start` reads it.
         situation: tells what the network is at the moment.
+        published: keeps the ports that containers have of the host.
         tombstones: the folder where the plugin leaves calls of DEL while there is no agent.
     """
 
     def __init__(
-        self, instance: str, store: Store, situation: Callable[[], Situation], tombstones: Path
+        self,
+        instance: str,
+        store: Store,
+        situation: Callable[[], Situation],
+        published: Published,
+        tombstones: Path,
     ) -> None:
         self.store = store
         self.bridge_name = devices.bridge_name(instance)
         self._instance = instance
         self._situation = situation
+        self._published = published
         self._tombstones = tombstones
         self._promised: dict[IPv4Address, Key] = {}
         """Addresses of calls that are not done yet."""
@@ -94,6 +103,7 @@ class Containers:
         for record in await self._in_thread(devices.remembered, self._instance):
             if record.key not in self.store.records:
                 self.store.put(record)
+        await self._published.restore(self.store.records.values())
         return complaint
 
     def close(self) -> None:
@@ -102,9 +112,7 @@ class Containers:
 
     async def clear(self) -> None:
         """Take everything away: the subnet is given back. Raises CniError."""
-        await self._in_thread(devices.clear, self._instance)
-        self.store.records.clear()
-        self.store.path.unlink(missing_ok=True)
+        await clear(self._instance, self.store)
 
     async def perform(self, call: Call, namespace: int) -> Mapping[str, Any] | None:
         """Do what a call asks for, and return what it results in, if anything.
@@ -181,6 +189,9 @@ class Containers:
             self._know(
                 bridge, await self._in_thread(devices.attach, bridge, attachment, namespace)
             )
+            if record.ports:
+                await self._published.publish(record)
+                await self._in_thread(devices.allow_localnet, bridge.name)
             self.store.put(record)
             await self.store.save()
         except BaseException:
@@ -210,6 +221,7 @@ class Containers:
                 await self._forget(record)
 
     async def _forget(self, record: Record) -> None:
+        await self._published.withdraw(record.key)
         await self._in_thread(devices.detach, record.link)
         self.store.remove(record.key)
         await self.store.save()
@@ -306,7 +318,13 @@ class Containers:
         if subnet is not None:
             networks.add(subnet)
         gateways = frozenset(map(addresses.gateway, networks))
-        return devices.Bridge(self.bridge_name, mtu, gateways, devices.bridge_mac(self._instance))
+        return devices.Bridge(
+            self.bridge_name,
+            mtu,
+            gateways,
+            devices.bridge_mac(self._instance),
+            localnet=any(record.ports for record in self.store.records.values()),
+        )
 
     async def _bury(self) -> None:
         """Do what the plugin was asked for when there was no agent."""

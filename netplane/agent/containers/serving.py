@@ -10,7 +10,9 @@ from pathlib import Path
 from netplane.agent.agent import Agent
 from netplane.agent.containers.call import Call
 from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.devices import bridge_name
 from netplane.agent.containers.keeper import Keeper
+from netplane.agent.containers.published import Published
 from netplane.agent.containers.records import Store
 from netplane.agent.containers.server import Server
 from netplane.agent.containers.service import Containers, Situation
@@ -38,10 +40,17 @@ async def serving_containers(agent: Agent) -> AsyncIterator[None]:
     """
     settings = agent.settings
     socket = cni_socket_path(settings.run_dir, settings.instance)
+    published = Published(
+        settings.instance,
+        bridge_name(settings.instance),
+        settings.heal_interval_s,
+        lambda problem: agent.board.note("published-ports", problem),
+    )
     containers = Containers(
         settings.instance,
         Store(containers_path(settings.run_dir, settings.instance), read_boot_id()),
         lambda: situation(agent),
+        published,
         Path(plugin.tombstones(str(socket))),
     )
 
@@ -50,7 +59,11 @@ async def serving_containers(agent: Agent) -> AsyncIterator[None]:
 
     server = Server(containers.perform, undo)
     # Before it is read what there is, or a change right behind that is not told.
-    with contextlib.closing(Monitor()) as monitor, contextlib.closing(containers):
+    with (
+        contextlib.closing(Monitor()) as monitor,
+        contextlib.closing(containers),
+        contextlib.closing(published),
+    ):
         try:
             agent.board.note("containers-file", await containers.start())
         except CniError as error:
@@ -58,13 +71,14 @@ async def serving_containers(agent: Agent) -> AsyncIterator[None]:
         try:
             server.listen(socket)
             keeper = Keeper(containers, agent.board, settings.heal_interval_s)
-            keeping = asyncio.create_task(keeper.run(monitor))
-            # It never ends by itself: then something is wrong with it, and the agent starts anew.
-            keeping.add_done_callback(lambda _: agent.stop())
+            tasks = [asyncio.create_task(keeper.run(monitor)), asyncio.create_task(published.run())]
+            for task in tasks:
+                # None ends by itself: then something is wrong with it, and the agent starts anew.
+                task.add_done_callback(lambda _: agent.stop())
             try:
                 yield
             finally:
-                await end(keeping)
+                await end(*tasks)
         finally:
             await server.close()
         if agent.is_drained:

@@ -1,0 +1,213 @@
+"""Published ports: who reaches a container by the host's address, and who may have which."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.net.cni.runtime import Runtime
+from tests.net.namespaces import Namespace, missing
+from tests.net.overlay import Overlay, until
+
+pytestmark = [
+    pytest.mark.net,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+TABLE = "netplane_ports"
+
+
+@pytest.fixture(scope="module")
+def overlay() -> Iterator[Overlay]:
+    with Overlay(2) as made:
+        yield made
+
+
+@pytest.fixture
+def runtimes(overlay: Overlay) -> Iterator[list[Runtime]]:
+    with ExitStack() as stack:
+        made = [stack.enter_context(Runtime(agent)) for agent in overlay.agents]
+        yield made
+        for runtime in made:
+            assert runtime.collect().status == 0
+
+
+def published(host_port: int, port: int = 80, protocol: str = "tcp", host_ip: str = "") -> dict[str, object]:
+    mapping = {
+        "hostPort": host_port, "containerPort": port, "protocol": protocol, "hostIP": host_ip,
+    }  # fmt: skip
+    return {"portMappings": [mapping]}
+
+
+class Listener:
+    """Answers whoever connects with who it took them for."""
+
+    def __init__(self, place: Namespace, port: int = 80, address: str = "0.0.0.0") -> None:
+        self.socket = place.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind((address, port))
+        self.socket.listen(50)
+        self.socket.settimeout(5)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.socket.close()
+
+
+def reach(source: Namespace, listener: Listener, address: str, port: int) -> str:
+    """Connect from a place, and return whom the listener took for the caller."""
+    with source.socket(socket.AF_INET, socket.SOCK_STREAM) as caller:
+        caller.settimeout(5)
+        caller.connect((address, port))
+        taken, (seen, _) = listener.socket.accept()
+        with taken:
+            taken.sendall(b"hello")
+        assert caller.recv(5) == b"hello"
+    return str(seen)
+
+
+def refuses(source: Namespace, address: str, port: int) -> bool:
+    with source.socket(socket.AF_INET, socket.SOCK_STREAM) as caller:
+        caller.settimeout(1)
+        try:
+            caller.connect((address, port))
+        except (ConnectionRefusedError, TimeoutError):
+            return True
+    return False
+
+
+def test_everybody_reaches_a_published_port_and_is_seen_as_who_it_is(
+    overlay: Overlay, runtimes: list[Runtime]
+) -> None:
+    here, there = runtimes
+    server = here.box("server").add(runtimeConfig=published(8080))
+    near, far = here.box("near").add(), there.box("far").add()
+    address, gateway = here.host.address, str(here.agent.subnet[1])
+    with Listener(server.namespace) as listener:
+        # Another host, a container of another host: by their own addresses.
+        assert reach(there.host.namespace, listener, address, 8080) == there.host.address
+        assert reach(far.namespace, listener, address, 8080) == far.address
+        # This host, by all its addresses.
+        assert reach(here.host.namespace, listener, address, 8080) in {address, gateway}
+        assert reach(here.host.namespace, listener, "127.0.0.1", 8080) == gateway
+        # Who is on the same bridge is answered by the host, or it would be by the container.
+        assert reach(near.namespace, listener, address, 8080) == gateway
+        assert reach(server.namespace, listener, address, 8080) == gateway
+        assert reach(server.namespace, listener, gateway, 8080) == gateway
+    assert server.call("DEL").status == 0
+    assert refuses(there.host.namespace, address, 8080)
+    assert refuses(here.host.namespace, "127.0.0.1", 8080)
+
+
+def test_a_port_of_one_address_is_of_that_address_only(runtimes: list[Runtime]) -> None:
+    here, there = runtimes
+    local = here.box("local").add(runtimeConfig=published(8081, host_ip="127.0.0.1"))
+    outer = here.box("outer").add(runtimeConfig=published(8081, host_ip=here.host.address))
+    with Listener(local.namespace) as inside, Listener(outer.namespace) as outside:
+        reach(here.host.namespace, inside, "127.0.0.1", 8081)
+        reach(there.host.namespace, outside, here.host.address, 8081)
+    said = here.box("none").call("ADD", config={"runtimeConfig": published(8081)})
+    assert (said.status, said.content["code"]) == (1, 101)
+    said = here.box("none").call(
+        "ADD", config={"runtimeConfig": published(8081, host_ip="192.0.2.99")}
+    )
+    assert (said.status, said.content["code"]) == (1, 7)
+
+
+def test_containers_do_not_reach_what_the_host_has_for_itself(runtimes: list[Runtime]) -> None:
+    # What leads 127.0.0.1 to containers would lead the other way round as well.
+    here, _ = runtimes
+    box = here.box("box").add(runtimeConfig=published(8082))
+    assert here.host.namespace.sysctl("ipv4.conf.npb-default.route_localnet") == "1"
+    assert here.host.namespace.sysctl("ipv4.conf.all.route_localnet") == "0"
+    with Listener(here.host.namespace, 9000, "127.0.0.1"):
+        box.namespace.sysctl("ipv4.conf.all.route_localnet", "1")
+        gateway = here.agent.subnet[1]
+        box.namespace.ip(f"addr del 127.0.0.1/8 dev lo", f"route add 127.0.0.1/32 via {gateway}")
+        assert refuses(box.namespace, "127.0.0.1", 9000)
+
+
+def test_a_port_in_use_is_refused_with_who_has_it(runtimes: list[Runtime]) -> None:
+    here, _ = runtimes
+    first = here.box("first").add(runtimeConfig=published(8083))
+    box = here.box("box")
+    said = box.call("ADD", config={"runtimeConfig": published(8083)})
+    assert (said.status, said.content["code"]) == (1, 101)
+    assert "container first" in said.text
+    # Of another protocol it is another port.
+    assert box.call("ADD", config={"runtimeConfig": published(8083, protocol="udp")}).status == 0
+    box.call("DEL")
+    with Listener(here.host.namespace, 8084):
+        said = box.call("ADD", config={"runtimeConfig": published(8084)})
+    assert (said.status, said.content["code"]) == (1, 101)
+    assert "process" in said.text
+    assert box.links().keys() == {"lo"}
+    # What has gone makes room.
+    assert box.call("ADD", config={"runtimeConfig": published(8084)}).status == 0
+    first.call("DEL")
+    assert here.box("third").call("ADD", config={"runtimeConfig": published(8083)}).status == 0
+
+
+def test_parallel_calls_for_one_port_have_one_winner(runtimes: list[Runtime]) -> None:
+    here, _ = runtimes
+    boxes = [here.box(f"box-{number}") for number in range(5)]
+    calls = [box.start("ADD", config={"runtimeConfig": published(8085)}) for box in boxes]
+    for call in calls:
+        call.communicate(timeout=60)
+    assert sorted(call.returncode for call in calls) == [0, 1, 1, 1, 1]
+    assert sum("eth0" in box.links() for box in boxes) == 1
+
+
+def test_a_flow_of_udp_goes_to_the_container_that_has_the_port_now(
+    runtimes: list[Runtime],
+) -> None:
+    # A flow that never pauses would else be led to the old one for ever.
+    here, there = runtimes
+    with there.host.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for name in ("old", "new"):
+            box = here.box(name).add(runtimeConfig=published(8086, protocol="udp"))
+            with box.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+                receiver.bind(("0.0.0.0", 80))
+                receiver.settimeout(5)
+                sender.sendto(name.encode(), (here.host.address, 8086))
+                assert receiver.recv(100) == name.encode()
+            assert box.call("DEL").status == 0
+
+
+def test_published_ports_outlive_the_agent_and_are_healed(
+    overlay: Overlay, runtimes: list[Runtime]
+) -> None:
+    here, there = runtimes
+    agent = here.agent
+    server = here.box("server").add(runtimeConfig=published(8087))
+    with Listener(server.namespace) as listener:
+        agent.kill()
+        reach(there.host.namespace, listener, here.host.address, 8087)
+        here.host.namespace.run("nft", "delete", "table", "ip", TABLE)
+        assert refuses(there.host.namespace, here.host.address, 8087)
+        agent.start()
+        agent.wait_ready()
+        until(lambda: TABLE in tables(here), 10, "the table is back")
+        reach(there.host.namespace, listener, here.host.address, 8087)
+        reach(here.host.namespace, listener, "127.0.0.1", 8087)
+        # With its bridge goes its setting.
+        agent.pause()
+        here.host.namespace.ip("link del npb-default")
+        here.host.namespace.run("nft", "flush", "ruleset")
+        agent.resume()
+        until(lambda: TABLE in tables(here) and bool(here.bridge()), 10, "both are back")
+        until(
+            lambda: here.host.namespace.sysctl("ipv4.conf.npb-default.route_localnet") == "1",
+            10, "127.0.0.1 leads to containers again",
+        )  # fmt: skip
+        reach(here.host.namespace, listener, "127.0.0.1", 8087)
+
+
+def tables(runtime: Runtime) -> str:
+    return runtime.host.namespace.run("nft", "list", "tables")
+
+
