@@ -6,14 +6,11 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from netplane.agent.containers.cleaning import clear as clear_containers
-from netplane.agent.containers.errors import CniError
-from netplane.agent.containers.records import Store
 from netplane.agent.errors import AgentError
 from netplane.agent.lock import InstanceLock
 from netplane.agent.ports import Parts, Report
-from netplane.agent.settings import Settings, containers_path
-from netplane.agent.state import load, read_boot_id, save
+from netplane.agent.settings import Settings
+from netplane.agent.state import load, save
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
 
@@ -52,9 +49,9 @@ async def clean(settings: Settings, parts: Parts) -> str:
         problems = [f"{name}: {text}" for report in reports for name, text in report.failed]
         of_containers = 0
         try:
-            of_containers = await _clear_containers(settings)
-        except (CniError, OSError) as error:
-            problems.append(str(error))
+            of_containers = await parts.clear_containers(settings)
+        except AgentError as error:
+            problems.append(error.problem)
         problems += [report.broken for report in reports if report.broken]
         left = dataplane.sysctls
         try:
@@ -71,9 +68,3 @@ async def clean(settings: Settings, parts: Parts) -> str:
             if kind != "sysctl"
         )
         return f"{removed} objects removed, {back} settings set back"
-
-async def _clear_containers(settings: Settings) -> int:
-    store = Store(containers_path(settings.run_dir, settings.instance), read_boot_id())
-    await asyncio.to_thread(store.load)
-    return await clear_containers(settings.instance, store)
-

@@ -156,3 +156,9 @@ class Parts(Protocol):
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """Find the interface to the other hosts. Raises InterfaceError."""
+
+    async def clear_containers(self, settings: Settings) -> int:
+        """Take away what containers of an agent that does not run have here; return how many objects.
+
+        Raises AgentError.
+        """

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
+from netplane.agent.containers.cleaning import clear
+from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.records import Store
 from netplane.agent.desired import occupant, occupied_text
-from netplane.agent.errors import SettingsError
+from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.interface import ExternalInterface, choose, read_host
 from netplane.agent.lock import LinkLock
 from netplane.agent.ports import Occupant, Peers, Report, Standing, Who
 from netplane.agent.reconcile import Reconciler
-from netplane.agent.settings import Registry, Settings
+from netplane.agent.settings import Registry, Settings, containers_path
+from netplane.agent.state import read_boot_id
 from netplane.backend import BackendError, External
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
@@ -132,6 +137,16 @@ class RealParts:
     async def external(self, settings: Settings) -> ExternalInterface:
         """As `Parts.external`."""
         return choose(await read_host(), settings.iface, settings.iface_regex)
+
+    async def clear_containers(self, settings: Settings) -> int:
+        """As `Parts.clear_containers`."""
+        path = containers_path(settings.run_dir, settings.instance)
+        store = Store(path, read_boot_id())
+        try:
+            await asyncio.to_thread(store.load)
+            return await clear(settings.instance, store)
+        except (CniError, OSError) as error:
+            raise AgentError(str(error), "correct that and repeat") from error
 
 
 class RealSubnets:

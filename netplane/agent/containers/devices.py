@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
@@ -307,12 +307,11 @@ def remembered(instance: str) -> list[Record]:
             links = host.links()
     except (NetlinkError, NetlinkLostError) as error:
         raise CniError(plugin.KERNEL, "cannot read the containers' devices", str(error)) from error
+    return list(_remembered(instance, links))
+
+
+def _remembered(instance: str, links: Sequence[Link]) -> Iterator[Record]:
     bridge = bridge_name(instance)
-    return list(_remembered(instance, bridge, links))
-
-
-def _remembered(instance: str, bridge: str, links: Iterable[Link]) -> Iterable[Record]:
-    links = list(links)
     index = next((link.index for link in links if link.name == bridge), 0)
     for link in links:
         told = read_alias(link.alias) if link.name.startswith(PORT_PREFIX) else None
@@ -332,13 +331,15 @@ def clear(instance: str) -> int:
     removed = 0
     try:
         with Blocking() as host:
-            bridge = bridge_name(instance)
-            for name in [*(one.link for one in remembered(instance)), bridge]:
+            links = host.links()
+            names = [one.link for one in _remembered(instance, links)]
+            names += [link.name for link in links if link.name == bridge_name(instance)]
+            for name in names:
                 [ended] = host.perform(requests.remove_link(name))
                 if ended.code and ended.code not in GONE:
                     raise CniError(plugin.KERNEL, f"cannot remove {name}", ended.text)
                 removed += not ended.code
-    except NetlinkLostError as error:
+    except (NetlinkError, NetlinkLostError) as error:
         raise CniError(plugin.KERNEL, "cannot remove the containers' devices", str(error)) from error
     return removed
 

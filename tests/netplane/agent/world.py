@@ -64,6 +64,7 @@ class World:
     report: Report = field(default_factory=Report)
     no_interface: InterfaceError | None = None
     no_dataplane: SettingsError | None = None
+    containers: int = 0
 
     def note(self, text: str) -> None:
         self.happened.append(text)
@@ -116,6 +117,10 @@ class World:
         if self.no_interface is not None:
             raise self.no_interface
         return EXTERNAL
+
+    async def clear_containers(self, settings: Settings) -> int:
+        self.note("containers cleared")
+        return self.containers
 
 
 class FakeSubnets:
