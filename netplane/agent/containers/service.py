@@ -46,7 +46,7 @@ class Situation:
 
     def must_allow(self) -> IPv4Network:
         """Return the subnet that containers get addresses of. Raises CniError where there is none."""
-        if self.subnet is None:
+        if self.subnet is None or not self.mtu:
             raise CniError(plugin.TRY_LATER, "the agent has no subnet yet", "netplane ctl status")
         if self.taken:
             raise CniError(plugin.TRY_LATER, "this host's subnet belongs to another", self.taken)
