@@ -158,7 +158,7 @@ class Parts(Protocol):
         """Find the interface to the other hosts. Raises InterfaceError."""
 
     async def clear_containers(self, settings: Settings) -> int:
-        """Take away what containers of an agent that does not run have here; return how many objects.
+        """Take away what containers have here, without an agent; return how many objects.
 
         Raises AgentError.
         """

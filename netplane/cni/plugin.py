@@ -1,4 +1,4 @@
-"""The CNI plugin: a thin client of this host's agent, in one file and with the standard library only.
+"""The CNI plugin: a thin client of this host's agent, in one file, with the standard library only.
 
 A runtime starts it for every container and verb. What it does not need to pass a call on is
 imported late: the configuration goes to the agent as it came, unread.

@@ -38,9 +38,7 @@ def choose(
     return None
 
 
-def objection(
-    subnet: IPv4Network, used: Mapping[IPv4Address, object], wanted: IPv4Address
-) -> str:
+def objection(subnet: IPv4Network, used: Mapping[IPv4Address, object], wanted: IPv4Address) -> str:
     """Say why a container cannot have an address that it asks for; empty: it can."""
     if wanted not in subnet:
         return f"{wanted} is not in this host's subnet {subnet}"

@@ -91,7 +91,9 @@ def _version(config: Mapping[str, Any], command: str) -> str:
     # The order of the table is that of the versions.
     if plugin.VERSIONS.index(version) < plugin.VERSIONS.index(since):
         raise CniError(
-            plugin.INCOMPATIBLE, f"version {version} of CNI has no {command}", f"{since} is the first"
+            plugin.INCOMPATIBLE,
+            f"version {version} of CNI has no {command}",
+            f"{since} is the first",
         )
     return version
 

@@ -56,7 +56,7 @@ def port_name(instance: str, key: Key) -> str:
 
 
 def bridge_mac(instance: str) -> bytes:
-    """Return the MAC of an instance's bridge: containers have it in memory, whatever its address."""
+    """Return the MAC of an instance's bridge: containers keep it in memory."""
     return _BRIDGE + hashlib.sha256(instance.encode()).digest()[:4]
 
 
@@ -138,23 +138,11 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> int:
     Raises:
         CniError: What the kernel refused.
     """
-    pair = requests.Veth(
-        wanted.link, wanted.link_mac, wanted.key.ifname, wanted.mac, bridge.mtu
-    )
+    pair = requests.Veth(wanted.link, wanted.link_mac, wanted.key.ifname, wanted.mac, bridge.mtu)
     try:
         with Blocking() as host:
             index = keep_bridge(host, bridge)
-            make = requests.make_veth(pair, index, namespace)
-            [ended] = host.perform(make)
-            if ended.code == errno.EEXIST and host.link(pair.name) is not None:
-                # Left by an attempt that nobody knows of any more.
-                host.do(requests.remove_link(pair.name))
-                [ended] = host.perform(make)
-            if ended.code == errno.EEXIST:
-                text = f"the container has an interface {pair.peer} already"
-                raise CniError(plugin.IN_USE, text)
-            if ended.code:
-                raise NetlinkError(ended.code, ended.text)
+            _make_pair(host, pair, index, namespace)
             try:
                 host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.address)))
                 inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
@@ -166,6 +154,19 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> int:
         raise CniError(
             plugin.KERNEL, f"cannot make the interface {pair.peer}", str(error)
         ) from error
+
+
+def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int) -> None:
+    make = requests.make_veth(pair, bridge, namespace)
+    [ended] = host.perform(make)
+    if ended.code == errno.EEXIST and host.link(pair.name) is not None:
+        # Left by an attempt that nobody knows of any more.
+        host.do(requests.remove_link(pair.name))
+        [ended] = host.perform(make)
+    if ended.code == errno.EEXIST:
+        raise CniError(plugin.IN_USE, f"the container has an interface {pair.peer} already")
+    if ended.code:
+        raise NetlinkError(ended.code, ended.text)
 
 
 def _furnish(wanted: Attachment) -> None:
@@ -200,7 +201,7 @@ def detach(link: str) -> None:
 
 
 def is_there(link: str) -> bool:
-    """Tell whether the host's end of an attachment is there. Raises NetlinkError, NetlinkLostError."""
+    """Tell whether a link is there. Raises NetlinkError, NetlinkLostError."""
     with Blocking() as host:
         return host.link(link) is not None
 
@@ -340,13 +341,13 @@ def clear(instance: str) -> int:
                     raise CniError(plugin.KERNEL, f"cannot remove {name}", ended.text)
                 removed += not ended.code
     except (NetlinkError, NetlinkLostError) as error:
-        raise CniError(plugin.KERNEL, "cannot remove the containers' devices", str(error)) from error
+        raise CniError(
+            plugin.KERNEL, "cannot remove the containers' devices", str(error)
+        ) from error
     return removed
 
 
-def differences(
-    bridge: Bridge, record: Record, previous: Previous, namespace: int
-) -> list[str]:
+def differences(bridge: Bridge, record: Record, previous: Previous, namespace: int) -> list[str]:
     """Say what an attachment lacks, here and in its container; what others added does not count.
 
     Raises:
@@ -395,11 +396,15 @@ def _differences_within(name: str, previous: Previous) -> list[str]:
             item = Address(name, one.ip.packed, one.network.prefixlen)
             if item not in addresses:
                 found.append(f"{item} is missing")
-        there = {(route.destination, route.prefix_len): route for route in container.routes(AF_INET)}
+        there = {
+            (route.destination, route.prefix_len): route for route in container.routes(AF_INET)
+        }
         for destination, gateway in previous.routes:
             network = IPv4Interface(destination).network
             route = there.get((network.network_address.packed, network.prefixlen))
             # Without a gateway told, the address's own is meant, or that of another plugin.
             if route is None or (gateway and route.gateway != IPv4Address(gateway).packed):
-                found.append(f"route {destination}{f' via {gateway}' if gateway else ''} is missing")
+                found.append(
+                    f"route {destination}{f' via {gateway}' if gateway else ''} is missing"
+                )
         return found

@@ -102,7 +102,9 @@ class Store:
                 where = f"set aside as {bad}"
             except OSError as failure:
                 where = f"and cannot be set aside: {failure}"
-            return f"{self.path}, where containers are written down, is of no use ({error}), {where}"
+            return (
+                f"{self.path}, where containers are written down, is of no use ({error}), {where}"
+            )
         self.last = last
         if boot == self._boot:
             self.records = {record.key: record for record in records}

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,9 +113,7 @@ class Server:
         call = None
         try:
             call = parse(frame.variables, frame.config)
-            if is_gone(connection):
-                # It has waited for too long: what it asked for is not wanted any more.
-                raise CniError(plugin.TRY_LATER, "the caller is gone")
+            _must_wait(connection)
             result = await self._perform(call, namespace)
         except CniError as error:
             log.warning("%s: %s", frame.variables.get("CNI_COMMAND"), error)
@@ -138,9 +136,7 @@ class Server:
             log.warning("%s", error)
 
 
-async def receive(
-    connection: socket.socket, stack: contextlib.ExitStack
-) -> tuple[Frame, int]:
+async def receive(connection: socket.socket, stack: contextlib.ExitStack) -> tuple[Frame, int]:
     """Return a call and the descriptor that came with it, -1 for none; the stack closes it.
 
     Raises:
@@ -149,15 +145,13 @@ async def receive(
     """
     data = bytearray()
     descriptors: list[int] = []
-    stack.callback(lambda: [os.close(number) for number in descriptors])
+    stack.callback(_close, descriptors)
     sizes: tuple[int, int] | None = None
     end = -1
     while sizes is None or len(data) < end + sum(sizes):
         await _readable(connection)
         room = socket.CMSG_SPACE(4 * DESCRIPTORS_MAX)
-        part, ancillary, flags, _ = connection.recvmsg(
-            READ_BYTES, room, socket.MSG_CMSG_CLOEXEC
-        )
+        part, ancillary, flags, _ = connection.recvmsg(READ_BYTES, room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, numbers in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors += memoryview(numbers[: len(numbers) // 4 * 4]).cast("i")
@@ -177,8 +171,13 @@ async def receive(
     return Frame(known, bytes(config)), descriptors[0] if descriptors else -1
 
 
+def _close(descriptors: Iterable[int]) -> None:
+    for number in descriptors:
+        os.close(number)
+
+
 def _sizes(head: bytes) -> tuple[int, int]:
-    magic, _, rest = head.rpartition(b" ")[0].rpartition(b" ")
+    magic = head.rpartition(b" ")[0].rpartition(b" ")[0]
     words = head[len(magic) :].split()
     if magic != plugin.MAGIC or len(words) != 2 or not all(word.isdigit() for word in words):
         raise ValueError(f"its first line is {head[:HEAD_BYTES_MAX]!r}: is the plugin another's?")
@@ -191,18 +190,25 @@ def _sizes(head: bytes) -> tuple[int, int]:
 async def _readable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_reader(connection, lambda: ready.done() or ready.set_result(None))
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(connection, wake)
     try:
         await ready
     finally:
         loop.remove_reader(connection)
 
 
-def is_gone(connection: socket.socket) -> bool:
-    """Tell whether who called has gone; it has nothing more to say, so that can be read."""
+def _must_wait(connection: socket.socket) -> None:
+    """Raise CniError when who called has gone: what it asked for is not wanted any more."""
     try:
-        return not connection.recv(1, socket.MSG_PEEK)
+        # It has nothing more to say, so what can be read is its end.
+        connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
-        return False
-    except OSError:
-        return True
+        return
+    except OSError as error:
+        raise CniError(plugin.TRY_LATER, "the caller is gone") from error
+    raise CniError(plugin.TRY_LATER, "the caller is gone")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from netplane.agent.containers import addresses, devices
-from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.call import Call, Wishes, previous, valid_attachments, wishes
+from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.published import Published
 from netplane.agent.containers.records import Key, Record, Store
@@ -45,7 +45,7 @@ class Situation:
     """Why the subnet is not ours any more."""
 
     def must_allow(self) -> IPv4Network:
-        """Return the subnet that containers get addresses of. Raises CniError where there is none."""
+        """Return the subnet that containers get addresses of. Raises CniError."""
         if self.subnet is None or not self.mtu:
             raise CniError(plugin.TRY_LATER, "the agent has no subnet yet", "netplane ctl status")
         if self.taken:
@@ -186,9 +186,7 @@ class Containers:
         bridge = self._bridge(mtu, address)
         record = Record(call.key, address, link, mac.hex(":"), wanted.ports)
         try:
-            self._know(
-                bridge, await self._in_thread(devices.attach, bridge, attachment, namespace)
-            )
+            self._know(bridge, await self._in_thread(devices.attach, bridge, attachment, namespace))
             if record.ports:
                 await self._published.publish(record)
                 await self._in_thread(devices.allow_localnet, bridge.name)
@@ -361,9 +359,7 @@ class Containers:
                 del self._turns[key]
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, function, *arguments
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
 def _must_have(namespace: int) -> None:

@@ -72,7 +72,13 @@ def test_a_container_has_what_its_result_says_and_reaches_those_of_other_hosts(
     assert (bridge["mtu"], bridge["address"]) == (1450, result["interfaces"][0]["mac"])
     assert (port["master"], port["address"]) == ("npb-default", result["interfaces"][1]["mac"])
     assert port["linkinfo"]["info_slave_data"]["hairpin"] is True
-    assert port["ifalias"].split() == ["netplane", result["ips"][0]["address"], "net", "box", "eth0"]
+    assert port["ifalias"].split() == [
+        "netplane",
+        result["ips"][0]["address"],
+        "net",
+        "box",
+        "eth0",
+    ]
 
     assert None not in ping_all([*mesh([box, near, far]), (box, gateway)])
     assert box.call("CHECK", version=version).status == (version == "0.3.1")
@@ -386,5 +392,3 @@ def test_a_host_that_is_given_back_has_no_bridge_and_no_ports(how: str) -> None:
             assert (runtime.bridge(), runtime.ports()) == ({}, {})
             assert box.links().keys() == {"lo"}
             assert box.call("DEL").status == 0
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Self
 
 import pytest
 
@@ -34,7 +35,9 @@ def runtimes(overlay: Overlay) -> Iterator[list[Runtime]]:
             assert runtime.collect().status == 0
 
 
-def published(host_port: int, port: int = 80, protocol: str = "tcp", host_ip: str = "") -> dict[str, object]:
+def published(
+    host_port: int, port: int = 80, protocol: str = "tcp", host_ip: str = ""
+) -> dict[str, object]:
     mapping = {
         "hostPort": host_port, "containerPort": port, "protocol": protocol, "hostIP": host_ip,
     }  # fmt: skip
@@ -51,7 +54,7 @@ class Listener:
         self.socket.listen(50)
         self.socket.settimeout(5)
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -127,7 +130,7 @@ def test_containers_do_not_reach_what_the_host_has_for_itself(runtimes: list[Run
     with Listener(here.host.namespace, 9000, "127.0.0.1"):
         box.namespace.sysctl("ipv4.conf.all.route_localnet", "1")
         gateway = here.agent.subnet[1]
-        box.namespace.ip(f"addr del 127.0.0.1/8 dev lo", f"route add 127.0.0.1/32 via {gateway}")
+        box.namespace.ip("addr del 127.0.0.1/8 dev lo", f"route add 127.0.0.1/32 via {gateway}")
         assert refuses(box.namespace, "127.0.0.1", 9000)
 
 
@@ -209,5 +212,3 @@ def test_published_ports_outlive_the_agent_and_are_healed(
 
 def tables(runtime: Runtime) -> str:
     return runtime.host.namespace.run("nft", "list", "tables")
-
-

@@ -53,7 +53,10 @@ def test_each_instance_has_a_plugin_and_a_network_of_its_own(tmp_path: Path) -> 
     }  # fmt: skip
     assert "'/r/blue.cni'" in (tmp_path / "bin/netplane-cni-blue").read_text()
     network = json.loads((tmp_path / "net.d/10-netplane-blue.conflist").read_text())
-    assert (network["name"], network["plugins"][0]["type"]) == ("netplane-blue", "netplane-cni-blue")
+    assert (network["name"], network["plugins"][0]["type"]) == (
+        "netplane-blue",
+        "netplane-cni-blue",
+    )
 
 
 @pytest.mark.parametrize("text", ['{"name":"netplane","plugins":[{"type":"bridge"}]}', "junk"])
