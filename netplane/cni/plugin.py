@@ -174,7 +174,9 @@ def _ask(
             agent.setsockopt(socket.SOL_SOCKET, option, limit)
         agent.connect(agent_socket)
         sent = agent.sendmsg([call], rights)
-        agent.sendall(call[sent:])
+        if sent < len(call):
+            # Not of nothing: who was answered by now may be gone.
+            agent.sendall(call[sent:])
         said = b"".join(iter(lambda: agent.recv(65536), b""))
     head, _, text = said.partition(b"\n")
     words = head.split()

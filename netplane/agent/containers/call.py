@@ -137,7 +137,7 @@ def _address(ips: object) -> IPv4Address | None:
         return None
     try:
         # With a length or without, as 10.5.1.7/24.
-        [found] = {ip_interface(text).ip for text in ips}
+        [found] = {ip_interface(str(text)).ip for text in ips}
     except ValueError as error:
         raise CniError(
             plugin.CONFIG, "ips has to be one address of the host's subnet", f"{ips!r}"
@@ -226,7 +226,7 @@ def previous(call: Call) -> Previous:
             found
             for one in result.get("ips") or []
             if one.get("interface") in ours
-            and isinstance(found := ip_interface(one["address"]), IPv4Interface)
+            and isinstance(found := ip_interface(str(one["address"])), IPv4Interface)
         )
         routes = tuple(
             (str(one["dst"]), str(one.get("gw") or ""))
