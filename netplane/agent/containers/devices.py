@@ -127,8 +127,18 @@ def read_alias(alias: str) -> tuple[IPv4Interface, Key | None] | None:
     return address, Key(*words[2:]) if len(words) == 5 else None
 
 
-def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> int:
-    """Give a container its interface, all or nothing, and return the index of the bridge.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made of an attachment."""
+
+    bridge: int
+    """Its index."""
+    is_default: bool
+    """Whether what is for anywhere else leaves the container here: its first interface."""
+
+
+def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
+    """Give a container its interface, all or nothing.
 
     Args:
         bridge: made or put right before, if need be.
@@ -145,11 +155,11 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> int:
             _make_pair(host, pair, index, namespace)
             try:
                 host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.address)))
-                inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
+                is_default = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
             except BaseException:
                 host.perform(requests.remove_link(pair.name))
                 raise
-            return index
+            return Made(index, is_default)
     except (NetlinkError, NetlinkLostError, OSError) as error:
         raise CniError(
             plugin.KERNEL, f"cannot make the interface {pair.peer}", str(error)
@@ -169,7 +179,7 @@ def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int)
         raise NetlinkError(ended.code, ended.text)
 
 
-def _furnish(wanted: Attachment) -> None:
+def _furnish(wanted: Attachment) -> bool:
     name = wanted.key.ifname
     # Who has another MAC for the address in memory hears of this one when the link comes up.
     sysctl.write(f"ipv4/conf/{name}/arp_notify", "1")
@@ -181,8 +191,12 @@ def _furnish(wanted: Attachment) -> None:
         container.do(
             messages.add(Address(name, address.ip.packed, address.network.prefixlen), link.index),
             messages.take_link(link.index, up=True),
-            messages.add(Route(name, ANYWHERE, 0, wanted.gateway.packed), link.index),
         )
+        route = Route(name, ANYWHERE, 0, wanted.gateway.packed)
+        [ended] = container.perform(messages.add(route, link.index))
+        if ended.code not in {0, errno.EEXIST}:
+            raise NetlinkError(ended.code, ended.text)
+        return not ended.code
 
 
 def detach(link: str) -> None:

@@ -30,6 +30,13 @@ class Said(NamedTuple):
         return f"{self.content.get('msg', '')} {self.content.get('details', '')}"
 
 
+def finish(call: subprocess.Popen[str]) -> Said:
+    """Wait for the end of a call, and return what it said."""
+    text, complaint = call.communicate(timeout=60)
+    assert not complaint, complaint
+    return Said(call.returncode, json.loads(text or "{}"))
+
+
 class Box:
     """A container: a namespace, and what the runtime remembers of it."""
 
@@ -51,10 +58,7 @@ class Box:
         arguments: str = "", version: str = "1.1.0",
     ) -> Said:  # fmt: skip
         """Call the plugin for this container."""
-        process = self.start(command, ifname, config, arguments, version)
-        text, complaint = process.communicate(timeout=60)
-        assert not complaint, complaint
-        said = Said(process.returncode, json.loads(text or "{}"))
+        said = finish(self.start(command, ifname, config, arguments, version))
         if command == "ADD" and not said.status:
             self.result = said.content
         return said
@@ -132,10 +136,7 @@ class Runtime:
 
     def call(self, command: str, **config: Any) -> Said:
         """Call a verb that is about no container."""
-        process = self.start(command, config)
-        text, complaint = process.communicate(timeout=60)
-        assert not complaint, complaint
-        return Said(process.returncode, json.loads(text or "{}"))
+        return finish(self.start(command, config))
 
     def status(self) -> Said:
         """Ask whether ADD would be served."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.net.cni.runtime import Runtime
+from tests.net.cni.runtime import Runtime, finish
 from tests.net.namespaces import missing
 from tests.net.overlay import Overlay, until
 from tests.net.packets import Flow, mesh, ping, ping_all
@@ -103,14 +102,14 @@ def test_twenty_calls_at_once_share_no_address(runtime: Runtime) -> None:
     boxes = [runtime.box(f"box-{number}") for number in range(20)]
     calls = [box.start("ADD") for box in boxes]
     for box, call in zip(boxes, calls, strict=True):
-        text, _ = call.communicate(timeout=60)
-        assert call.returncode == 0, text
-        box.result = json.loads(text)
+        said = finish(call)
+        assert said.status == 0, said.text
+        box.result = said.content
     assert len({box.address for box in boxes}) == 20
     gateway = str(runtime.agent.subnet.network_address + 1)
     assert None not in ping_all([(box, gateway) for box in boxes])
     deletions = [box.start("DEL") for box in boxes]
-    assert [call.wait(timeout=60) for call in deletions] == [0] * 20
+    assert [finish(call).status for call in deletions] == [0] * 20
     assert runtime.noted() == set()
 
 
@@ -186,14 +185,13 @@ def test_check_names_what_is_not_as_it_was_made(runtime: Runtime, name: str) -> 
         place.ip(change)
     finally:
         runtime.agent.resume()
-    text, _ = call.communicate(timeout=60)
-    if here and call.returncode == 0:
+    said = finish(call)
+    if here and not said.status:
         # It was healed sooner: then it is as it was made.
         until(lambda: ping(box, str(runtime.agent.subnet[1])) is not None, 10, "it works")
         return
-    said = json.loads(text)
-    assert (call.returncode, said["code"]) == (1, 103)
-    assert word in said["details"]
+    assert (said.status, said.content["code"]) == (1, 103)
+    assert word in said.text
 
 
 def test_check_of_an_unknown_container_and_changes_of_others(runtime: Runtime) -> None:
@@ -341,7 +339,7 @@ def test_who_was_killed_before_it_had_its_answer_has_left_nothing(runtime: Runti
     until(lambda: all(waits_for_answer(call.pid) for call in calls), 10, "the calls wait")
     for call in calls:
         call.kill()
-        call.wait()
+        call.communicate()
     runtime.agent.resume()
     assert runtime.status().status == 0  # it is behind them
     until(lambda: not runtime.ports(), 10, "nothing is left")

@@ -273,9 +273,10 @@ async def test_cleanup_clears_the_kernel_and_remembers_who_we_are(world: World) 
     remember(world, 2)
     state, _ = load(world.settings.state_file)
     save(world.settings.state_file, replace(state, sysctls={"ipv4/ip_forward": "0"}))
+    world.containers = 3
     said = await clean(world.settings, world)
-    assert said == "0 objects removed, 1 settings set back"
-    assert world.happened == ["cleared"]
+    assert said == "3 objects removed, 1 settings set back"
+    assert world.happened == ["cleared", "containers cleared"]
     assert world.settings.state_file.stat().st_mode & 0o777 == 0o600
     state, _ = load(world.settings.state_file)
     assert state.vtep_mac == "02:00:00:00:00:aa"
