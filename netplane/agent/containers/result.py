@@ -27,6 +27,8 @@ class Attached:
     mtu: int
     address: IPv4Interface
     gateway: str
+    is_default: bool
+    """Whether the container has its default route here."""
 
 
 def render(attached: Attached, version: str, dns: object) -> Mapping[str, Any]:
@@ -46,10 +48,11 @@ def render(attached: Attached, version: str, dns: object) -> Mapping[str, Any]:
     if version not in {"0.3.1", "0.4.0", "1.0.0"}:
         for interface in interfaces:
             interface["mtu"] = attached.mtu
+    routes = [{"dst": "0.0.0.0/0", "gw": attached.gateway}] if attached.is_default else []
     return {
         "cniVersion": version,
         "interfaces": interfaces,
         "ips": [ip],
-        "routes": [{"dst": "0.0.0.0/0", "gw": attached.gateway}],
+        "routes": routes,
         "dns": dns if isinstance(dns, dict) else {},
     }

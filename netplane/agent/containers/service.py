@@ -186,7 +186,8 @@ class Containers:
         bridge = self._bridge(mtu, address)
         record = Record(call.key, address, link, mac.hex(":"), wanted.ports)
         try:
-            self._know(bridge, await self._in_thread(devices.attach, bridge, attachment, namespace))
+            made = await self._in_thread(devices.attach, bridge, attachment, namespace)
+            self._know(bridge, made.bridge)
             if record.ports:
                 await self._published.publish(record)
                 await self._in_thread(devices.allow_localnet, bridge.name)
@@ -197,7 +198,7 @@ class Containers:
             raise
         attached = Attached(
             bridge.name, bridge.mac.hex(":"), link, attachment.link_mac.hex(":"),
-            call.ifname, record.mac, call.netns, mtu, address, str(gateway.ip),
+            call.ifname, record.mac, call.netns, mtu, address, str(gateway.ip), made.is_default,
         )  # fmt: skip
         return render(attached, call.version, call.config.get("dns"))
 

@@ -140,8 +140,12 @@ def test_an_interface_that_is_there_already_is_an_error_that_costs_nothing(
     assert other.links()["eth0"]["address"] == before["address"]
     # A second interface is another attachment.
     box.namespace.ip("link del eth0")
-    assert box.call("ADD", "eth0").status == box.call("ADD", "net1").status == 0
+    assert len(box.add().result["routes"]) == 1
+    said = box.call("ADD", "net1")
+    assert (said.status, said.content["routes"]) == (0, [])
+    assert box.call("CHECK", "net1").status == 0
     assert box.links().keys() == {"lo", "eth0", "net1"}
+    assert box.call("DEL", "net1").status == 0
 
 
 def test_address_and_mac_are_as_wished_or_refused(runtime: Runtime) -> None:

@@ -108,7 +108,7 @@ def test_a_list_of_valid_attachments_that_is_none_takes_nothing_away() -> None:
 
 ATTACHED = Attached(
     "npb-default", "02:70:00:00:00:01", "npv1", "02:6f:0a:05:01:02", "eth0", "02:6e:0a:05:01:02",
-    "/run/netns/box", 1450, IPv4Interface("10.5.1.2/24"), "10.5.1.1",
+    "/run/netns/box", 1450, IPv4Interface("10.5.1.2/24"), "10.5.1.1", True,
 )  # fmt: skip
 
 
