@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -52,8 +53,9 @@ class Podman:
 
     def __init__(self, agent: AgentProcess, tar: bytes) -> None:
         self._agent = agent
-        self._folder = agent.folder / "podman"
-        self._folder.mkdir()
+        # podman takes no path of more than 50 characters.
+        self._temporary = tempfile.TemporaryDirectory(prefix="podman-")
+        self._folder = Path(self._temporary.name)
         bin_dir, conf_dir = agent.folder / "bin", agent.folder / "net.d"
         agent.host.namespace.run(
             *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "install-cni"),
@@ -79,6 +81,7 @@ class Podman:
     def __exit__(self, *error: object) -> None:
         with suppress(CommandError):
             self("rm", "--all", "--force", "--time", "0")
+        self._temporary.cleanup()
 
     def __call__(self, *arguments: str) -> str:
         """Run podman and return what it prints. Raises CommandError."""
