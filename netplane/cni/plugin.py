@@ -10,10 +10,14 @@ comes with it. The answer is a line `EXIT SIZE`, and what is to be printed.
 
 from __future__ import annotations
 
+# What `socket` is made of: that module, and what it imports, take as long as all the rest.
+import _socket as socket
 import os
-import socket
 import sys
-from collections.abc import Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 MAGIC = b"netplane-cni 1"
@@ -167,7 +171,8 @@ def _ask(
     if namespace >= 0:
         number = namespace.to_bytes(4, sys.byteorder)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, number)]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+    agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         # Not `settimeout`: then an agent with many calls before this one would refuse it at once.
         limit = TIMEOUT_S.to_bytes(8, sys.byteorder) + bytes(8)
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
@@ -178,6 +183,8 @@ def _ask(
             # Not of nothing: who was answered by now may be gone.
             agent.sendall(call[sent:])
         said = b"".join(iter(lambda: agent.recv(65536), b""))
+    finally:
+        agent.close()
     head, _, text = said.partition(b"\n")
     words = head.split()
     if len(words) != 2 or words[1] != b"%d" % len(text):
