@@ -154,6 +154,7 @@ async def test_a_flow_of_udp_goes_by_the_new_map_at_once(scene: Scene, portmaps:
         opened(scene.host, socket.SOCK_DGRAM, "10.77.0.1", 5353) as before,
         opened(scene.client, socket.SOCK_DGRAM) as client,
     ):
+
         def send(text: bytes, receiver: socket.socket) -> None:
             client.sendto(text, ("10.77.0.1", 5353))
             assert receiver.recv(10) == text
@@ -179,6 +180,7 @@ async def test_containers_do_not_reach_the_hosts_loopback(scene: Scene, portmaps
         opened(scene.host, socket.SOCK_DGRAM, "10.128.1.1", 9001) as after,
         opened(first, socket.SOCK_DGRAM, str(FIRST)) as client,
     ):
+
         def send(text: bytes) -> None:
             client.sendto(text, ("127.0.0.1", 9000))
             client.sendto(b"after", ("10.128.1.1", 9001))

@@ -46,7 +46,9 @@ def test_a_port_has_one_holder_on_each_address(portmaps: Portmaps) -> None:
     assert portmaps.holder("tcp", IPv4Address("10.0.0.9"), 443) is None
     assert portmaps.holder("udp", HERE, 8080) is None
     with pytest.raises(PortTakenError, match=r"port 0\.0\.0\.0:8080/tcp .* for container first"):
-        portmaps._take("second", [PortMapping("tcp", 9090, TWO, 80), PortMapping("tcp", 8080, TWO, 1)])
+        portmaps._take(
+            "second", [PortMapping("tcp", 9090, TWO, 80), PortMapping("tcp", 8080, TWO, 1)]
+        )
     # All or nothing.
     assert portmaps.holder("tcp", HERE, 9090) is None
     # Its own are no obstacle to whoever comes again, unless it asks twice for one.
