@@ -113,6 +113,14 @@ def test_twenty_calls_at_once_share_no_address(runtime: Runtime) -> None:
     assert runtime.noted() == set()
 
 
+def test_of_parallel_calls_for_one_address_one_wins(runtime: Runtime) -> None:
+    boxes = [runtime.box(f"box-{number}") for number in range(5)]
+    config = {"runtimeConfig": {"ips": [str(runtime.agent.subnet[99])]}}
+    calls = [box.start("ADD", config=config) for box in boxes]
+    assert sorted(finish(call).status for call in calls) == [0, 1, 1, 1, 1]
+    assert sum("eth0" in box.links() for box in boxes) == 1
+
+
 def test_addresses_are_not_given_out_again_at_once(runtime: Runtime) -> None:
     seen = []
     for number in range(3):

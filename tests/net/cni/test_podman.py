@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import md5
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -59,6 +61,28 @@ def test_containers_of_two_hosts_ping_each_other_and_transfer_files(
     # Nothing is left of either.
     for one in overlay.agents:
         assert '"records": [\n  \n ]' in (one.folder / "default.containers.json").read_text()
+
+
+def test_a_published_port_leads_to_the_container_until_that_is_gone(
+    overlay: Overlay, podmans: list[Podman]
+) -> None:
+    podman = podmans[0]
+    host, other = (agent.host for agent in overlay.agents)
+    podman.run(
+        "-d", "--name", "web", "-p", "8080:80", "--", "httpd", "-f", "-p", "80", "-h", "/www"
+    )
+    for place, address in ((other, host.address), (host, host.address), (host, "127.0.0.1")):
+        assert place.namespace.within(fetch, f"http://{address}:8080/data") == SUM
+    with pytest.raises(CommandError, match=r"in use.*container"):
+        podman.run("--rm", "-p", "8080:80", "--", "sleep", "1")
+    podman("rm", "--force", "--time", "0", "web")
+    with pytest.raises(URLError):
+        host.namespace.within(fetch, "http://127.0.0.1:8080/data")
+
+
+def fetch(url: str) -> str:
+    with urlopen(url, timeout=10) as answer:
+        return md5(answer.read()).hexdigest()
 
 
 def test_an_address_of_ones_own_choice_and_an_agent_that_is_not_there(
