@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from netplane.netlink import conntrack, decode
 from netplane.netlink.connection import Connection
 from netplane.netlink.messages import ADDRESS, dump_addresses
+from netplane.nft.monitor import NETLINK_NETFILTER, opening
 from netplane.nft.rules import INTERFACE, NftError, chain
 from netplane.nft.table import INTERVAL_S, FirewallReport, KeptTable, Members
 
@@ -172,7 +173,8 @@ class Portmaps(KeptTable):
             port = flow.destination_port
             return (address, port) in ports or (is_local and (ANY, port) in ports)
 
-        connection = Connection(self._namespace, protocol=conntrack.NETLINK_NETFILTER)
+        with opening:
+            connection = Connection(self._namespace, protocol=NETLINK_NETFILTER)
         with closing(connection):
             await conntrack.forget(connection, concerned)
 

@@ -294,14 +294,14 @@ class KeptTable:
             made = text.count(COMMENT) - 1  # all have one, the table too
             if found is None or not found.is_untouched(made):
                 raise NftError(f"somebody else changed table ip {self.table} while it was written")
-            self._shown, self._shown_text = found.objects, text
+            self._shown, self._shown_text = found.lines, text
         self._written, self._written_members = text, members
-        done.written = len(self._shown) + sum(map(len, members.values()))
+        done.written = self._text.count(COMMENT) + sum(map(len, members.values()))
 
     async def _list(self, *, terse: bool = False) -> Listing | None:
         """Return what there is of our table; None: nothing."""
         try:
-            answer = await self._nft.ask(f"list table ip {self.table}", terse=terse)
+            answer = await self._nft.show(f"list table ip {self.table}", terse=terse)
         except NftError as error:
             if ABSENT in error.text and error.asked:
                 return None
