@@ -26,12 +26,16 @@ class Listing:
     handles: tuple[int, ...] = ()
     """Of all that has one but the table, in the order of the lines."""
 
-    def is_untouched(self, made: int) -> bool:
-        """Tell whether nothing came or went since the table was made, with `made` objects in it.
+    def is_untouched(self, made: int, unseen: int = 0) -> bool:
+        """Tell whether nothing came or went since the table was made in one transaction.
 
         Handles number what is made in a table and are never used again.
+
+        Args:
+            made: how many of those that are seen here it made.
+            unseen: how many others, as sets that stand in a rule.
         """
-        return sorted(self.handles) == list(range(1, made + 1))
+        return len(self.handles) == made and max(self.handles, default=0) == made + unseen
 
 
 def read(text: str) -> Listing:

@@ -212,7 +212,11 @@ def _key(first: PortMapping, last: PortMapping) -> str:
 def text(subnet: IPv4Network, bridge: str) -> str:
     """Return what is in the table, but for the ports in their maps."""
     key = "inet_proto . ipv4_addr . inet_service"
-    lead = "fib daddr type local dnat ip to meta l4proto . ip daddr . th dport map"
+    # nft leads to a port only where it sees that the protocol has some.
+    lead = (
+        f"meta l4proto {{ {', '.join(PROTOCOLS)} }} fib daddr type local"
+        " dnat ip to meta l4proto . ip daddr . th dport map"
+    )
     leads = [
         (f"{lead} @{PORTS}", "a published port"),
         (f"{lead} @{SAME_PORTS}", "a published port that has the same number in the container"),

@@ -22,7 +22,14 @@ from netplane.nft import listing
 from netplane.nft.library import Nft
 from netplane.nft.listing import Listing
 from netplane.nft.monitor import FAMILY_IP, NftMonitor, TableChange
-from netplane.nft.rules import COMMENT, NftError, check_table, elements, removal
+from netplane.nft.rules import (
+    COMMENT,
+    SET_IN_RULE,
+    NftError,
+    check_table,
+    elements,
+    removal,
+)
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +299,7 @@ class KeptTable:
         if self._shown_text != text:
             found = await self._list(terse=True)
             made = text.count(COMMENT) - 1  # all have one, the table too
-            if found is None or not found.is_untouched(made):
+            if found is None or not found.is_untouched(made, text.count(SET_IN_RULE)):
                 raise NftError(f"somebody else changed table ip {self.table} while it was written")
             self._shown, self._shown_text = found.lines, text
         self._written, self._written_members = text, members

@@ -86,6 +86,9 @@ def test_whoever_came_or_went_since_it_was_made_shows_in_the_numbers() -> None:
     assert not read(SAID).is_untouched(5)  # the last of six is not ours
     assert not read(SAID.replace("handle 2\n", "handle 7\n")).is_untouched(6)
     assert not read(SAID.replace(" # handle 2\n", "\n")).is_untouched(6)
+    # A set in a rule has a number and is not seen by itself.
+    assert read(SAID.replace("handle 2\n", "handle 7\n")).is_untouched(6, 1)
+    assert not read(SAID).is_untouched(6, 1)
 
 
 def test_what_is_cut_short_or_strange_is_no_crash() -> None:
