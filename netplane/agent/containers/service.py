@@ -88,6 +88,8 @@ class Containers:
         self._tombstones = tombstones
         self._promised: dict[IPv4Address, Key] = {}
         """Addresses of calls that are not done yet."""
+        self._leaving: set[str] = set()
+        """Ports that we are removing."""
         self._turns: dict[Key, _Turn] = {}
         self._burying = asyncio.Lock()
         self.names: dict[int, str] = {}
@@ -221,8 +223,12 @@ class Containers:
 
     async def _forget(self, record: Record) -> None:
         await self._published.withdraw(record.key)
-        await self._in_thread(devices.detach, record.link)
-        self.store.remove(record.key)
+        self._leaving.add(record.link)
+        try:
+            await self._in_thread(devices.detach, record.link)
+            self.store.remove(record.key)
+        finally:
+            self._leaving.discard(record.link)
         await self.store.save()
 
     async def _check(self, call: Call, namespace: int) -> None:
@@ -299,7 +305,8 @@ class Containers:
             wanted = self._wanted
             right = wanted is not None and devices.is_right(link, wanted)
             return removed or link.index != index or not right
-        if link.name not in {record.link for record in self.store.records.values()}:
+        kept = {record.link for record in self.store.records.values()} - self._leaving
+        if link.name not in kept:
             return False
         return removed or not link.up or link.master != index
 
