@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netplane.netlink import decode
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 NETLINK_ADD_MEMBERSHIP = 1
 GROUPS = (1, 3, 5, 7, 24)
 """RTNLGRP_LINK, _NEIGH (forwarding entries too), _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_NETCONF."""
+
+LINKS_AND_ADDRESSES = (1, 5)
+"""For who keeps nothing else: a thousand peers are three thousand notifications of the others."""
 
 BUFFER_BYTES = 16 * 1024 * 1024
 REMOVALS = {Type.DELLINK, Type.DELADDR, Type.DELROUTE, Type.DELNEIGH}
@@ -65,13 +68,19 @@ Change = LinkChange | ObjectChange | SettingsChange | Overrun
 class Monitor:
     """A socket that hears of every change in a namespace. End with `close`."""
 
-    def __init__(self, namespace: str | None = None, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        namespace: str | None = None,
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        groups: Sequence[int] = GROUPS,
+    ) -> None:
         self._socket = open_socket(namespace)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
         except PermissionError:  # as far as we may: an overrun costs a dump, nothing is missed
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        for group in GROUPS:
+        for group in groups:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
     def close(self) -> None:
