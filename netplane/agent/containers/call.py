@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, ip_interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
 from typing import Any
 
 from netplane.agent.containers.errors import CniError
@@ -204,8 +204,8 @@ class Previous:
     mac: str
     """Empty: not told."""
     addresses: tuple[IPv4Interface, ...]
-    routes: tuple[tuple[str, str], ...]
-    """Destination and gateway, empty for none; IPv4 only."""
+    routes: tuple[tuple[IPv4Network, IPv4Address | None], ...]
+    """Destination and gateway, if it tells one; IPv4 only."""
 
 
 def previous(call: Call) -> Previous:
@@ -229,9 +229,9 @@ def previous(call: Call) -> Previous:
             and isinstance(found := ip_interface(str(one["address"])), IPv4Interface)
         )
         routes = tuple(
-            (str(one["dst"]), str(one.get("gw") or ""))
+            (destination, IPv4Address(str(one["gw"])) if one.get("gw") else None)
             for one in result.get("routes") or []
-            if ":" not in one["dst"]
+            if isinstance(destination := ip_interface(str(one["dst"])).network, IPv4Network)
         )
         mac = str(interfaces[ours[0]].get("mac") or "").lower()
     except (KeyError, TypeError, AttributeError, ValueError) as error:

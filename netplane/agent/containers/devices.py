@@ -7,22 +7,30 @@ anew.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
-from netplane.agent.containers.call import Previous
 from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.names import (
+    PORT_PREFIX,
+    alias_of,
+    bridge_name,
+    mac_of,
+    outer_mac,
+    port_name,
+    read_alias,
+)
 from netplane.agent.containers.records import Key, Record
 from netplane.cni import plugin
 from netplane.netlink import containers as requests
 from netplane.netlink import messages, sysctl
 from netplane.netlink.blocking import Blocking
 from netplane.netlink.connection import NetlinkError, NetlinkLostError
-from netplane.netlink.decode import Link
+from netplane.netlink.decode import Link, NetlinkFormatError
 from netplane.netlink.kernel import GONE
 from netplane.netlink.namespace import inside
 from netplane.netlink.objects import Address, Route
@@ -30,46 +38,19 @@ from netplane.netlink.objects import Address, Route
 log = logging.getLogger("netplane.containers")
 
 AF_INET = 2
-BRIDGE_PREFIX, PORT_PREFIX = "npb-", "npv"
-NAME_MAX = 15
-PORT_DIGITS = NAME_MAX - len(PORT_PREFIX)
-ALIAS_MARK = "netplane"
+FAULTS = (NetlinkError, NetlinkLostError, NetlinkFormatError, OSError)
+"""How the kernel, or asking it, fails."""
+
 ANYWHERE = bytes(4)
 
-_INSIDE, _OUTSIDE, _BRIDGE = b"\x02\x6e", b"\x02\x6f", b"\x02\x70"
-"""Of the MACs on both ends and of the bridge: unicast, locally administered."""
 
-
-def bridge_name(instance: str) -> str:
-    """Return the name of an instance's bridge."""
-    name = BRIDGE_PREFIX + instance
-    if len(name) <= NAME_MAX:
-        return name
-    digest = hashlib.sha256(instance.encode()).hexdigest()
-    return f"{name[: NAME_MAX - 5]}-{digest[:4]}"
-
-
-def port_name(instance: str, key: Key) -> str:
-    """Return the name of the host's end of an attachment."""
-    digest = hashlib.sha256("\0".join((instance, *key)).encode()).hexdigest()
-    return PORT_PREFIX + digest[:PORT_DIGITS]
-
-
-def bridge_mac(instance: str) -> bytes:
-    """Return the MAC of an instance's bridge: containers keep it in memory."""
-    return _BRIDGE + hashlib.sha256(instance.encode()).digest()[:4]
-
-
-def mac_of(address: IPv4Address) -> bytes:
-    """Return the MAC that goes with an address.
-
-    Always the same: who has it in memory is right, also when the address has another container.
-    """
-    return _INSIDE + address.packed
-
-
-def _outer_mac(address: IPv4Address) -> bytes:
-    return _OUTSIDE + address.packed
+@contextlib.contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Let faults be errors of a call, which say what could not be done."""
+    try:
+        yield
+    except FAULTS as error:
+        raise CniError(plugin.KERNEL, what, str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +86,7 @@ class Attachment:
     @property
     def link_mac(self) -> bytes:
         """Of the host's end."""
-        return _outer_mac(self.address.ip)
-
-
-def alias_of(key: Key, address: IPv4Interface) -> str:
-    """Return what is written on a port; without the attachment if that is too long."""
-    text = f"{ALIAS_MARK} {address} {key.network} {key.container} {key.ifname}"
-    fits = len(text.encode()) <= requests.ALIAS_BYTES_MAX
-    return text if fits else f"{ALIAS_MARK} {address}"
-
-
-def read_alias(alias: str) -> tuple[IPv4Interface, Key | None] | None:
-    """Return what a port's alias tells; None: it is not of ours."""
-    words = alias.split(" ", 4)
-    if words[0] != ALIAS_MARK or len(words) not in {2, 5}:
-        return None
-    try:
-        address = IPv4Interface(words[1])
-    except ValueError:
-        return None
-    return address, Key(*words[2:]) if len(words) == 5 else None
+        return outer_mac(self.address.ip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,21 +111,16 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
         CniError: What the kernel refused.
     """
     pair = requests.Veth(wanted.link, wanted.link_mac, wanted.key.ifname, wanted.mac, bridge.mtu)
-    try:
-        with Blocking() as host:
-            index = keep_bridge(host, bridge)
-            _make_pair(host, pair, index, namespace)
-            try:
-                host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.address)))
-                is_default = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
-            except BaseException:
-                host.perform(requests.remove_link(pair.name))
-                raise
-            return Made(index, is_default)
-    except (NetlinkError, NetlinkLostError, OSError) as error:
-        raise CniError(
-            plugin.KERNEL, f"cannot make the interface {pair.peer}", str(error)
-        ) from error
+    with failing(f"cannot make the interface {pair.peer}"), Blocking() as host:
+        index = keep_bridge(host, bridge)
+        _make_pair(host, pair, index, namespace)
+        try:
+            host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.address)))
+            is_default = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
+        except BaseException:
+            host.perform(requests.remove_link(pair.name))
+            raise
+        return Made(index, is_default)
 
 
 def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int) -> None:
@@ -205,18 +162,20 @@ def detach(link: str) -> None:
     Raises:
         CniError: The kernel refused.
     """
-    try:
-        with Blocking() as host:
-            [ended] = host.perform(requests.remove_link(link))
-    except NetlinkLostError as error:
-        raise CniError(plugin.KERNEL, f"cannot remove {link}", str(error)) from error
+    with failing(f"cannot remove {link}"), Blocking() as host:
+        _remove(host, link)
+
+
+def _remove(host: Blocking, link: str) -> bool:
+    [ended] = host.perform(requests.remove_link(link))
     if ended.code and ended.code not in GONE:
-        raise CniError(plugin.KERNEL, f"cannot remove {link}", ended.text)
+        raise NetlinkError(ended.code, ended.text)
+    return not ended.code
 
 
 def is_there(link: str) -> bool:
-    """Tell whether a link is there. Raises NetlinkError, NetlinkLostError."""
-    with Blocking() as host:
+    """Tell whether a link is there. Raises CniError."""
+    with failing(f"cannot look for {link}"), Blocking() as host:
         return host.link(link) is not None
 
 
@@ -258,11 +217,9 @@ def allow_localnet(bridge: str) -> None:
     Raises CniError.
     """
     name = f"ipv4/conf/{bridge}/route_localnet"
-    try:
+    with failing(f"cannot set {name}"):
         if sysctl.read([name]).get(name) != "1":
             sysctl.write(name, "1")
-    except OSError as error:
-        raise CniError(plugin.KERNEL, f"cannot set {name}", str(error)) from error
 
 
 def is_right(link: Link, wanted: Bridge) -> bool:
@@ -288,41 +245,35 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
     A pair that is gone is gone with its container, or for it: nothing can bring it back.
     """
     healed = []
-    try:
-        with Blocking() as host:
-            before = host.link(wanted.name)
-            there: list[Address] = []
-            if before is not None:
-                there = host.addresses(AF_INET, before.index, wanted.name)
-            index = keep_bridge(host, wanted)
-            if before is None or not is_right(before, wanted):
-                healed.append(f"link {wanted.name}")
-            healed += [str(one) for one in wanted.addresses - set(there)]
-            links = {link.name: link for link in host.links()}
-            ended = [record.key for record in records.values() if record.link not in links]
-            for record in records.values():
-                link = links.get(record.link)
-                if link is None or (link.master == index and link.up):
-                    continue
-                # The container may end at any time, and its pair with it.
-                port = requests.make_port(link.index, index)
-                alias = alias_of(record.key, record.address)
-                outcomes = host.perform(port, requests.set_port(link.name, alias))
-                if not any(ended.code for ended in outcomes):
-                    healed.append(f"port {link.name}")
-            return Kept(index, tuple(healed), tuple(ended))
-    except (NetlinkError, NetlinkLostError) as error:
-        raise CniError(plugin.KERNEL, f"cannot keep {wanted.name}", str(error)) from error
+    with failing(f"cannot keep {wanted.name}"), Blocking() as host:
+        before = host.link(wanted.name)
+        there: list[Address] = []
+        if before is not None:
+            there = host.addresses(AF_INET, before.index, wanted.name)
+        index = keep_bridge(host, wanted)
+        if before is None or not is_right(before, wanted):
+            healed.append(f"link {wanted.name}")
+        healed += [str(one) for one in wanted.addresses - set(there)]
+        links = {link.name: link for link in host.links()}
+    ended = [record.key for record in records.values() if record.link not in links]
+    with failing(f"cannot keep the ports of {wanted.name}"), Blocking() as host:
+        for record in records.values():
+            link = links.get(record.link)
+            if link is None or (link.master == index and link.up):
+                continue
+            # The container may end at any time, and its pair with it.
+            port = requests.make_port(link.index, index)
+            alias = alias_of(record.key, record.address)
+            outcomes = host.perform(port, requests.set_port(link.name, alias))
+            if not any(outcome.code for outcome in outcomes):
+                healed.append(f"port {link.name}")
+    return Kept(index, tuple(healed), tuple(ended))
 
 
 def remembered(instance: str) -> list[Record]:
     """Return the attachments that the kernel itself tells of. Raises CniError."""
-    try:
-        with Blocking() as host:
-            links = host.links()
-    except (NetlinkError, NetlinkLostError) as error:
-        raise CniError(plugin.KERNEL, "cannot read the containers' devices", str(error)) from error
-    return list(_remembered(instance, links))
+    with failing("cannot read the containers' devices"), Blocking() as host:
+        return list(_remembered(instance, host.links()))
 
 
 def _remembered(instance: str, links: Sequence[Link]) -> Iterator[Record]:
@@ -343,82 +294,9 @@ def _remembered(instance: str, links: Sequence[Link]) -> Iterator[Record]:
 
 def clear(instance: str) -> int:
     """Take bridge and ports of an instance away; return how many devices. Raises CniError."""
-    removed = 0
-    try:
-        with Blocking() as host:
-            links = host.links()
-            names = [one.link for one in _remembered(instance, links)]
-            names += [link.name for link in links if link.name == bridge_name(instance)]
-            for name in names:
-                [ended] = host.perform(requests.remove_link(name))
-                if ended.code and ended.code not in GONE:
-                    raise CniError(plugin.KERNEL, f"cannot remove {name}", ended.text)
-                removed += not ended.code
-    except (NetlinkError, NetlinkLostError) as error:
-        raise CniError(
-            plugin.KERNEL, "cannot remove the containers' devices", str(error)
-        ) from error
-    return removed
-
-
-def differences(bridge: Bridge, record: Record, previous: Previous, namespace: int) -> list[str]:
-    """Say what an attachment lacks, here and in its container; what others added does not count.
-
-    Raises:
-        CniError: The kernel cannot be read.
-    """
-    try:
-        with Blocking() as host:
-            found = _outside(host, bridge, record)
-        return found + inside(
-            f"/proc/self/fd/{namespace}", lambda: _differences_within(record.key.ifname, previous)
-        )
-    except (NetlinkError, NetlinkLostError, OSError) as error:
-        raise CniError(plugin.KERNEL, "cannot read what is there", str(error)) from error
-
-
-def _outside(host: Blocking, wanted: Bridge, record: Record) -> list[str]:
-    bridge, port = host.link(wanted.name), host.link(record.link)
-    if bridge is None:
-        return [f"the bridge {wanted.name} is missing"]
-    found = []
-    if not bridge.up:
-        found.append(f"the bridge {wanted.name} is down")
-    there = host.addresses(AF_INET, bridge.index, bridge.name)
-    found += [f"{one} is missing" for one in sorted(wanted.addresses - set(there))]
-    if port is None:
-        found.append(f"the host's end {record.link} is missing")
-    elif port.master != bridge.index:
-        found.append(f"{record.link} is no port of {wanted.name}")
-    elif not port.up:
-        found.append(f"{record.link} is down")
-    return found
-
-
-def _differences_within(name: str, previous: Previous) -> list[str]:
-    with Blocking() as container:
-        link = container.link(name)
-        if link is None:
-            return [f"the container has no interface {name}"]
-        found = []
-        if not link.up:
-            found.append(f"{name} is down")
-        if previous.mac and link.mac.hex(":") != previous.mac:
-            found.append(f"the MAC of {name} is {link.mac.hex(':')}, not {previous.mac}")
-        addresses = container.addresses(AF_INET, link.index, name)
-        for one in previous.addresses:
-            item = Address(name, one.ip.packed, one.network.prefixlen)
-            if item not in addresses:
-                found.append(f"{item} is missing")
-        there = {
-            (route.destination, route.prefix_len): route for route in container.routes(AF_INET)
-        }
-        for destination, gateway in previous.routes:
-            network = IPv4Interface(destination).network
-            route = there.get((network.network_address.packed, network.prefixlen))
-            # Without a gateway told, the address's own is meant, or that of another plugin.
-            if route is None or (gateway and route.gateway != IPv4Address(gateway).packed):
-                found.append(
-                    f"route {destination}{f' via {gateway}' if gateway else ''} is missing"
-                )
-        return found
+    with failing("cannot remove the containers' devices"), Blocking() as host:
+        links = host.links()
+        names = [one.link for one in _remembered(instance, links)]
+        bridge = bridge_name(instance)
+        names += [link.name for link in links if (link.name, link.kind) == (bridge, "bridge")]
+        return sum(_remove(host, name) for name in names)

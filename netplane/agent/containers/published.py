@@ -65,8 +65,10 @@ class Published:
         those = [record for record in records if record.ports]
         if not those:
             return
-        with contextlib.suppress(NftError):  # it is told by `on_problem`
+        try:
             await self._of(those[0]).restore({_name(one.key): _mappings(one) for one in those})
+        except (NftError, PortTakenError) as error:
+            self._on_problem(str(error))
 
     async def publish(self, record: Record) -> None:
         """Publish the ports of a container.
@@ -82,7 +84,7 @@ class Published:
             # Of this name, but of another time: it is published instead of that.
             if holder is not None and holder != _name(record.key):
                 raise _taken(port, f"container {holder}")
-            await asyncio.to_thread(_must_be_free, port)
+        await asyncio.to_thread(_must_be_free, record.ports)
         try:
             await maps.publish(_name(record.key), _mappings(record))
         except PortTakenError as error:
@@ -98,6 +100,10 @@ class Published:
             await self._maps.withdraw(_name(key))
         except (NftError, NetlinkError, NetlinkLostError) as error:
             raise CniError(plugin.KERNEL, "cannot take published ports back", str(error)) from error
+
+    async def differences(self) -> list[str]:
+        """Say what the table lacks, or has beyond what it should."""
+        return [] if self._maps is None else await self._maps.read()
 
     def _of(self, record: Record) -> Portmaps:
         """Return the table; the first time it is needed, it is kept from then on."""
@@ -138,11 +144,15 @@ def _taken(port: object, holder: str) -> CniError:
     return CniError(plugin.IN_USE, "a port of the host is in use", f"{port} by {holder}")
 
 
-def _must_be_free(port: PortMapping) -> None:
+def _must_be_free(ports: Iterable[PortMapping]) -> None:
     """Raise CniError when a program of this host listens there: it would hear nothing more."""
-    kind = KINDS.get(port.protocol)
-    if kind is None:
-        return
+    for port in ports:
+        kind = KINDS.get(port.protocol)
+        if kind is not None:
+            _try(port, kind)
+
+
+def _try(port: PortMapping, kind: int) -> None:
     with socket.socket(socket.AF_INET, kind) as trying:
         if kind == socket.SOCK_STREAM:
             # Connections that have ended there are nobody's.

@@ -189,9 +189,14 @@ def _decoded(fields: dict[str, Any]) -> Record:
     if not (plugin.is_name(key.network) and plugin.is_name(key.container) and key.ifname):
         raise ValueError(f"{key} is none")
     ports = tuple(
-        PortMapping(str(protocol), str(host_ip), int(host_port), int(container_port))
+        PortMapping(protocol, str(host_ip), int(host_port), int(container_port))
         for protocol, host_ip, host_port, container_port in fields["ports"]
     )
+    for one in ports:
+        numbers = (one.host_port, one.container_port)
+        if one.protocol not in PROTOCOLS or not all(0 < number < 1 << 16 for number in numbers):
+            raise ValueError(f"{one} is no port")
+        IPv4Address(one.host_ip or 0)
     return Record(
         key, IPv4Interface(fields["address"]), str(fields["link"]), str(fields["mac"]), ports
     )

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
-from netplane.agent.containers import addresses, devices
+from netplane.agent.containers import addresses, compare, devices, names
 from netplane.agent.containers.call import Call, Wishes, previous, valid_attachments, wishes
 from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.errors import CniError
@@ -81,7 +81,7 @@ class Containers:
         tombstones: Path,
     ) -> None:
         self.store = store
-        self.bridge_name = devices.bridge_name(instance)
+        self.bridge_name = names.bridge_name(instance)
         self._instance = instance
         self._situation = situation
         self._published = published
@@ -182,8 +182,8 @@ class Containers:
         self, call: Call, namespace: int, wanted: Wishes, address: IPv4Interface, mtu: int
     ) -> Mapping[str, Any]:
         gateway = addresses.gateway(address.network)
-        mac = bytes.fromhex(wanted.mac.replace(":", "")) or devices.mac_of(address.ip)
-        link = devices.port_name(self._instance, call.key)
+        mac = bytes.fromhex(wanted.mac.replace(":", "")) or names.mac_of(address.ip)
+        link = names.port_name(self._instance, call.key)
         attachment = devices.Attachment(call.key, link, address, gateway.ip, mac)
         bridge = self._bridge(mtu, address)
         record = Record(call.key, address, link, mac.hex(":"), wanted.ports)
@@ -215,7 +215,7 @@ class Containers:
         """Take an attachment away; that there is none is no failure. Raises CniError."""
         async with self._turn(key):
             record = self.store.records.get(key)
-            link = devices.port_name(self._instance, key)
+            link = names.port_name(self._instance, key)
             if record is None:
                 await self._in_thread(devices.detach, link)
             else:
@@ -238,7 +238,9 @@ class Containers:
         if record is None:
             raise CniError(plugin.UNKNOWN, f"{call.key} is not known here")
         bridge = self._bridge(self._situation().mtu)
-        found = await self._in_thread(devices.differences, bridge, record, before, namespace)
+        found = await self._in_thread(compare.differences, bridge, record, before, namespace)
+        if record.ports:
+            found += await self._published.differences()
         if record.address not in before.addresses:
             found.append(f"prevResult has not its address {record.address}")
         if found:
@@ -328,7 +330,7 @@ class Containers:
             self.bridge_name,
             mtu,
             gateways,
-            devices.bridge_mac(self._instance),
+            names.bridge_mac(self._instance),
             localnet=any(record.ports for record in self.store.records.values()),
         )
 
@@ -377,4 +379,6 @@ def _must_have(namespace: int) -> None:
 
 def _files(folder: Path) -> list[Path]:
     # A name that ends so is not whole yet.
-    return [Path(one.path) for one in os.scandir(folder) if not one.name.endswith(".new")]
+    with contextlib.suppress(FileNotFoundError):
+        return [Path(one.path) for one in os.scandir(folder) if not one.name.endswith(".new")]
+    return []

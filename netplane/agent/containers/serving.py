@@ -9,9 +9,9 @@ from pathlib import Path
 
 from netplane.agent.agent import Agent
 from netplane.agent.containers.call import Call
-from netplane.agent.containers.devices import bridge_name
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.keeper import Keeper
+from netplane.agent.containers.names import bridge_name
 from netplane.agent.containers.published import Published
 from netplane.agent.containers.records import Store
 from netplane.agent.containers.server import Server

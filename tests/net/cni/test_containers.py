@@ -389,10 +389,18 @@ def test_when_the_subnet_is_anothers_containers_stay_and_none_comes(overlay: Ove
 
 @pytest.mark.parametrize("how", ["drain", "cleanup"])
 def test_a_host_that_is_given_back_has_no_bridge_and_no_ports(how: str) -> None:
-    with Overlay(1) as overlay:
+    network = '{"Network":"10.5.0.0/16","SubnetLen":29,"Backend":{"Type":"vxlan"}}'
+    with Overlay(1, network=network) as overlay:
         [agent] = overlay.agents
         with Runtime(agent) as runtime:
-            box = runtime.box("box").add()
+            box, *others = [runtime.box(f"box-{number}").add() for number in range(5)]
+            # All that the subnet has: the next one has to wait for an end.
+            late = runtime.box("late")
+            said = late.call("ADD")
+            assert (said.status, said.content["code"]) == (1, 102)
+            assert runtime.status().content["code"] == 50
+            others[0].delete()
+            assert late.add().address == others[0].address
             if how == "drain":
                 agent.ctl("drain")
                 until(lambda: not agent.is_running, 10, "the agent ends")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 import pytest
@@ -156,16 +156,29 @@ def test_a_previous_result_is_read_for_the_containers_own_interface() -> None:
     assert previous(call_of(prevResult=result)) == Previous(
         "02:6e:0a:05:01:02",
         (IPv4Interface("10.5.1.2/24"),),
-        (("0.0.0.0/0", "10.5.1.1"), ("10.9.0.0/16", "")),
+        (
+            (IPv4Network("0.0.0.0/0"), IPv4Address("10.5.1.1")),
+            (IPv4Network("10.9.0.0/16"), None),
+        ),
     )
+
+
+OURS = {"interfaces": [{"name": "eth0", "sandbox": "/n"}]}
 
 
 @pytest.mark.parametrize(
     "result",
-    [None, [], {}, {"interfaces": [5]}, {"interfaces": [{"name": "eth0"}]},
-     {"interfaces": [{"name": "eth0", "sandbox": "/n"}], "ips": [{"interface": 0, "address": 5}]},
-     {"interfaces": [{"name": "eth0", "sandbox": "/n"}], "routes": [{}]}],
-)  # fmt: skip
+    [
+        None,
+        [],
+        {},
+        {"interfaces": [5]},
+        {"interfaces": [{"name": "eth0"}]},
+        OURS | {"ips": [{"interface": 0, "address": 5}]},
+        OURS | {"routes": [{}]},
+        OURS | {"routes": [{"dst": "0.0.0.0/0", "gw": "x"}]},
+    ],
+)
 def test_a_previous_result_that_is_of_no_use_is_refused(result: object) -> None:
     with pytest.raises(CniError) as refused:
         previous(call_of(prevResult=result))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from netplane.agent.containers import records
-from netplane.agent.containers.devices import alias_of, bridge_name, port_name, read_alias
 from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.names import alias_of, bridge_name, port_name, read_alias
 from netplane.agent.containers.records import Key, PortMapping, Record, Store
 
 RECORD = Record(
@@ -69,11 +69,29 @@ async def test_what_comes_during_a_write_shares_the_next(
     assert len(written) <= 3
 
 
+def with_ports(*ports: object) -> str:
+    record = {
+        "network": "net", "container": "box", "ifname": "eth0", "address": "10.5.1.2/24",
+        "link": "npv1", "mac": "02:6e:0a:05:01:02", "ports": ports,
+    }  # fmt: skip
+    return json.dumps({"format": 1, "boot": "b", "last": None, "records": [record]})
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"format": 2}', '{"format": 1, "boot": "b", "last": null, "records": [5]}',
-     '{"format": 1, "boot": "b", "last": "x", "records": []}'],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1, "boot": "b", "last": null, "records": [5]}',
+        '{"format": 1, "boot": "b", "last": "x", "records": []}',
+        with_ports(["icmp", "", 80, 80]),
+        with_ports(["tcp", "", 0, 80]),
+        with_ports(["tcp", "x", 80, 80]),
+        with_ports(["tcp"]),
+    ],
+)
 def test_a_file_that_is_of_no_use_is_set_aside(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file"
     path.write_text(text)
