@@ -223,10 +223,16 @@ def text(subnet: IPv4Network, bridge: str) -> str:
     ]
     parts = [
         'comment "netplane: published ports of containers, kept by the agent"',
-        f"map {PORTS} {{\n  type {key} : ipv4_addr . inet_service\n  flags interval\n"
-        '  comment "what arrives at this host, and where it leads"\n}',
-        f"map {SAME_PORTS} {{\n  type {key} : ipv4_addr\n  flags interval\n"
-        '  comment "where the port stays the same, also many in a row"\n}',
+        _map(
+            PORTS,
+            "what arrives at this host, and where it leads",
+            f"{key} : ipv4_addr . inet_service",
+        ),
+        _map(
+            SAME_PORTS,
+            "where the port stays the same, also many in a row",
+            f"{key} : ipv4_addr",
+        ),
         chain(
             "prerouting",
             "from other hosts and from containers",
@@ -259,3 +265,7 @@ def text(subnet: IPv4Network, bridge: str) -> str:
         ),
     ]
     return "".join(f"  {line}\n" for part in parts for line in part.splitlines())
+
+
+def _map(name: str, comment: str, kind: str) -> str:
+    return f'map {name} {{\n  type {kind}\n  flags interval\n  comment "{comment}"\n}}'

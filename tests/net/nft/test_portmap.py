@@ -1,4 +1,4 @@
-"""Published ports, by packets: from another host, from this one, by 127.0.0.1, between containers."""
+"""Published ports, by packets: from other hosts, from this one, between containers."""
 
 from __future__ import annotations
 
