@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from netplane.netlink.heals import Heals
+from netplane.nft import library
 from netplane.nft import table as module
 from netplane.nft.firewall import Firewall, FirewallReport
 from netplane.nft.monitor import NftMonitor
@@ -174,6 +175,23 @@ async def test_a_flush_of_everything_is_undone_within_100_milliseconds(
         ["median  worst of 20", f"{took_ms[10]:6.1f} {took_ms[-1]:8.1f}"],
     )
     assert took_ms[-1] < 100
+
+
+async def test_the_program_heals_as_the_library_does(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its port is another each time, so our own writes are looked at as well: they make no heal.
+    monkeypatch.setattr(library, "LIBRARY", "libnothing.so.1")
+    async with watched(host, interval_s=HOUR_S) as here:
+        right = said(host)
+        host.run("nft", "flush", "ruleset")
+        await here.until(lambda: here.heals)
+        assert said(host) == right
+        seen = len(here.reports)
+        await here.until(lambda: len(here.reports) > seen)
+        last = here.reports[-1]
+        assert (last.cause, last.healed, last.written, last.problem) == ("changed", False, 0, "")
+        assert here.heals == 1
 
 
 async def test_our_own_writes_and_those_in_other_tables_cause_no_look(host: Host) -> None:
