@@ -108,8 +108,10 @@ def _underlay(rules: Rules) -> list[str]:
             "type filter hook prerouting priority raw; policy accept;",
             [
                 (
-                    f'iifname "{rules.external}" udp dport {rules.vxlan_port} ip saddr != @{VTEPS}'
-                    f" counter name {UNKNOWN_VTEPS} drop",
+                    (
+                        f'iifname "{rules.external}" udp dport {rules.vxlan_port}'
+                        f" ip saddr != @{VTEPS} counter name {UNKNOWN_VTEPS} drop"
+                    ),
                     "from no host of the overlay",
                 )
             ],
