@@ -25,7 +25,15 @@ from netplane.agent.interface import ExternalInterface
 from netplane.agent.lock import InstanceLock
 from netplane.agent.metrics import Counts
 from netplane.agent.notify import notify
-from netplane.agent.ports import Dataplane, Parts, Peers, Report, Subnets
+from netplane.agent.ports import (
+    Dataplane,
+    FirewallLook,
+    FirewallReport,
+    Parts,
+    Peers,
+    Report,
+    Subnets,
+)
 from netplane.agent.remembered import describe, remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import StateKeeper, load, read_machine_id
@@ -59,6 +67,8 @@ class Agent:
         self.counts = Counts()
         self.report = Report()
         """Of the newest round that the kernel's half did."""
+        self.firewall = FirewallReport()
+        """The newest."""
         self.external: ExternalInterface | None = None
         self.own: Lease | None = None
         self.peers: Peers = {}
@@ -118,7 +128,9 @@ class Agent:
         assert self._dataplane is not None
         await self._dataplane.clear()
         self.settings.subnet_file.unlink(missing_ok=True)
-        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, config="", sysctls={})
+        self.keeper.change(
+            own=None, peers=(), cluster_id=0, revision=0, config="", sysctls={}, firewall=False
+        )
         log.info("drained: lease and kernel state are given back")
 
     async def run(self, serving: contextlib.AbstractAsyncContextManager[None]) -> None:
@@ -279,6 +291,7 @@ class Agent:
         self._config = config
         self._dataplane = self._make_dataplane(config, external)
         self._dataplane.on_report = self._take_report
+        self._dataplane.on_firewall = self._take_firewall
         return self._dataplane
 
     def _make_dataplane(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
@@ -378,7 +391,9 @@ class Agent:
         if self._healing is None:
             # Not before: there would be nothing yet to heal towards.
             self._healing = group.create_task(dataplane.run())
-        text = subnet_env.render(self._config.network, own.subnet, dataplane.mtu)
+        text = subnet_env.render(
+            self._config.network, own.subnet, dataplane.mtu, ip_masq=self.settings.ip_masq
+        )
         self.board.miss("subnet-file", await self._subnet_file.keep(text))
 
     def _take_report(self, report: Report) -> None:
@@ -397,3 +412,27 @@ class Agent:
         assert self._dataplane is not None
         self.keeper.change(sysctls=dict(self._dataplane.sysctls))
         self.counts.failed += len(report.failed)
+
+    def _take_firewall(self, report: FirewallReport) -> None:
+        self.firewall = report
+        self.counts.written.update(report.written)
+        self.counts.healed.update(report.healed)
+        # Routes lead to the others all the same; who asked for masquerading reaches nobody else.
+        self.board.miss("firewall", report.problem if self.settings.ip_masq else "")
+        note = report.contested if self.settings.ip_masq else report.problem or report.contested
+        self.board.note("firewall", note)
+        self.board.note("forward", report.forward)
+        if not report.problem and not self._is_drained:
+            self.keeper.change(firewall=True)
+
+    async def look_at_firewall(self) -> FirewallLook | None:
+        """Read the firewall, and change nothing; None: nothing is programmed yet."""
+        if self._dataplane is None or self._healing is None:
+            return None
+        return await self._dataplane.look()
+
+    async def dropped(self) -> int | None:
+        """Return how many overlay packets of unknown hosts were dropped; None: not known."""
+        if self._dataplane is None or self._healing is None:
+            return None
+        return await self._dataplane.dropped()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from netplane.agent.errors import AgentError
 from netplane.agent.lock import InstanceLock
-from netplane.agent.ports import Parts, Report
+from netplane.agent.ports import FirewallReport, Parts, Report
 from netplane.agent.settings import Settings
 from netplane.agent.state import load, save
 from netplane.subnet.config import parse_config
@@ -42,21 +42,28 @@ async def clean(settings: Settings, parts: Parts) -> str:
         dataplane = parts.dataplane(settings, config, external, state.vtep_mac, state.sysctls)
         reports: list[Report] = []
         dataplane.on_report = reports.append
+        walls: list[FirewallReport] = []
+        dataplane.on_firewall = walls.append
         try:
             await dataplane.clear()
         finally:
             dataplane.close()
         problems = [f"{name}: {text}" for report in reports for name, text in report.failed]
         problems += [report.broken for report in reports if report.broken]
+        if walls and state.firewall:  # else there is nothing there, or nftables are not to be had
+            # The newest knows of both.
+            problems += [text for text in (walls[-1].problem, walls[-1].forward) if text]
         left = dataplane.sysctls
         try:
-            await asyncio.to_thread(save, settings.state_file, replace(state, sysctls=left))
+            left_there = state.firewall and bool(problems)
+            now = replace(state, sysctls=left, firewall=left_there)
+            await asyncio.to_thread(save, settings.state_file, now)
         except OSError as error:
             problems.append(f"cannot write {settings.state_file}: {error.strerror}")
         if problems:
             raise AgentError("; ".join(problems), "correct that and repeat")
         back = len(state.sysctls) - len(left)
-        removed = sum(
+        removed = sum(number for wall in walls for number in wall.written.values()) + sum(
             number
             for report in reports
             for kind, number in report.written.items()

@@ -14,6 +14,7 @@ from netplane.netlink.kernel import Change
 from netplane.netlink.messages import NetObject
 from netplane.netlink.monitor import ObjectChange
 from netplane.netlink.objects import (
+    BLACKHOLE,
     PROTOCOL,
     Address,
     FdbEntry,
@@ -98,8 +99,9 @@ def is_ours(item: Item, scope: Scope) -> bool:
             if item.protocol != PROTOCOL:
                 return False
             # Other instances have their own links, and share the external interface.
+            is_shared = item.link == scope.external or item.kind == BLACKHOLE
             return item.link == scope.link or (
-                item.link == scope.external and _within(item.destination, item.prefix_len, scope)
+                is_shared and _within(item.destination, item.prefix_len, scope)
             )
         case Neighbour():
             return item.link == scope.link and item.protocol == PROTOCOL

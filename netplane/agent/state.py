@@ -45,6 +45,8 @@ class State:
     peers: tuple[Lease, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     """Settings of the kernel that we changed, as they were before."""
+    firewall: bool = False
+    """Our table, and rules of ours in chains of others, may be there."""
 
 
 class Encoder:

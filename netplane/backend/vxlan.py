@@ -7,12 +7,14 @@ MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from netplane.backend import BackendError, External, Planned, Scope, Step
 from netplane.netlink.objects import (
+    BLACKHOLE,
+    LAST,
     Address,
     FdbEntry,
     KernelObject,
@@ -116,6 +118,8 @@ class VxlanBackend:
             behind NAT differs from the PublicIP that peers send to.
         mac: of our device, the same after every restart: peers have it in their kernels.
         adopts_flannel: whether the device of Flannel becomes ours.
+        blackhole: whether packets to addresses of our subnet that no container has end here, where
+            they would otherwise leave by the default route.
     """
 
     type = "vxlan"
@@ -128,6 +132,7 @@ class VxlanBackend:
         external: External,
         mac: str,
         adopts_flannel: bool = False,
+        blackhole: bool = False,
     ) -> None:
         self.config = config
         self.mac = mac.lower()
@@ -147,6 +152,7 @@ class VxlanBackend:
             config.flannels_link if adopts_flannel else "",
         )
         self._external = external
+        self._blackhole = blackhole
         self._last = _Plan(None, {}, {}, Planned(frozenset(), {}), set())
         self._own: frozenset[KernelObject] = frozenset(
             {
@@ -198,7 +204,8 @@ class VxlanBackend:
             before = nothing.union(*(one.objects for one in left))
             after = nothing.union(*(served[key].objects for key in came))
             step = Step(since, after - before, before - after)
-            planned = Planned(since - step.gone | step.came, {}, step)
+            vteps = _vteps(last, leases, came, gone)
+            planned = Planned(since - step.gone | step.came, {}, vteps, step)
             macs.update(new_macs)
         else:
             planned, macs = self._planned(subnet, leases, served)
@@ -211,6 +218,9 @@ class VxlanBackend:
         """Look at all peers. Returns the MACs that are in use, too."""
         objects: set[KernelObject] = set(self._own)
         objects.add(Address(self.link, subnet.network_address.packed, 32))
+        if self._blackhole:
+            packed, length = subnet.network_address.packed, subnet.prefixlen
+            objects.add(Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE))
         refused: dict[str, str] = {}
         owners = {packed_mac(self.mac) or b"": "us"}
         for peer in sorted(leases.values(), key=lambda peer: (peer.create_revision, peer.subnet)):
@@ -224,7 +234,8 @@ class VxlanBackend:
             if one.mac:
                 owners[one.mac] = str(peer.subnet)
             objects.update(one.objects)
-        return Planned(frozenset(objects), refused), set(owners)
+        vteps = frozenset(peer.public_ip for peer in leases.values())
+        return Planned(frozenset(objects), refused, vteps), set(owners)
 
     def _serve(self, peer: Lease) -> _Served:
         gateway, host = peer.subnet.network_address.packed, peer.public_ip.packed
@@ -268,6 +279,17 @@ class VxlanBackend:
         if mac is None:
             return f"its VtepMAC {given.get('vtepmac')!r} is no unicast MAC address", b""
         return "", mac
+
+
+def _vteps(
+    last: _Plan, leases: Mapping[int, Lease], came: Iterable[int], gone: Iterable[int]
+) -> frozenset[IPv4Address]:
+    """Return the hosts of all leases, going on from the last ones; see `VxlanBackend.plan`."""
+    before = last.planned.vteps
+    if len(before) != len(last.leases):  # one of two that have it may have gone
+        return frozenset(peer.public_ip for peer in leases.values())
+    left = before.difference(last.leases[key].public_ip for key in gone)
+    return left.union(leases[key].public_ip for key in came)
 
 
 def _number(given: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:

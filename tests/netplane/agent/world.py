@@ -14,7 +14,15 @@ from netplane.agent.ask import Answer, ask
 from netplane.agent.errors import InterfaceError, SettingsError
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.pages import serving
-from netplane.agent.ports import Occupant, Peers, Report, Standing, Who
+from netplane.agent.ports import (
+    FirewallLook,
+    FirewallReport,
+    Occupant,
+    Peers,
+    Report,
+    Standing,
+    Who,
+)
 from netplane.agent.settings import Settings
 from netplane.agent.state import State, encode
 from netplane.subnet.config import NetworkConfig, parse_config
@@ -62,6 +70,9 @@ class World:
     who: list[Who] = field(default_factory=list)
     data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
+    wall: FirewallReport = field(default_factory=FirewallReport)
+    look: FirewallLook = FirewallLook((), (), (), ())
+    dropped: int | None = None
     no_interface: InterfaceError | None = None
     no_dataplane: SettingsError | None = None
 
@@ -166,6 +177,7 @@ class FakeDataplane:
         self.mac = mac
         self.sysctls = dict(sysctls)
         self.on_report: Callable[[Report], None] = lambda report: None
+        self.on_firewall: Callable[[FirewallReport], None] = lambda report: None
 
     def lease_data(self) -> object:
         return {"VNI": 1, "VtepMAC": self.mac}
@@ -174,6 +186,7 @@ class FakeDataplane:
         self.sysctls.setdefault("ipv4/ip_forward", "0")
         names = ",".join(str(subnet) for subnet in sorted(wanted)) or "nobody"
         self.on_report(self.world.report)
+        self.on_firewall(self.world.wall)
         self.world.note(f"{'set' if remove else 'add'} {names}")
 
     async def run(self) -> None:
@@ -183,9 +196,16 @@ class FakeDataplane:
         finally:
             self.world.note("healing ended")
 
+    async def look(self) -> FirewallLook:
+        return self.world.look
+
+    async def dropped(self) -> int | None:
+        return self.world.dropped
+
     async def clear(self) -> None:
         self.sysctls.clear()
         self.on_report(self.world.report)
+        self.on_firewall(self.world.wall)
         self.world.note("cleared")
 
     def close(self) -> None:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from netplane.backend import BackendError, External
 from netplane.backend.vxlan import VNI_MAX, VxlanBackend, VxlanConfig
-from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route, Sysctl, VxlanLink
+from netplane.netlink.objects import (
+    BLACKHOLE,
+    LAST,
+    Address,
+    FdbEntry,
+    Neighbour,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
 from netplane.subnet.lease import Lease
 
 NETWORK = IPv4Network("10.5.0.0/16")
@@ -54,6 +63,31 @@ def test_a_peer_is_three_objects_beside_our_own() -> None:
         FdbEntry("np.1", mac, packed("192.0.2.2")),
         Route("np.1", gateway, 24, gateway, onlink=True),
     }
+
+
+def test_a_blackhole_ends_what_no_container_takes() -> None:
+    made = VxlanBackend(
+        VxlanConfig(),
+        network=NETWORK,
+        external=External("eth0", IPv4Interface("192.0.2.1/24"), 1500),
+        mac=MAC,
+        blackhole=True,
+    )
+    extra = made.plan(SUBNET, {}).objects - backend().plan(SUBNET, {}).objects
+    assert extra == {Route("", packed("10.5.1.0"), 24, b"", metric=LAST, kind=BLACKHOLE)}
+    other = IPv4Network("10.5.9.0/24")
+    assert not extra & made.plan(other, {}).objects
+
+
+def test_packets_may_come_from_all_peers_and_a_host_stays_as_long_as_a_lease_of_it() -> None:
+    # Also from one that cannot be served: it may serve us.
+    bad = replace(PEER, subnet=IPv4Network("10.5.3.0/24"), public_ip=IPv4Address("192.0.2.3"))
+    again = replace(PEER, subnet=IPv4Network("10.5.4.0/24"), backend_data=None)
+    here = backend()
+    plan = here.plan(SUBNET, {one.subnet: one for one in (PEER, bad, again)})
+    assert plan.vteps == {PEER.public_ip, bad.public_ip}
+    assert here.plan(SUBNET, {again.subnet: again}).vteps == {PEER.public_ip}
+    assert here.plan(SUBNET, {}).vteps == frozenset()
 
 
 def test_null_leaves_a_field_as_it_is() -> None:

@@ -1,0 +1,282 @@
+"""Two accept rules in iptables' chain of forwarded packets: kept there, and taken away again.
+
+They are all that we touch outside of our table. What is said and where they go is in `chains`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from netplane.netlink.heals import Heals
+from netplane.netlink.monitor import Overrun
+from netplane.netlink.namespace import inside
+from netplane.netlink.objects import Identity
+from netplane.nft import legacy
+from netplane.nft.chains import (
+    DOCKER,
+    FIREWALLD,
+    IPTABLES,
+    OURS,
+    Chain,
+    Pair,
+    Placing,
+    forward_chains,
+    has_chain,
+    in_the_way,
+    legacy_commands,
+    names_network,
+    nft_commands,
+    nft_lines,
+    place,
+)
+from netplane.nft.legacy import LegacyError
+from netplane.nft.library import Nft
+from netplane.nft.monitor import NftMonitor, TableChange
+from netplane.nft.rules import NftError
+
+Result = TypeVar("Result")
+
+INTERVAL_S = 30.0
+SETTLE_S = 0.01
+"""What belongs together comes as several notifications."""
+PAUSE_S = 0.2
+"""Between two looks: others may write their rules all the time, and many of them."""
+RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardReport:
+    """What one look at the chains found and did."""
+
+    cause: str
+    """`desired`, `change`, `timer`, or `retry`."""
+    written: int = 0
+    removed: int = 0
+    healed: bool = False
+    """Rules that were right before had to be written again."""
+    problem: str = ""
+    """What could not be read or written."""
+    drops: tuple[str, ...] = ()
+    """Chains that drop what our rules would accept, and what helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How the chains are, for who only looks."""
+
+    missing: tuple[str, ...]
+    """Rules of ours that are not where they belong, in words."""
+    kept: tuple[str, ...]
+    """Chains that have them."""
+    drops: tuple[str, ...]
+    problem: str
+
+
+class ForwardRules:
+    """Keeps the pair of rules in front of iptables' chain, of either kind, where there is one.
+
+    Nothing is written before `apply`, and no chain is ever made.
+
+    Args:
+        pair: the rules.
+        wanted: without it they are removed, and chains that drop are only named.
+        namespace: a path; None is the one we are in.
+        listen: whether `run` listens for changes; without it only the timer heals.
+        interval_s: how often the chains are read though no change was told. What iptables keep
+            themselves is never told.
+        on_report: called with the report of every pass, those of `apply` too.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        wanted: bool = True,
+        namespace: str | None = None,
+        listen: bool = True,
+        interval_s: float = INTERVAL_S,
+        on_report: Callable[[ForwardReport], None] | None = None,
+    ) -> None:
+        self._pair = pair
+        self._wanted = wanted
+        self._names_drops = True
+        self._namespace = namespace
+        self._interval_s = interval_s
+        self._on_report = on_report
+        self._nft = Nft(namespace)
+        self._listens = listen
+        self._heals = Heals()
+        self._right: set[str] = set()
+        """Chains that were as they should be at the end of the last pass."""
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+
+    def close(self) -> None:
+        """Give thread and sockets back; the rules stay."""
+        self._nft.close()
+
+    async def apply(self) -> ForwardReport:
+        """Have the rules where they belong, or nowhere if they are not wanted."""
+        return await self._pass("desired")
+
+    async def clear(self) -> ForwardReport:
+        """Take the rules away."""
+        self._wanted, self._names_drops = False, False
+        return await self._pass("desired")
+
+    async def run(self) -> None:
+        """Heal on changes and the timer, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            if self._listens:
+                tasks.create_task(self._listen())
+            tasks.create_task(self._heal())
+
+    async def read(self) -> Sight:
+        """Look, and change nothing."""
+        chains, problems = await self._look()
+        missing, kept = [], []
+        for chain in chains:
+            if not chain.is_iptables:
+                continue
+            placing = place(chain, self._pair, wanted=self._wanted)
+            if placing.write:
+                missing.append(
+                    f"the rules that accept {self._pair.network} are not in front of chain"
+                    f" {_place_name(chain, placing)}"
+                )
+            elif self._wanted:
+                kept.append(_place_name(chain, placing))
+        drops = in_the_way(chains, self._pair, kept=bool(kept) and not missing)
+        return Sight(tuple(missing), tuple(kept), tuple(drops), "; ".join(problems))
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                with contextlib.closing(NftMonitor(self._namespace)) as monitor:
+                    self._wake.set()  # what came before was not heard
+                    while True:
+                        self._hear(await monitor.read(self._nft.port))
+                        await asyncio.sleep(0)
+            except OSError:
+                # Who keeps our table says so in the log, for the same reason.
+                await asyncio.sleep(self._interval_s)
+
+    def _hear(self, changes: list[TableChange | Overrun]) -> None:
+        for change in changes:
+            # What we write into our own tables has nothing to do with this.
+            if isinstance(change, Overrun) or not OURS.match(f"{change.table}: "):
+                self._wake.set()
+
+    async def _heal(self) -> None:
+        report = None
+        while True:
+            due_s = self._heals.due_s(time.monotonic())
+            if report is not None and report.problem:
+                due_s = min(RETRY_S, due_s or RETRY_S)
+            try:
+                async with asyncio.timeout(min(self._interval_s, due_s or self._interval_s)):
+                    await self._wake.wait()
+                await asyncio.sleep(SETTLE_S)
+                cause = "change"
+            except TimeoutError:
+                cause = "timer" if due_s is None else "retry"
+            self._wake.clear()
+            report = await self._pass(cause)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _pass(self, cause: str) -> ForwardReport:
+        async with self._lock:
+            chains, problems = await self._look()
+            if problems:
+                # A chain may have gone between the list of chains and that of its rules.
+                chains, problems = await self._look()
+            written = removed = 0
+            healed = False
+            right, self._right = self._right, set()
+            for chain in chains:
+                if not chain.is_iptables:
+                    continue
+                placing = place(chain, self._pair, wanted=self._wanted)
+                if placing.is_done:
+                    self._right.add(chain.name)
+                    continue
+                key = Identity("forward", chain.name)
+                if self._heals.held(key, time.monotonic()):
+                    problems.append(
+                        f"chain {chain.name} is changed again and again by somebody, and put right"
+                        f" every {self._heals.PAUSE_S:g} s only: find who does it"
+                    )
+                    continue
+                try:
+                    await self._write(chain, placing)
+                except (NftError, LegacyError) as error:
+                    problems.append(str(error))
+                    continue
+                self._right.add(chain.name)
+                written += 2 * placing.write
+                removed += len(placing.stale)
+                if chain.name in right:
+                    healed = True
+                    self._heals.note(key, time.monotonic())
+            self._heals.forget(time.monotonic())
+            kept = self._wanted and {one.name for one in chains if one.is_iptables} <= self._right
+            report = ForwardReport(
+                cause, written, removed, healed, "; ".join(problems),
+                tuple(in_the_way(chains, self._pair, kept=kept)) if self._names_drops else (),
+            )  # fmt: skip
+        if self._on_report is not None:
+            self._on_report(report)
+        return report
+
+    async def _look(self) -> tuple[list[Chain], list[str]]:
+        """Return the base chains of forwarded packets, and what could not be read."""
+        chains, problems = [], []
+        try:
+            chains += await self._look_at_nft()
+        except NftError as error:
+            problems.append(str(error))
+        try:
+            found = await self._inside(partial(legacy.look, self._pair.network))
+        except LegacyError as error:
+            problems.append(str(error))
+        else:
+            chains += [] if found is None else [found]
+        return chains, problems
+
+    async def _look_at_nft(self) -> list[Chain]:
+        network = self._pair.network
+        listed = await self._nft.ask("list chains")
+        found = []
+        for family, table, name, policy in forward_chains(listed):
+            lines = nft_lines(await self._nft.ask(f"list chain {family} {table} {name}"), network)
+            is_iptables = (family, table, name) == IPTABLES
+            docker = None
+            if is_iptables and has_chain(listed, family, table, DOCKER):
+                asked = await self._nft.ask(f"list chain {family} {table} {DOCKER}")
+                docker = nft_lines(asked, network)
+            if table == FIREWALLD:
+                # Its chains ask zone after zone: whether it knows the network is all that can be
+                # seen.
+                if names_network(await self._nft.ask(f"list table {family} {table}"), network):
+                    continue
+            found.append(Chain(f"{family} {table} {name}", policy, lines, docker, is_iptables))
+        return found
+
+    async def _write(self, chain: Chain, placing: Placing) -> None:
+        if chain.name == legacy.NAME:
+            await self._inside(partial(legacy.write, legacy_commands(placing, self._pair)))
+        else:
+            await self._nft.run(nft_commands(placing, self._pair))
+
+    async def _inside(self, action: Callable[[], Result]) -> Result:
+        return await asyncio.to_thread(inside, self._namespace, action)
+
+
+def _place_name(chain: Chain, placing: Placing) -> str:
+    return chain.name.replace(IPTABLES[2], placing.place)
