@@ -13,7 +13,6 @@ from typing import Self
 
 from netplane.agent.desired import (
     Desired,
-    Heals,
     Item,
     LinkPlan,
     external_problems,
@@ -29,6 +28,7 @@ from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostErr
 from netplane.netlink.decode import Link, NetlinkFormatError
 from netplane.netlink.kernel import Change, Kernel
 from netplane.netlink.messages import AF_OF_LENGTH
+from netplane.netlink.heals import Heals
 from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
     Identity,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from netplane.agent import reconcile
-from netplane.agent.desired import Heals
+from netplane.netlink.heals import Heals
 from netplane.agent.reconcile import Reconciler, Report
 from netplane.backend.vxlan import VxlanConfig
 from netplane.netlink.connection import SO_RCVBUFFORCE
