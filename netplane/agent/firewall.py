@@ -82,7 +82,12 @@ class HostFirewall:
         if self._told == (subnet, vteps):
             return
         self._told = subnet, vteps
-        if not await self._bounded(self._own.apply(self._wanted.rules(subnet), vteps)):
+        try:
+            rules = self._wanted.rules(subnet)
+        except ValueError as error:  # such as an interface with an asterisk in its name
+            self._report(problem=str(error))
+            return
+        if not await self._bounded(self._own.apply(rules, vteps)):
             self._report(
                 problem=f"nftables have not answered within {PATIENCE_S:g} s; somebody may be"
                 " writing very many rules"
