@@ -139,4 +139,3 @@ def _tx_checksums_offloaded(name: str) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         fcntl.ioctl(asking, SIOCETHTOOL, request)
     return bool(struct.unpack("II", value.tobytes())[1])
-

@@ -131,7 +131,9 @@ def look_at_firewall(look: Mapping[str, Any] | None, *, forwarded: bool = True) 
         found.append(Finding("firewall", State.OK, "our table is as it should be"))
     if forwarded:
         chains = look["accepted_in"]
-        found += [Finding("forward", State.OK, f"accepted in front of chain {chain}") for chain in chains]
+        found += [
+            Finding("forward", State.OK, f"accepted in front of chain {chain}") for chain in chains
+        ]
         found += [Finding("forward", State.HINT, text) for text in look["drops"]]
         if not (chains or look["drops"] or look["unseen"] or look["wrong"]):
             text = "no chain drops what no rule of it accepts"

@@ -258,7 +258,7 @@ class RealDataplane:
             self._wall = HostFirewall(
                 self._wanted,
                 self._settings.firewall_interval_s,
-                lambda report: self.on_firewall(report),
+                self._take_firewall,
             )
         return self._wall
 
@@ -271,6 +271,9 @@ class RealDataplane:
                 previous_sysctls=self._before,
             )
         return self._made
+
+    def _take_firewall(self, report: FirewallReport) -> None:
+        self.on_firewall(report)
 
     def _take(self, report: kernel.Report) -> None:
         broken = [

@@ -155,6 +155,7 @@ def switch(name: str, *, default: bool, help: str) -> Callable[[Any], Any]:  # n
         help=help,
     )
 
+
 def options(*made: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Make one decorator of several, in the order of the help page."""
 

@@ -1,4 +1,4 @@
-"""Chains of others that decide about forwarded packets: what they say, and where our rules go. Pure.
+"""Chains of others that see forwarded packets: what they say, and where our rules go. Pure.
 
 Every base chain of a hook is asked, so an accept in our table does not help against a drop in
 another. What helps is an accept in the chain that drops, before the rule that does.
@@ -31,11 +31,13 @@ class Line(NamedTuple):
     """By which it is deleted: its handle, or its own words."""
     comment: str = ""
     accepts: str = ""
-    """`from` or `to` when all that it does is to accept what comes from, or goes to, our network."""
+    """`from` or `to` when it does no more than accept what comes from, or goes to, our network."""
     jumps: str = ""
     """To which chain."""
     drops: bool = False
     """All that comes to it."""
+    hides_comment: bool = False
+    """It has one that nft does not show: iptables write theirs so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def _leading(lines: Sequence[Line]) -> int:
 
 
 def in_the_way(chains: Iterable[Chain], pair: Pair, *, kept: bool) -> list[str]:
-    """Say which chains drop forwarded packets of the network, as far as can be known, and what helps.
+    """Say which chains drop packets of the network, as far as can be known, and what helps.
 
     Args:
         chains: all base chains of the hook but our own.
@@ -183,13 +185,13 @@ def has_chain(listed: Mapping[str, Any], family: str, table: str, name: str) -> 
 
 def nft_lines(listed: Mapping[str, Any], network: IPv4Network) -> list[Line]:
     """Read the rules in the answer to `list chain`, or `list table`."""
-    return [
-        _nft_line(entry["rule"], network) for entry in listed["nftables"] if "rule" in entry
-    ]
+    return [_nft_line(entry["rule"], network) for entry in listed["nftables"] if "rule" in entry]
 
 
 def _nft_line(rule: Mapping[str, Any], network: IPv4Network) -> Line:
-    parts = [part for part in rule.get("expr", ()) if "counter" not in part]
+    hidden = {"xt": {"type": "match", "name": "comment"}}
+    expressions = rule.get("expr", ())
+    parts = [part for part in expressions if "counter" not in part and part != hidden]
     verdict = parts[-1] if parts else {}
     tests = parts[:-1]
     target = verdict.get("jump") or {}
@@ -199,7 +201,19 @@ def _nft_line(rule: Mapping[str, Any], network: IPv4Network) -> Line:
         _side(tests[0], network) if "accept" in verdict and len(tests) == 1 else "",
         target.get("target", ""),
         not tests and ("drop" in verdict or "reject" in verdict),
+        hidden in expressions,
     )
+
+
+def with_comments(lines: list[Line], printed: str, network: IPv4Network) -> list[Line]:
+    """Return rules of nft with the comments that `iptables -S` shows of the same chain."""
+    _, shown = legacy_lines(printed, network)
+    if len(shown) != len(lines):  # somebody wrote in between; that is told, and looked at anew
+        return lines
+    return [
+        line._replace(comment=other.comment) if line.hides_comment else line
+        for line, other in zip(lines, shown, strict=True)
+    ]
 
 
 def names_network(listed: Mapping[str, Any], network: IPv4Network) -> bool:

@@ -11,19 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from netplane.netlink.heals import Heals
 from netplane.netlink.monitor import Overrun
 from netplane.netlink.namespace import inside
 from netplane.netlink.objects import Identity
-from netplane.nft import legacy
+from netplane.nft import iptables
 from netplane.nft.chains import (
     DOCKER,
     FIREWALLD,
     IPTABLES,
     OURS,
     Chain,
+    Line,
     Pair,
     Placing,
     forward_chains,
@@ -34,8 +35,9 @@ from netplane.nft.chains import (
     nft_commands,
     nft_lines,
     place,
+    with_comments,
 )
-from netplane.nft.legacy import LegacyError
+from netplane.nft.iptables import IptablesError
 from netplane.nft.library import Nft
 from netplane.nft.monitor import NftMonitor, TableChange
 from netplane.nft.rules import NftError
@@ -76,6 +78,14 @@ class Sight:
     """Chains that have them."""
     drops: tuple[str, ...]
     problem: str
+
+
+@dataclass(slots=True)
+class _Pass:
+    problems: list[str]
+    written: int = 0
+    removed: int = 0
+    healed: bool = False
 
 
 class ForwardRules:
@@ -174,11 +184,14 @@ class ForwardRules:
                 self._wake.set()
 
     async def _heal(self) -> None:
-        report = None
+        retry_s = RETRY_S
+        report = ForwardReport("")
         while True:
             due_s = self._heals.due_s(time.monotonic())
-            if report is not None and report.problem:
-                due_s = min(RETRY_S, due_s or RETRY_S)
+            if report.problem and due_s is None:
+                due_s, retry_s = retry_s, min(2 * retry_s, self._interval_s)
+            elif not report.problem:
+                retry_s = RETRY_S
             try:
                 async with asyncio.timeout(min(self._interval_s, due_s or self._interval_s)):
                     await self._wake.wait()
@@ -196,81 +209,101 @@ class ForwardRules:
             if problems:
                 # A chain may have gone between the list of chains and that of its rules.
                 chains, problems = await self._look()
-            written = removed = 0
-            healed = False
-            right, self._right = self._right, set()
+            done = _Pass(problems)
             for chain in chains:
-                if not chain.is_iptables:
-                    continue
-                placing = place(chain, self._pair, wanted=self._wanted)
-                if placing.is_done:
-                    self._right.add(chain.name)
-                    continue
-                key = Identity("forward", chain.name)
-                if self._heals.held(key, time.monotonic()):
-                    problems.append(
-                        f"chain {chain.name} is changed again and again by somebody, and put right"
-                        f" every {self._heals.PAUSE_S:g} s only: find who does it"
-                    )
-                    continue
-                try:
-                    await self._write(chain, placing)
-                except (NftError, LegacyError) as error:
-                    problems.append(str(error))
-                    continue
-                self._right.add(chain.name)
-                written += 2 * placing.write
-                removed += len(placing.stale)
-                if chain.name in right:
-                    healed = True
-                    self._heals.note(key, time.monotonic())
+                if chain.is_iptables:
+                    await self._keep(chain, done)
             self._heals.forget(time.monotonic())
-            kept = self._wanted and {one.name for one in chains if one.is_iptables} <= self._right
+            if done.written or done.removed:
+                chains, _ = await self._look()
+            drops: list[str] = []
+            if self._names_drops:
+                kept = self._wanted and not done.problems
+                drops = in_the_way(chains, self._pair, kept=kept)
+            problem = "; ".join(dict.fromkeys(done.problems))
             report = ForwardReport(
-                cause, written, removed, healed, "; ".join(problems),
-                tuple(in_the_way(chains, self._pair, kept=kept)) if self._names_drops else (),
-            )  # fmt: skip
+                cause, done.written, done.removed, done.healed, problem, tuple(drops)
+            )
         if self._on_report is not None:
             self._on_report(report)
         return report
 
+    async def _keep(self, chain: Chain, done: _Pass) -> None:
+        """Have the pair where it belongs in one chain, or not at all."""
+        placing = place(chain, self._pair, wanted=self._wanted)
+        if not placing.is_done:
+            key = Identity("forward", chain.name)
+            if self._heals.held(key, time.monotonic()):
+                done.problems.append(
+                    f"chain {chain.name} is changed again and again by somebody, and put right"
+                    f" every {self._heals.PAUSE_S:g} s only: find who does it"
+                )
+                return
+            try:
+                await self._write(chain, placing)
+            except (NftError, IptablesError) as error:
+                done.problems.append(str(error))
+                return
+            done.written += 2 * placing.write
+            done.removed += len(placing.stale)
+            if chain.name in self._right:
+                done.healed = True
+                self._heals.note(key, time.monotonic())
+        self._right.add(chain.name)
+
     async def _look(self) -> tuple[list[Chain], list[str]]:
         """Return the base chains of forwarded packets, and what could not be read."""
-        chains, problems = [], []
+        chains: list[Chain] = []
+        problems: list[str] = []
         try:
-            chains += await self._look_at_nft()
+            listed = await self._nft.ask("list chains")
         except NftError as error:
             problems.append(str(error))
+        else:
+            for name in forward_chains(listed):
+                try:
+                    chains += await self._look_at_nft(listed, *name)
+                except (NftError, IptablesError) as error:
+                    problems.append(str(error))
         try:
-            found = await self._inside(partial(legacy.look, self._pair.network))
-        except LegacyError as error:
+            found = await self._inside(partial(iptables.look_at_legacy, self._pair.network))
+        except IptablesError as error:
             problems.append(str(error))
         else:
             chains += [] if found is None else [found]
+        # One that is gone, or is there again as another, was not right.
+        self._right &= {chain.name for chain in chains}
         return chains, problems
 
-    async def _look_at_nft(self) -> list[Chain]:
+    async def _look_at_nft(
+        self, listed: dict[str, Any], family: str, table: str, name: str, policy: str
+    ) -> list[Chain]:
+        """Return a chain, none where it is known to let the network pass."""
         network = self._pair.network
-        listed = await self._nft.ask("list chains")
-        found = []
-        for family, table, name, policy in forward_chains(listed):
-            lines = nft_lines(await self._nft.ask(f"list chain {family} {table} {name}"), network)
-            is_iptables = (family, table, name) == IPTABLES
-            docker = None
-            if is_iptables and has_chain(listed, family, table, DOCKER):
-                asked = await self._nft.ask(f"list chain {family} {table} {DOCKER}")
-                docker = nft_lines(asked, network)
-            if table == FIREWALLD:
-                # Its chains ask zone after zone: whether it knows the network is all that can be
-                # seen.
-                if names_network(await self._nft.ask(f"list table {family} {table}"), network):
-                    continue
-            found.append(Chain(f"{family} {table} {name}", policy, lines, docker, is_iptables))
-        return found
+        lines = await self._lines(family, table, name)
+        is_iptables = (family, table, name) == IPTABLES
+        docker = None
+        if is_iptables and has_chain(listed, family, table, DOCKER):
+            docker = await self._lines(family, table, DOCKER)
+        # Its chains ask zone after zone: whether it knows the network is all that can be seen.
+        if table == FIREWALLD and names_network(
+            await self._nft.ask(f"list table {family} {table}"), network
+        ):
+            return []
+        return [Chain(f"{family} {table} {name}", policy, lines, docker, is_iptables)]
+
+    async def _lines(self, family: str, table: str, name: str) -> list[Line]:
+        network = self._pair.network
+        lines = nft_lines(await self._nft.ask(f"list chain {family} {table} {name}"), network)
+        if any(line.accepts and line.hides_comment for line in lines):
+            # They may be ours, saved by iptables and restored.
+            printed = await self._inside(partial(iptables.print_chain, name))
+            lines = with_comments(lines, printed, network)
+        return lines
 
     async def _write(self, chain: Chain, placing: Placing) -> None:
-        if chain.name == legacy.NAME:
-            await self._inside(partial(legacy.write, legacy_commands(placing, self._pair)))
+        if chain.name == iptables.NAME:
+            await self._inside(partial(iptables.write_legacy, legacy_commands(placing, self._pair)))
         else:
             await self._nft.run(nft_commands(placing, self._pair))
 

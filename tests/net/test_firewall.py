@@ -7,12 +7,12 @@ import shutil
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Self
 
 import pytest
 
 from netplane.agent.ask import ask
-from tests.net.namespaces import Namespace, missing
+from tests.net.namespaces import missing
 from tests.net.nft.ear import Ear as NftEar
 from tests.net.overlay import PREFIX, AgentProcess, Overlay, until
 from tests.net.packets import SO_RCVBUFFORCE, Flow, Place, ping
@@ -34,13 +34,6 @@ DROPPING = (
     " { type filter hook forward priority 0; policy drop; }"
 )
 """As iptables-nft make it for `-P FORWARD DROP`."""
-
-
-class Spot(NamedTuple):
-    """A namespace, by one of its addresses."""
-
-    namespace: Namespace
-    address: str
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +188,7 @@ def test_an_agent_that_ends_and_comes_back_masquerades_without_a_gap(overlay: Ov
         NftEar(agent.host.namespace.path) as ear,
         Flow(here, there, RATE) as out,
         Flow(there, here, RATE, port=7003) as back,
-        Flow(here, Spot(stranger.namespace, stranger.address), RATE, port=7004) as beyond,
+        Flow(here, stranger, RATE, port=7004) as beyond,
     ):
         flows = out, back, beyond
         until(lambda: min(flow.received for flow in flows) > 1000, 20, "packets arrive")
@@ -239,8 +232,9 @@ class Order:
     Both are told in the writer's own call. So when the second is read, the first has been told.
     """
 
-    NETFILTER, ELEMENTS = 12, {(10 << 8) + 12: "let in", (10 << 8) + 14: "kept out"}
-    ROUTES = {24: "route", 25: "no route"}
+    NETFILTER = 12
+    ELEMENTS: ClassVar = {(10 << 8) + 12: "let in", (10 << 8) + 14: "kept out"}
+    ROUTES: ClassVar = {24: "route", 25: "no route"}
 
     def __init__(self, host: Host, address: str, destination: str) -> None:
         self._address = socket.inet_aton(address)
@@ -248,7 +242,7 @@ class Order:
         self._elements = self._listen(host, self.NETFILTER, 7)
         self._routes = self._listen(host, 0, 7)
 
-    def __enter__(self) -> Order:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -304,8 +298,14 @@ def test_a_chain_that_drops_what_is_forwarded_lets_the_overlay_pass(
     nft("nft", DROPPING)
     try:
         if docker:
-            nft("nft", "add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER")
-        rules = lambda: nft("nft", "list", "chain", "ip", "filter", chain)  # noqa: E731
+            nft(
+                "nft",
+                "add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER",
+            )
+
+        def rules() -> str:
+            return nft("nft", "list", "chain", "ip", "filter", chain)
+
         until(lambda: rules().count("netplane: ") == 2, 20, "our rules are in it")
         assert ping(here, there.address) is not None
         # And what else is forwarded is dropped as before.
@@ -333,20 +333,27 @@ def test_a_chain_that_drops_and_is_nobodys_we_know_is_named_everywhere(overlay: 
     here, there = pair(overlay)
     agent = overlay.agents[0]
     nft = agent.host.namespace.run
-    nft("nft", DROPPING.replace("ip filter FORWARD", "inet mine fwd").replace("ip filter", "inet mine"))
+    nft(
+        "nft",
+        DROPPING.replace("ip filter FORWARD", "inet mine through").replace(
+            "ip filter", "inet mine"
+        ),
+    )
     try:
-        said = "forward: chain inet mine fwd drops what no rule of it accepts: nft insert rule"
+        said = "forward: chain inet mine through drops what no rule of it accepts: nft insert rule"
         until(lambda: said in agent.missing(), 20, "it is named")
         assert ask(agent.socket, "GET", "/readyz").status == 200  # rules may let it pass
         for command in (["check"], ["trace", here.address, there.address]):
             _, rows = inspect(agent, *command)
-            [text] = [text for subject, state, text in rows if (subject, state) == ("forward", "hint")]
-            assert text in said + text.removeprefix("chain inet mine fwd")
-            assert text.startswith("chain inet mine fwd drops")
+            [text] = [
+                text for subject, state, text in rows if (subject, state) == ("forward", "hint")
+            ]
+            assert text in said + text.removeprefix("chain inet mine through")
+            assert text.startswith("chain inet mine through drops")
         assert ping(here, there.address, timeout_s=0.2) is None
         # What it says helps.
         for field in ("saddr", "daddr"):
-            nft("nft", f"insert rule inet mine fwd ip {field} 10.5.0.0/16 accept")
+            nft("nft", f"insert rule inet mine through ip {field} 10.5.0.0/16 accept")
         until(lambda: "forward:" not in agent.missing(), 20, "it is named no more")
         assert ping(here, there.address) is not None
     finally:

@@ -132,9 +132,7 @@ def words(overlay: Overlay) -> Iterator[tuple[Path, dict[str, str]]]:
     agent, other = overlay.agents
     folder = agent.folder / "words"
     folder.mkdir()
-    said = {
-        path: ask(agent.socket, "GET", path).body for path in ("/v1/status", "/v1/firewall")
-    }
+    said = {path: ask(agent.socket, "GET", path).body for path in ("/v1/status", "/v1/firewall")}
     [peer] = agent.status()["peers"]
     agent.kill()
 

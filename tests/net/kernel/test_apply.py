@@ -209,14 +209,14 @@ async def test_a_blackhole_gives_way_to_the_bridge_and_goes_with_the_subnet(host
         )
         return made.plan(lease(number).subnet, {}).objects
 
-    def blackholes() -> list[str]:
-        return [item["dst"] for item in host.json("ip", "-j", "route", "show", "type", "blackhole")]
+    def blackholes() -> set[str]:
+        return {item["dst"] for item in host.json("ip", "-j", "route", "show", "type", "blackhole")}
 
     host.run("ip", "route", "add", "blackhole", "10.128.77.0/24")  # of somebody else
     async with host.reconciler() as reconciler:
         clean(await reconciler.apply(plan(1)))
-        assert blackholes() == ["10.128.77.0/24", "10.128.1.0/24"]
-        with pytest.raises(AssertionError, match="Invalid argument"):
+        assert blackholes() == {"10.128.1.0/24", "10.128.77.0/24"}
+        with pytest.raises(RuntimeError, match="Invalid argument"):
             host.run("ip", "route", "get", "10.128.1.9")
         # The containers' bridge comes later, as always.
         host.do("ip link add br0 type bridge", "ip addr add 10.128.1.1/24 dev br0")
@@ -225,9 +225,9 @@ async def test_a_blackhole_gives_way_to_the_bridge_and_goes_with_the_subnet(host
     async with host.reconciler() as later:
         # An agent that has another subnet now leaves nothing of the old one.
         clean(await later.apply(plan(2)))
-        assert blackholes() == ["10.128.77.0/24", "10.128.2.0/24"]
+        assert blackholes() == {"10.128.2.0/24", "10.128.77.0/24"}
         clean(await later.clear())
-    assert blackholes() == ["10.128.77.0/24"]
+    assert blackholes() == {"10.128.77.0/24"}
 
 
 async def test_peers_on_the_same_link_need_no_tunnel(hosts: tuple[Host, Host]) -> None:

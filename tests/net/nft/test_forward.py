@@ -1,4 +1,4 @@
-"""Our two rules in iptables' chain of forwarded packets, in either form; iptables are the witness."""
+"""Our two rules in the chain FORWARD of iptables, in either form; iptables are the witness."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ async def healing(rules: ForwardRules) -> AsyncIterator[None]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
-            await asyncio.sleep(0.01)  # what iptables show can be asked for only
+        while not condition():  # noqa: ASYNC110 (iptables can only be asked)
+            await asyncio.sleep(0.01)
 
 
 async def test_where_there_is_no_chain_none_is_made(
@@ -103,7 +103,9 @@ async def test_the_pair_is_in_front_once_and_goes_without_a_trace(
     iptables: Tables, make: Callable[..., ForwardRules]
 ) -> None:
     iptables.do("-P", "FORWARD", "DROP")
-    iptables.do("-A", "FORWARD", "-i", "eth7", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
+    iptables.do(
+        "-A", "FORWARD", "-i", "eth7", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT"
+    )
     iptables.do("-A", "FORWARD", "-j", "REJECT")
     before = iptables.rules()
     rules = make()
@@ -243,15 +245,19 @@ async def test_a_chain_of_neither_kind_is_named_until_it_lets_the_network_pass(
 ) -> None:
     host.run(
         "nft",
-        "add table inet mine; add chain inet mine fwd"
+        "add table inet mine; add chain inet mine through"
         " { type filter hook forward priority 0; policy drop; }",
     )
     rules = make()
     [text] = good(await rules.apply()).drops
-    assert text.startswith("chain inet mine fwd drops what no rule of it accepts: nft insert rule")
+    assert text.startswith(
+        "chain inet mine through drops what no rule of it accepts: nft insert rule"
+    )
     # What it says helps.
     for field in ("saddr", "daddr"):
-        host.run("nft", "insert", "rule", "inet", "mine", "fwd", "ip", field, str(NETWORK), "accept")
+        host.run(
+            "nft", "insert", "rule", "inet", "mine", "through", "ip", field, str(NETWORK), "accept"
+        )
     assert good(await rules.apply()).drops == ()
     assert (await rules.read()).drops == ()
 

@@ -424,7 +424,7 @@ async def test_a_firewall_that_fails_is_a_note_unless_masquerading_was_asked_for
     world: World, *, masquerade: bool
 ) -> None:
     problem = "this kernel lacks nf_tables: modprobe nf_tables"
-    drops = "chain inet mine fwd drops what no rule of it accepts"
+    drops = "chain inet mine through drops what no rule of it accepts"
     world.settings = replace(world.settings, ip_masq=masquerade)
     world.wall = FirewallReport(problem=problem, forward=drops)
     async with running(world) as agent:

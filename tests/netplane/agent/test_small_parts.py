@@ -218,11 +218,11 @@ def test_what_is_said_of_the_firewall() -> None:
     assert said(FirewallLook((), (), (), ())) == [
         table, ("forward", "ok", "no chain drops what no rule of it accepts"),
     ]  # fmt: skip
-    chains = FirewallLook((), ("ip filter FORWARD",), ("chain inet mine fwd drops",), ())
+    chains = FirewallLook((), ("ip filter FORWARD",), ("chain inet mine through drops",), ())
     assert said(chains) == [
         table,
         ("forward", "ok", "accepted in front of chain ip filter FORWARD"),
-        ("forward", "hint", "chain inet mine fwd drops"),
+        ("forward", "hint", "chain inet mine through drops"),
     ]
     assert said(chains, forwarded=False) == [table]
     assert said(FirewallLook(("rule x is missing",), (), (), ())) == [

@@ -71,7 +71,7 @@ class World:
     data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
     wall: FirewallReport = field(default_factory=FirewallReport)
-    look: FirewallLook = FirewallLook((), (), (), ())
+    look: FirewallLook = field(default_factory=lambda: FirewallLook((), (), (), ()))
     dropped: int | None = None
     no_interface: InterfaceError | None = None
     no_dataplane: SettingsError | None = None

@@ -79,10 +79,14 @@ def test_one_transaction_of_nft() -> None:
     placing = place(chain(FROM), PAIR, wanted=True)
     assert nft_commands(placing, PAIR).splitlines() == [
         "delete rule ip filter FORWARD handle 7",
-        "insert rule ip filter FORWARD ip saddr & 255.255.0.0 == 10.5.0.0 counter accept"
-        ' comment "netplane: from 10.5.0.0/16"',
-        "insert rule ip filter FORWARD ip daddr & 255.255.0.0 == 10.5.0.0 counter accept"
-        ' comment "netplane: to 10.5.0.0/16"',
+        (
+            "insert rule ip filter FORWARD ip saddr & 255.255.0.0 == 10.5.0.0 counter accept"
+            ' comment "netplane: from 10.5.0.0/16"'
+        ),
+        (
+            "insert rule ip filter FORWARD ip daddr & 255.255.0.0 == 10.5.0.0 counter accept"
+            ' comment "netplane: to 10.5.0.0/16"'
+        ),
     ]
 
 
@@ -170,21 +174,22 @@ def test_one_transaction_of_iptables_deletes_by_their_own_words() -> None:
 
 
 def test_who_drops_is_named_with_what_helps() -> None:
-    custom = Chain("inet mine fwd", "drop", ())
+    custom = Chain("inet mine through", "drop", ())
     zones = Chain("inet firewalld filter_FORWARD", "accept", (DROP,))
     found = [chain(), custom, zones, Chain("ip quiet fwd", "accept", ())]
     begins = "drops what no rule of it accepts: "
     assert in_the_way(found, PAIR, kept=False) == [
         f"chain ip filter FORWARD {begins}let packets from and to 10.5.0.0/16 pass, or start the"
         " agent with --iptables-forward-rules",
-        f"chain inet mine fwd {begins}nft insert rule inet mine fwd ip saddr 10.5.0.0/16 accept,"
-        " and so for daddr",
+        f"chain inet mine through {begins}nft insert rule inet mine through"
+        " ip saddr 10.5.0.0/16 accept, and so for daddr",
         f"chain inet firewalld filter_FORWARD {begins}firewall-cmd --permanent --zone=trusted"
         " --add-source=10.5.0.0/16, and --reload",
     ]
-    assert [text.split()[2] for text in in_the_way(found, PAIR, kept=True)] == ["mine", "firewalld"]
+    left = [text.split()[2] for text in in_the_way(found, PAIR, kept=True)]
+    assert left == ["mine", "firewalld"]
     # Whoever has done as told is not told again.
-    done = Chain("inet mine fwd", "drop", (Line("1", accepts="from"), Line("2", accepts="to")))
+    done = Chain("inet mine through", "drop", (Line("1", accepts="from"), Line("2", accepts="to")))
     assert in_the_way([done], PAIR, kept=False) == []
 
 
