@@ -179,12 +179,18 @@ def test_who_drops_is_named_with_what_helps() -> None:
     found = [chain(), custom, zones, Chain("ip quiet fwd", "accept", ())]
     begins = "drops what no rule of it accepts: "
     assert in_the_way(found, PAIR, kept=False) == [
-        f"chain ip filter FORWARD {begins}let packets from and to 10.5.0.0/16 pass, or start the"
-        " agent with --iptables-forward-rules",
-        f"chain inet mine through {begins}nft insert rule inet mine through"
-        " ip saddr 10.5.0.0/16 accept, and so for daddr",
-        f"chain inet firewalld filter_FORWARD {begins}firewall-cmd --permanent --zone=trusted"
-        " --add-source=10.5.0.0/16, and --reload",
+        (
+            f"chain ip filter FORWARD {begins}let packets from and to 10.5.0.0/16 pass, or start the"
+            " agent with --iptables-forward-rules"
+        ),
+        (
+            f"chain inet mine through {begins}nft insert rule inet mine through"
+            " ip saddr 10.5.0.0/16 accept, and so for daddr"
+        ),
+        (
+            f"chain inet firewalld filter_FORWARD {begins}firewall-cmd --permanent --zone=trusted"
+            " --add-source=10.5.0.0/16, and --reload"
+        ),
     ]
     left = [text.split()[2] for text in in_the_way(found, PAIR, kept=True)]
     assert left == ["mine", "firewalld"]
