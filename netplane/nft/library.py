@@ -195,7 +195,9 @@ class _Program:
 
     def say(self, commands: str, flags: int) -> str:
         options = {JSON: "-j", TERSE: "-t", NUMERIC: "-n"}
-        command = [self._path, *(text for flag, text in options.items() if flags & flag), "-f", "-"]
+        command = [self._path, *(text for flag, text in options.items() if flags & flag)]
+        # With -j it would take what it reads for JSON.
+        command += [commands] if flags & JSON else ["-f", "-"]
         try:
             done = subprocess.run(  # noqa: S603  the program that was looked up
                 command,

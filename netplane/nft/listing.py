@@ -27,13 +27,12 @@ class Listing:
     handles: tuple[int, ...] = ()
     """Of all objects but the table, in their order."""
 
-    @property
-    def is_untouched(self) -> bool:
-        """Tell whether nothing was added to or taken from the table since it was made at once.
+    def is_untouched(self, made: int) -> bool:
+        """Tell whether nothing came or went since the table was made, with `made` objects in it.
 
         Handles number what is made in a table and are never used again.
         """
-        return sorted(self.handles) == list(range(1, len(self.handles) + 1))
+        return sorted(self.handles) == list(range(1, made + 1))
 
 
 def read(answer: dict[str, Any]) -> Listing:

@@ -99,7 +99,9 @@ class NftMonitor:
             if kind != NEWGEN:
                 key = message.body[0], _text(found.get(ATTRIBUTE_TABLE))
                 about_table = kind in {NEWTABLE, DELTABLE}
-                self._changed[key] = kind == DELTABLE if about_table else self._changed.get(key, False)
+                self._changed[key] = (
+                    kind == DELTABLE if about_table else self._changed.get(key, False)
+                )
                 continue
             changed, self._changed = self._changed, {}
             for (family, table), removed in changed.items():

@@ -227,7 +227,9 @@ def text(subnet: IPv4Network, bridge: str) -> str:
             "type nat hook prerouting priority dstnat; policy accept;",
             leads,
         ),
-        chain("output", "from this host", "type nat hook output priority -100; policy accept;", leads),
+        chain(
+            "output", "from this host", "type nat hook output priority -100; policy accept;", leads
+        ),
         chain(
             "postrouting",
             "who would be answered by another way than it asked",

@@ -15,6 +15,9 @@ VTEPS = "vteps"
 UNKNOWN_VTEPS = "unknown-vteps"
 UNDERLAY, FORWARD, POSTROUTING = "underlay", "forward", "postrouting"
 
+COMMENT = 'comment "'
+"""Everything that our texts make has one, and no comment has it in it."""
+
 KUBE_PROXY_MARK = "0x4000"
 """Of packets that kube-proxy masquerades itself."""
 

@@ -22,7 +22,7 @@ from netplane.nft import listing
 from netplane.nft.library import Nft
 from netplane.nft.listing import Listing
 from netplane.nft.monitor import FAMILY_IP, NftMonitor, TableChange
-from netplane.nft.rules import NftError, check_table, elements, removal
+from netplane.nft.rules import COMMENT, NftError, check_table, elements, removal
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +291,8 @@ class KeptTable:
         await self._nft.run("".join(parts))
         if self._shown_text != text:
             found = await self._list(terse=True)
-            if found is None or not found.is_untouched:
+            made = text.count(COMMENT) - 1  # all have one, the table too
+            if found is None or not found.is_untouched(made):
                 raise NftError(f"somebody else changed table ip {self.table} while it was written")
             self._shown, self._shown_text = found.objects, text
         self._written, self._written_members = text, members

@@ -80,10 +80,10 @@ async def test_hosts_that_come_and_go_leave_the_rest_as_it_is(
         ear.until("end")
         report = good(await firewall.apply(RULES, vteps(3, 4, 5)))
         assert (report.written, report.removed) == (0, 0)
-        host.run("nft", "add", "chain", "ip", "netplane", "mark")
+        host.run("nft", "add", "chain", "ip", "netplane", "stranger")
         assert ear.until("new chain")
         assert ear.told.get().what == "end"  # ours are over: of the second apply nothing was heard
-    host.run("nft", "delete", "chain", "ip", "netplane", "mark")
+    host.run("nft", "delete", "chain", "ip", "netplane", "stranger")
     assert elements(host) == {"10.77.0.3", "10.77.0.4", "10.77.0.5"}
     assert numbers(host) == before
     good(await firewall.apply(RULES, vteps()))
@@ -99,12 +99,12 @@ async def test_other_rules_replace_all_in_one_transaction(host: Host, firewall: 
     good(await firewall.apply(RULES, vteps(2)))
     with Ear(host.path) as ear:
         good(await firewall.apply(replace(RULES, masquerade=False, vxlan_port=4789), vteps(2)))
-        host.run("nft", "add", "chain", "ip", "netplane", "mark")
+        host.run("nft", "add", "chain", "ip", "netplane", "stranger")
         heard = []
         while not heard or heard[-1] != "end":
             heard.append(ear.told.get(timeout=20).what)
     assert {"del table", "new table", "new rule"} <= set(heard)
-    host.run("nft", "delete", "chain", "ip", "netplane", "mark")
+    host.run("nft", "delete", "chain", "ip", "netplane", "stranger")
     text = said(host)
     assert text.startswith(foreign)
     assert "masquerade" not in text
@@ -140,14 +140,14 @@ async def test_two_instances_do_not_see_each_other(host: Host, firewall: Firewal
 async def test_packets_from_no_host_are_dropped_and_counted(pair: tuple[Host, Host]) -> None:
     here, there = pair
     with contextlib.ExitStack() as stack:
-        firewall = stack.enter_context(contextlib.closing(Firewall("netplane", namespace=here.path)))
+        firewall = stack.enter_context(
+            contextlib.closing(Firewall("netplane", namespace=here.path))
+        )
 
         def opened() -> socket.socket:
             return stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
-        overlay, other, sender = (
-            inside(host.path, opened) for host in (here, here, there)
-        )
+        overlay, other, sender = (inside(host.path, opened) for host in (here, here, there))
         overlay.bind(("10.77.0.1", 8472))
         other.bind(("10.77.0.1", 9999))
         for receiver in (overlay, other):

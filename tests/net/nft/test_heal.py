@@ -71,9 +71,7 @@ class Watched:
         self.reports: list[FirewallReport] = []
         self.healed_at: list[float] = []
         self._news = asyncio.Event()
-        self.firewall = Firewall(
-            "netplane", namespace=host.path, on_report=self._take, **options
-        )
+        self.firewall = Firewall("netplane", namespace=host.path, on_report=self._take, **options)
 
     def _take(self, report: FirewallReport) -> None:
         self.reports.append(report)

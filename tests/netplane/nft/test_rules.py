@@ -45,7 +45,7 @@ def test_masquerading_is_what_flannel_does_with_iptables() -> None:
 
 def test_what_is_not_asked_for_is_not_there() -> None:
     said = text(replace(RULES, masquerade=False, vxlan_port=0))
-    assert re.findall(r"(?:chain|set|counter) (\S+)", said) == ["forward"]
+    assert re.findall(r"(?:chain|set|counter) (\S+) {", said) == ["forward"]
 
 
 def test_everything_says_why_it_is_there_and_fits() -> None:
