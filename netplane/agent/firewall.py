@@ -30,8 +30,8 @@ class Wanted:
 
     table: str
     network: IPv4Network
-    external: str
     vxlan_port: int
+    vni: int
     masquerade: bool = False
     fully_random: bool = True
     forward_rules: bool = True
@@ -39,13 +39,13 @@ class Wanted:
     def rules(self, subnet: IPv4Network) -> Rules:
         """Return the rules of our table."""
         return Rules(
-            self.table,
-            self.network,
-            subnet,
-            self.external,
-            self.vxlan_port,
-            self.masquerade,
-            self.fully_random,
+            table=self.table,
+            network=self.network,
+            subnet=subnet,
+            vxlan_port=self.vxlan_port,
+            vni=self.vni,
+            masquerade=self.masquerade,
+            fully_random=self.fully_random,
         )
 
 
@@ -82,12 +82,7 @@ class HostFirewall:
         if self._told == (subnet, vteps):
             return
         self._told = subnet, vteps
-        try:
-            rules = self._wanted.rules(subnet)
-        except ValueError as error:  # such as an interface with an asterisk in its name
-            self._report(problem=str(error))
-            return
-        if not await self._bounded(self._own.apply(rules, vteps)):
+        if not await self._bounded(self._own.apply(self._wanted.rules(subnet), vteps)):
             self._report(
                 problem=f"nftables have not answered within {PATIENCE_S:g} s; somebody may be"
                 " writing very many rules"

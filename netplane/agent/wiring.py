@@ -128,8 +128,8 @@ class RealParts:
         firewall = Wanted(
             settings.table,
             config.network,
-            external.name,
             parsed.port,
+            parsed.vni,
             masquerade=settings.ip_masq,
             fully_random=not settings.ip_masq_fully_random_disable,
             forward_rules=settings.iptables_forward_rules,

@@ -160,6 +160,41 @@ def test_who_is_no_host_of_the_overlay_reaches_no_container(overlay: Overlay) ->
     assert "1 packets from unknown hosts were dropped" in agent.ctl("status")
 
 
+def test_containers_cannot_speak_as_a_host_of_the_overlay(overlay: Overlay) -> None:
+    # To their own host they come over its bridge, and to others with their host's address: as it
+    # hides theirs, they would be taken for it.
+    here, there = pair(overlay)
+    for agent, target, forged in zip(
+        overlay.agents, (here, there), (there.address, "10.5.250.9"), strict=True
+    ):
+        [mac] = [mac for subnet, mac, _ in overlay.peers() if subnet == agent.subnet]
+        packet = overlay_packet(forged, target, mac)
+        before = [dropped(one) for one in overlay.agents]
+        with (
+            target.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+            here.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            receiver.bind((target.address, PROBE_PORT))
+            receiver.settimeout(0.3)
+            sender.sendto(packet, (agent.host.address, VXLAN_PORT))
+            with pytest.raises(TimeoutError):
+                receiver.recv(100)
+        assert [dropped(one) for one in overlay.agents] == [before[0] + 1, before[1]]
+
+
+def test_other_overlays_on_the_same_port_are_left_alone(overlay: Overlay) -> None:
+    # Such as that of another agent, whose hosts are others.
+    agent, stranger = overlay.agents[0], overlay.rig.hosts[2]
+    here, there = pair(overlay)
+    before = dropped(agent)
+    with stranger.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for vni in (2, 257, 1):
+            packet = overlay_packet(there.address, here, "02:00:00:00:00:01", vni)
+            sender.sendto(packet, (agent.host.address, VXLAN_PORT))
+    until(lambda: dropped(agent) > before, 5, "ours is counted")
+    assert dropped(agent) == before + 1
+
+
 @pytest.mark.alone
 def test_a_foreign_flush_of_everything_is_healed_within_a_tenth_of_a_second(
     overlay: Overlay,

@@ -180,8 +180,8 @@ def test_who_drops_is_named_with_what_helps() -> None:
     begins = "drops what no rule of it accepts: "
     assert in_the_way(found, PAIR, kept=False) == [
         (
-            f"chain ip filter FORWARD {begins}let packets from and to 10.5.0.0/16 pass, or start the"
-            " agent with --iptables-forward-rules"
+            f"chain ip filter FORWARD {begins}let packets from and to 10.5.0.0/16 pass, or start"
+            " the agent with --iptables-forward-rules"
         ),
         (
             f"chain inet mine through {begins}nft insert rule inet mine through"
