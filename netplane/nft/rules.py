@@ -113,8 +113,12 @@ def _underlay(rules: Rules) -> list[str]:
                     f"{overlay} fib daddr type local ip saddr != @{VTEPS} {ends}",
                     "from no host of the overlay",
                 ),
-                # On the way to others it would get this host's address, which they let in.
-                (f"{overlay} ip saddr {rules.network} {ends}", "from a container, as if a host"),
+                # On its way it would get this host's address, which the others let in. Between
+                # containers there may be an overlay as well.
+                (
+                    f"{overlay} ip saddr {rules.network} ip daddr != {rules.network} {ends}",
+                    "from a container to a host",
+                ),
             ],
         ),
     ]

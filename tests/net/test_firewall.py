@@ -193,6 +193,15 @@ def test_other_overlays_on_the_same_port_are_left_alone(overlay: Overlay) -> Non
             sender.sendto(packet, (agent.host.address, VXLAN_PORT))
     until(lambda: dropped(agent) > before, 5, "ours is counted")
     assert dropped(agent) == before + 1
+    # Or one between containers, with whatever number.
+    with (
+        here.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        there.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind((there.address, VXLAN_PORT))
+        receiver.settimeout(5)
+        sender.sendto(packet, (there.address, VXLAN_PORT))
+        assert receiver.recv(1000) == packet
 
 
 @pytest.mark.alone

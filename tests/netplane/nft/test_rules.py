@@ -46,7 +46,7 @@ def test_overlay_packets_are_told_from_others_by_port_and_number() -> None:
     drop = "counter name unknown-vteps drop"
     assert chain(text(replace(RULES, vni=257)), "underlay") == [
         f"udp dport 8472 @th,96,24 257 fib daddr type local ip saddr != @vteps {drop}",
-        f"udp dport 8472 @th,96,24 257 ip saddr 10.5.0.0/16 {drop}",
+        f"udp dport 8472 @th,96,24 257 ip saddr 10.5.0.0/16 ip daddr != 10.5.0.0/16 {drop}",
     ]
 
 
