@@ -51,8 +51,12 @@ def open_socket(namespace: str | None, protocol: int = NETLINK_ROUTE) -> socket.
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
 
     opened = inside(namespace, action)
-    opened.setblocking(False)
-    opened.bind((0, 0))
+    try:
+        opened.setblocking(False)
+        opened.bind((0, 0))
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 

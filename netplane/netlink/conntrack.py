@@ -13,7 +13,6 @@ from netplane.netlink.connection import Connection, NetlinkError
 from netplane.netlink.kernel import GONE
 from netplane.netlink.messages import ACK, DUMP, Request, attribute
 
-NETLINK_NETFILTER = 12
 GET, DELETE = 0x101, 0x102  # subsystem 1 in the upper byte
 HEADER = bytes([2, 0, 0, 0])  # family IPv4, version, resource id
 NESTED = 0x8000
@@ -67,7 +66,7 @@ async def forget(connection: Connection, which: Callable[[Flow], bool]) -> int:
     """Let the kernel forget connections and return how many; their next packet begins a new one.
 
     Args:
-        connection: of `NETLINK_NETFILTER`.
+        connection: of the protocol NETLINK_NETFILTER.
         which: says whether one is to be forgotten.
 
     Raises:

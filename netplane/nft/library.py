@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from netplane.netlink.namespace import enter
-from netplane.nft.monitor import NETLINK_NETFILTER
+from netplane.nft.monitor import NETLINK_NETFILTER, opening
 from netplane.nft.rules import NftError
 
 LIBRARY, PROGRAM = "libnftables.so.1", "nft"
@@ -33,7 +33,10 @@ PROGRAM_TIMEOUT_S = 30.0
 UNKNOWN_PORT = -1
 
 # nftables/libnftables.h
-TERSE, JSON, NUMERIC = 1 << 11, 1 << 4, 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10
+STATELESS, HANDLE, JSON, TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
+NUMERIC = 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10
+OPTIONS = {STATELESS: "-s", HANDLE: "-a", JSON: "-j", TERSE: "-t", NUMERIC: "-n"}
+"""The same for the program."""
 
 INSTALL = "install nftables (Debian: apt-get install nftables)"
 ALLOW = "run this as root, or with CAP_NET_ADMIN"
@@ -92,13 +95,24 @@ class Nft:
         """
         await self._within(self._say, commands, 0)
 
-    async def ask(self, command: str, *, terse: bool = False) -> dict[str, Any]:
-        """Return the answer to a command that lists, as nft's JSON; `terse`: without elements.
+    async def show(self, command: str, *, terse: bool = False) -> str:
+        """Return the answer to a command that lists, as text with handles and without counts.
+
+        With `terse` also without the elements of sets.
 
         Raises:
             NftError: There is no such thing, or it cannot be had.
         """
-        answer = await self._within(self._say, command, JSON | NUMERIC | (TERSE if terse else 0))
+        flags = STATELESS | HANDLE | NUMERIC | (TERSE if terse else 0)
+        return await self._within(self._say, command, flags)
+
+    async def ask(self, command: str) -> dict[str, Any]:
+        """Return the answer to a command that lists, as nft's JSON.
+
+        Raises:
+            NftError: There is no such thing, or it cannot be had.
+        """
+        answer = await self._within(self._say, command, JSON | NUMERIC)
         try:
             found: dict[str, Any] = json.loads(answer)
         except ValueError as error:
@@ -154,17 +168,19 @@ class _Library:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self.port = UNKNOWN_PORT
         with _turn:
             try:
                 # Where it cannot have one, libnftables ends the process.
                 socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
             except OSError as error:
                 raise NftError(f"no netlink socket: {error.strerror}: {LOAD}") from error
-            before = _sockets()
-            self._context = library.nft_ctx_new(0)
+            with opening:
+                before = _sockets()
+                self._context = library.nft_ctx_new(0)
+                self._socket = _new_socket(before)
             if not self._context:
                 raise NftError("libnftables gives no context: out of memory")
-            self.port = _bound_port(before)
             library.nft_ctx_buffer_output(self._context)
             library.nft_ctx_buffer_error(self._context)
 
@@ -176,6 +192,9 @@ class _Library:
             # Both, always: what is not taken would come with the next.
             said: bytes = library.nft_ctx_get_output_buffer(context)
             complaint: bytes = library.nft_ctx_get_error_buffer(context)
+            if self.port == UNKNOWN_PORT and self._socket is not None:
+                # It gets one when it is first used.
+                self.port = _port(self._socket) or UNKNOWN_PORT
         if failed:
             raise NftError(complaint.decode(errors="replace"), commands)
         return said.decode(errors="replace")
@@ -194,10 +213,9 @@ class _Program:
         self._path = path
 
     def say(self, commands: str, flags: int) -> str:
-        options = {JSON: "-j", TERSE: "-t", NUMERIC: "-n"}
-        command = [self._path, *(text for flag, text in options.items() if flags & flag)]
-        # With -j it would take what it reads for JSON.
-        command += [commands] if flags & JSON else ["-f", "-"]
+        command = [self._path, *(text for flag, text in OPTIONS.items() if flags & flag)]
+        # What it reads it would take for JSON, with -j.
+        command += [commands] if flags else ["-f", "-"]
         try:
             done = subprocess.run(  # noqa: S603  the program that was looked up
                 command,
@@ -253,21 +271,24 @@ def _sockets() -> dict[str, int]:
     return found
 
 
-def _bound_port(before: dict[str, int]) -> int:
-    """Give the socket of the newest context a port, and return it.
+def _new_socket(before: dict[str, int]) -> int | None:
+    """Return the socket of the newest context, which libnftables does not tell.
 
-    libnftables tells neither. Where others have opened one meanwhile, nothing is guessed.
+    None: others have opened one meanwhile, and nothing is guessed.
     """
-    ports = []
-    for link, descriptor in _sockets().items():
-        if link in before:
-            continue
-        with contextlib.suppress(OSError):  # as above
-            opened = socket.socket(fileno=descriptor)
-            try:
-                if (opened.family, opened.proto) == (socket.AF_NETLINK, NETLINK_NETFILTER):
-                    opened.bind((0, 0))
-                    ports.append(opened.getsockname()[0])
-            finally:
-                opened.detach()
-    return ports[0] if len(ports) == 1 else UNKNOWN_PORT
+    new = [descriptor for link, descriptor in _sockets().items() if link not in before]
+    found = [descriptor for descriptor in new if _port(descriptor) is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _port(descriptor: int) -> int | None:
+    """Return the port of a netfilter socket, 0 before it has one; None: it is none."""
+    with contextlib.suppress(OSError):  # as above
+        looked_at = socket.socket(fileno=descriptor)
+        try:
+            if (looked_at.family, looked_at.proto) == (socket.AF_NETLINK, NETLINK_NETFILTER):
+                port: int = looked_at.getsockname()[0]
+                return port
+        finally:
+            looked_at.detach()
+    return None

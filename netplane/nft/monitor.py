@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import struct
+import threading
 from asyncio import get_running_loop
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ GENERATION_PID, GENERATION_NAME = 2, 3
 
 FAMILY_IP = 2
 
+opening = threading.Lock()
+"""Held by who opens a netfilter socket: the library's is known by being the only new one."""
+
 
 @dataclass(frozen=True, slots=True)
 class TableChange:
@@ -57,7 +61,8 @@ class NftMonitor:
     """
 
     def __init__(self, namespace: str | None = None, *, buffer_bytes: int = BUFFER_BYTES) -> None:
-        self._socket = open_socket(namespace, NETLINK_NETFILTER)
+        with opening:
+            self._socket = open_socket(namespace, NETLINK_NETFILTER)
         with contextlib.ExitStack() as undo:
             undo.callback(self._socket.close)
             try:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from netplane.netlink import conntrack, decode
 from netplane.netlink.connection import Connection
 from netplane.netlink.messages import ADDRESS, dump_addresses
+from netplane.nft.monitor import NETLINK_NETFILTER, opening
 from netplane.nft.rules import INTERFACE, NftError, chain
 from netplane.nft.table import INTERVAL_S, FirewallReport, KeptTable, Members
 
@@ -172,7 +173,8 @@ class Portmaps(KeptTable):
             port = flow.destination_port
             return (address, port) in ports or (is_local and (ANY, port) in ports)
 
-        connection = Connection(self._namespace, protocol=conntrack.NETLINK_NETFILTER)
+        with opening:
+            connection = Connection(self._namespace, protocol=NETLINK_NETFILTER)
         with closing(connection):
             await conntrack.forget(connection, concerned)
 
@@ -210,7 +212,11 @@ def _key(first: PortMapping, last: PortMapping) -> str:
 def text(subnet: IPv4Network, bridge: str) -> str:
     """Return what is in the table, but for the ports in their maps."""
     key = "inet_proto . ipv4_addr . inet_service"
-    lead = "fib daddr type local dnat ip to meta l4proto . ip daddr . th dport map"
+    # nft leads to a port only where it sees that the protocol has some.
+    lead = (
+        f"meta l4proto {{ {', '.join(PROTOCOLS)} }} fib daddr type local"
+        " dnat ip to meta l4proto . ip daddr . th dport map"
+    )
     leads = [
         (f"{lead} @{PORTS}", "a published port"),
         (f"{lead} @{SAME_PORTS}", "a published port that has the same number in the container"),

@@ -17,6 +17,8 @@ UNDERLAY, FORWARD, POSTROUTING = "underlay", "forward", "postrouting"
 
 COMMENT = 'comment "'
 """Everything that our texts make has one, and no comment has it in it."""
+SET_IN_RULE = "{ "
+"""Blocks begin at the end of a line."""
 
 KUBE_PROXY_MARK = "0x4000"
 """Of packets that kube-proxy masquerades itself."""

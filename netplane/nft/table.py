@@ -22,7 +22,14 @@ from netplane.nft import listing
 from netplane.nft.library import Nft
 from netplane.nft.listing import Listing
 from netplane.nft.monitor import FAMILY_IP, NftMonitor, TableChange
-from netplane.nft.rules import COMMENT, NftError, check_table, elements, removal
+from netplane.nft.rules import (
+    COMMENT,
+    SET_IN_RULE,
+    NftError,
+    check_table,
+    elements,
+    removal,
+)
 
 log = logging.getLogger(__name__)
 
@@ -292,16 +299,16 @@ class KeptTable:
         if self._shown_text != text:
             found = await self._list(terse=True)
             made = text.count(COMMENT) - 1  # all have one, the table too
-            if found is None or not found.is_untouched(made):
+            if found is None or not found.is_untouched(made, text.count(SET_IN_RULE)):
                 raise NftError(f"somebody else changed table ip {self.table} while it was written")
-            self._shown, self._shown_text = found.objects, text
+            self._shown, self._shown_text = found.lines, text
         self._written, self._written_members = text, members
-        done.written = len(self._shown) + sum(map(len, members.values()))
+        done.written = self._text.count(COMMENT) + sum(map(len, members.values()))
 
     async def _list(self, *, terse: bool = False) -> Listing | None:
         """Return what there is of our table; None: nothing."""
         try:
-            answer = await self._nft.ask(f"list table ip {self.table}", terse=terse)
+            answer = await self._nft.show(f"list table ip {self.table}", terse=terse)
         except NftError as error:
             if ABSENT in error.text and error.asked:
                 return None
