@@ -69,12 +69,17 @@ class HostFirewall:
         """The chains of others have been looked at."""
         self._late: set[asyncio.Task[Any]] = set()
         """What nobody waits for any longer."""
-        self._own = Firewall(wanted.table, interval_s=interval_s, on_report=self._take_own)
         self._foreign = ForwardRules(
             Pair(wanted.table, wanted.network),
             wanted=wanted.forward_rules,
             interval_s=interval_s,
             on_report=self._take_foreign,
+        )
+        self._own = Firewall(
+            wanted.table,
+            interval_s=interval_s,
+            on_report=self._take_own,
+            on_other=self._foreign.hear,
         )
 
     async def apply(self, subnet: IPv4Network, vteps: frozenset[IPv4Address]) -> None:

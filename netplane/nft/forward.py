@@ -6,7 +6,6 @@ They are all that we touch outside of our table. What is said and where they go 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from netplane.nft.chains import (
 )
 from netplane.nft.iptables import IptablesError
 from netplane.nft.library import Nft
-from netplane.nft.monitor import NftMonitor, TableChange
+from netplane.nft.monitor import TableChange
 from netplane.nft.rules import NftError
 
 Result = TypeVar("Result")
@@ -97,7 +96,6 @@ class ForwardRules:
         pair: the rules.
         wanted: without it they are removed, and chains that drop are only named.
         namespace: a path; None is the one we are in.
-        listen: whether `run` listens for changes; without it only the timer heals.
         interval_s: how often the chains are read though no change was told. What iptables keep
             themselves is never told.
         on_report: called with the report of every pass, those of `apply` too.
@@ -109,7 +107,6 @@ class ForwardRules:
         *,
         wanted: bool = True,
         namespace: str | None = None,
-        listen: bool = True,
         interval_s: float = INTERVAL_S,
         on_report: Callable[[ForwardReport], None] | None = None,
     ) -> None:
@@ -120,7 +117,6 @@ class ForwardRules:
         self._interval_s = interval_s
         self._on_report = on_report
         self._nft = Nft(namespace)
-        self._listens = listen
         self._heals = Heals()
         self._right: set[str] = set()
         """Chains that were as they should be at the end of the last pass."""
@@ -140,50 +136,14 @@ class ForwardRules:
         self._wanted, self._names_drops = False, False
         return await self._pass("desired")
 
+    def hear(self, change: TableChange | Overrun) -> None:
+        """Take note of a change of nftables."""
+        # What is written into our own tables has nothing to do with this.
+        if isinstance(change, Overrun) or not OURS.match(f"{change.table}: "):
+            self._wake.set()
+
     async def run(self) -> None:
-        """Heal on changes and the timer, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            if self._listens:
-                tasks.create_task(self._listen())
-            tasks.create_task(self._heal())
-
-    async def read(self) -> Sight:
-        """Look, and change nothing."""
-        chains, problems = await self._look()
-        missing, kept = [], []
-        for chain in chains:
-            if not chain.is_iptables:
-                continue
-            placing = place(chain, self._pair, wanted=self._wanted)
-            if placing.write:
-                missing.append(
-                    f"the rules that accept {self._pair.network} are not in front of chain"
-                    f" {_place_name(chain, placing)}"
-                )
-            elif self._wanted:
-                kept.append(_place_name(chain, placing))
-        drops = in_the_way(chains, self._pair, kept=bool(kept) and not missing)
-        return Sight(tuple(missing), tuple(kept), tuple(drops), "; ".join(problems))
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                with contextlib.closing(NftMonitor(self._namespace)) as monitor:
-                    self._wake.set()  # what came before was not heard
-                    while True:
-                        self._hear(await monitor.read(self._nft.port))
-                        await asyncio.sleep(0)
-            except OSError:
-                # Who keeps our table says so in the log, for the same reason.
-                await asyncio.sleep(self._interval_s)
-
-    def _hear(self, changes: list[TableChange | Overrun]) -> None:
-        for change in changes:
-            # What we write into our own tables has nothing to do with this.
-            if isinstance(change, Overrun) or not OURS.match(f"{change.table}: "):
-                self._wake.set()
-
-    async def _heal(self) -> None:
+        """Heal on changes that are heard and on the timer, until cancelled."""
         retry_s = RETRY_S
         report = ForwardReport("")
         while True:
@@ -202,6 +162,24 @@ class ForwardRules:
             self._wake.clear()
             report = await self._pass(cause)
             await asyncio.sleep(PAUSE_S)
+
+    async def read(self) -> Sight:
+        """Look, and change nothing."""
+        chains, problems = await self._look()
+        missing, kept = [], []
+        for chain in chains:
+            if not chain.is_iptables:
+                continue
+            placing = place(chain, self._pair, wanted=self._wanted)
+            if placing.write:
+                missing.append(
+                    f"the rules that accept {self._pair.network} are not in front of chain"
+                    f" {_place_name(chain, placing)}"
+                )
+            elif self._wanted:
+                kept.append(_place_name(chain, placing))
+        drops = in_the_way(chains, self._pair, kept=bool(kept) and not missing)
+        return Sight(tuple(missing), tuple(kept), tuple(drops), "; ".join(problems))
 
     async def _pass(self, cause: str) -> ForwardReport:
         async with self._lock:

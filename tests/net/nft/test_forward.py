@@ -15,6 +15,7 @@ from netplane.netlink.heals import Heals
 from netplane.nft import forward
 from netplane.nft.chains import Pair
 from netplane.nft.forward import ForwardReport, ForwardRules
+from netplane.nft.monitor import NftMonitor
 from tests.net.kernel.hosts import Host
 
 pytestmark = [
@@ -75,13 +76,20 @@ def good(report: ForwardReport) -> ForwardReport:
 
 
 @contextlib.asynccontextmanager
-async def healing(rules: ForwardRules) -> AsyncIterator[None]:
-    task = asyncio.create_task(rules.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+async def healing(rules: ForwardRules, host: Host) -> AsyncIterator[None]:
+    async def listen(monitor: NftMonitor) -> None:
+        while True:
+            for change in await monitor.read(own_port=-1):
+                rules.hear(change)
+
+    with contextlib.closing(NftMonitor(host.path)) as monitor:
+        tasks = {asyncio.create_task(rules.run()), asyncio.create_task(listen(monitor))}
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -186,14 +194,14 @@ async def test_rules_of_another_network_go(
 
 
 async def test_what_is_flushed_or_set_up_later_is_healed(
-    iptables: Tables, make: Callable[..., ForwardRules]
+    host: Host, iptables: Tables, make: Callable[..., ForwardRules]
 ) -> None:
     reports: list[ForwardReport] = []
     # The one form tells of changes; the other has to be looked at.
     interval_s = 3600.0 if iptables.form == "nft" else 0.05
     rules = make(interval_s=interval_s, on_report=reports.append)
     good(await rules.apply())
-    async with healing(rules):
+    async with healing(rules, host):
         iptables.do("-P", "FORWARD", "DROP")
         await until(lambda: iptables.rules() == ours())
         assert not any(report.healed for report in reports)
@@ -214,7 +222,7 @@ async def test_a_writer_that_insists_is_named_and_answered_seldom(
     reports: list[ForwardReport] = []
     rules = make(interval_s=3600.0, on_report=reports.append)
     good(await rules.apply())
-    async with healing(rules):
+    async with healing(rules, host):
         for _ in range(Heals.COUNT_MAX + 1):
             iptables.do("-F", "FORWARD")
             await until(lambda: iptables.rules() == ours())
