@@ -422,7 +422,7 @@ class Agent:
         note = report.contested if self.settings.ip_masq else report.problem or report.contested
         self.board.note("firewall", note)
         self.board.note("forward", report.forward)
-        if not report.problem and not self._is_drained:
+        if not (report.problem or self.keeper.state.firewall or self._is_drained):
             self.keeper.change(firewall=True)
 
     async def look_at_firewall(self) -> FirewallLook | None:
