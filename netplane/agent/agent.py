@@ -38,6 +38,7 @@ from netplane.agent.remembered import describe, remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
+from netplane.agent.telling import tell_firewall, tell_round
 from netplane.backend.vxlan import random_mac
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import SubnetError
@@ -398,30 +399,13 @@ class Agent:
 
     def _take_report(self, report: Report) -> None:
         self.report = report
-        self.counts.applied(report.milliseconds)
-        self.counts.written.update(report.written)
-        self.counts.healed.update(report.healed)
-        self.board.miss("kernel", report.broken)
-        # One bad peer must not make every host of the network unready.
-        text = ""
-        if report.failed:
-            (name, reason), number = report.failed[0], len(report.failed)
-            text = f"{number} objects of peers cannot be programmed, such as {name}: {reason}"
-        self.board.note("kernel-refused", text)
-        self.board.note("contested", report.contested)
+        tell_round(report, self.board, self.counts)
         assert self._dataplane is not None
         self.keeper.change(sysctls=dict(self._dataplane.sysctls))
-        self.counts.failed += len(report.failed)
 
     def _take_firewall(self, report: FirewallReport) -> None:
         self.firewall = report
-        self.counts.written.update(report.written)
-        self.counts.healed.update(report.healed)
-        # Routes lead to the others all the same; who asked for masquerading reaches nobody else.
-        self.board.miss("firewall", report.problem if self.settings.ip_masq else "")
-        note = report.contested if self.settings.ip_masq else report.problem or report.contested
-        self.board.note("firewall", note)
-        self.board.note("forward", report.forward)
+        tell_firewall(report, self.board, self.counts, masquerades=self.settings.ip_masq)
         if not (report.problem or self.keeper.state.firewall or self._is_drained):
             self.keeper.change(firewall=True)
 

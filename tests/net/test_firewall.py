@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import pytest
@@ -376,6 +377,35 @@ def test_a_chain_that_drops_what_is_forwarded_lets_the_overlay_pass(
     finally:
         nft("nft", "delete", "table", "ip", "filter")
     assert ping(here, there.address) is not None
+
+
+@pytest.mark.skipif(
+    shutil.which("iptables-legacy") is None, reason="no iptables (Debian package iptables)"
+)
+def test_iptables_without_nftables_let_the_overlay_pass_too(overlay: Overlay) -> None:
+    here, there = pair(overlay)
+    agent = overlay.agents[0]
+    iptables = partial(agent.host.namespace.run, "iptables-legacy")
+    agent.terminate()
+    iptables("-P", "FORWARD", "DROP")
+    flags, agent.flags = agent.flags, (*agent.flags, "--iptables-resync", "1")
+    try:
+        assert ping(here, there.address, timeout_s=0.2) is None
+        agent.start()
+        agent.wait_ready()
+        assert ping(here, there.address) is not None
+        # They tell nobody when they change: the timer looks.
+        iptables("-F", "FORWARD")
+        until(lambda: ping(here, there.address, timeout_s=0.2) is not None, 20, "packets pass")
+        assert iptables("-S", "FORWARD").count("netplane: ") == 2
+    finally:
+        agent.flags = flags
+        iptables("-P", "FORWARD", "ACCEPT")
+        iptables("-F", "FORWARD")
+        if agent.is_running:
+            agent.kill()
+        agent.start()
+        agent.wait_ready()
 
 
 def test_a_chain_that_drops_and_is_nobodys_we_know_is_named_everywhere(overlay: Overlay) -> None:
