@@ -28,7 +28,7 @@ def tell_firewall(
 ) -> None:
     """Tell of a look at the firewall.
 
-    Routes lead to the others whatever becomes of it. Who asked for masquerading reaches nobody else.
+    Routes lead to the others whatever becomes of it; who asked to masquerade reaches nobody else.
     """
     counts.written.update(report.written)
     counts.healed.update(report.healed)

@@ -11,16 +11,18 @@ from typing import NamedTuple
 from netplane.netlink import decode
 from netplane.netlink.connection import Connection, NetlinkError
 from netplane.netlink.kernel import GONE
-from netplane.netlink.messages import ACK, DUMP, Request, attribute
+from netplane.netlink.messages import ACK, DUMP, Request, attribute, u32
 
 GET, DELETE = 0x101, 0x102  # subsystem 1 in the upper byte
 HEADER = bytes([2, 0, 0, 0])  # family IPv4, version, resource id
 NESTED = 0x8000
 
-ORIGINAL, ID, ZONE = 1, 12, 18
+ORIGINAL, ID, ZONE, FILTER = 1, 12, 18, 25
 IP, PROTOCOL = 1, 2
 IP_DESTINATION = 2
 PROTOCOL_NUMBER, PROTOCOL_DESTINATION_PORT = 1, 3
+FILTER_ORIGINAL = 1
+BY_NUMBER, BY_DESTINATION_PORT = 1 << 3, 1 << 5
 
 
 class Flow(NamedTuple):
@@ -33,9 +35,21 @@ class Flow(NamedTuple):
     """What names it to the kernel."""
 
 
-def dump_flows() -> Request:
-    """Return the request for all tracked connections of IPv4."""
-    return Request(GET, DUMP, HEADER)
+def dump_flows(protocol: int, port: int = 0) -> Request:
+    """Return the request for the connections of IPv4 of one protocol, and to one port if given.
+
+    Linux before 5.9 sends all there are.
+    """
+    by = BY_NUMBER
+    what = attribute(PROTOCOL_NUMBER, bytes([protocol]))
+    if port:
+        by |= BY_DESTINATION_PORT
+        what += attribute(PROTOCOL_DESTINATION_PORT, port.to_bytes(2))
+    direction = attribute(PROTOCOL | NESTED, what)
+    body = attribute(ORIGINAL | NESTED, direction) + attribute(
+        FILTER | NESTED, u32(FILTER_ORIGINAL, by)
+    )
+    return Request(GET, DUMP, HEADER + body)
 
 
 def flow(body: bytes) -> Flow | None:
@@ -62,18 +76,19 @@ def forget_flow(item: Flow) -> Request:
     return Request(DELETE, ACK, HEADER + item.handle)
 
 
-async def forget(connection: Connection, which: Callable[[Flow], bool]) -> int:
+async def forget(connection: Connection, asked: Request, which: Callable[[Flow], bool]) -> int:
     """Let the kernel forget connections and return how many; their next packet begins a new one.
 
     Args:
         connection: of the protocol NETLINK_NETFILTER.
-        which: says whether one is to be forgotten.
+        asked: as `dump_flows` makes it.
+        which: says whether one of those that come is to be forgotten; there may be too many.
 
     Raises:
         NetlinkError: the kernel refused.
         NetlinkLostError: no answer.
     """
-    found = (flow(message.body) for message in await connection.dump(dump_flows()))
+    found = (flow(message.body) for message in await connection.dump(asked))
     chosen = [item for item in found if item is not None and which(item)]
     outcomes = await connection.perform([forget_flow(item) for item in chosen])
     for one in outcomes:

@@ -1,1 +1,1 @@
-"""Our table of nftables, and the programs that nft and the kernel are; nothing of the overlay."""
+"""Our tables of nftables: what they say, how they are written, heard of and put right."""

@@ -49,6 +49,8 @@ REMEDIES = {
     os.strerror(errno.EAFNOSUPPORT): LOAD,
 }
 
+OWN_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+
 Result = TypeVar("Result")
 
 _turn = threading.Lock()
@@ -143,7 +145,7 @@ class Nft:
 
     def _begin(self) -> Engine:
         # A signal that this thread were to handle would break off what libnftables waits for.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - OWN_FAULTS)
         if self._namespace is not None:
             try:
                 enter(self._namespace)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from netplane.netlink import conntrack, decode
-from netplane.netlink.connection import Connection
+from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.messages import ADDRESS, dump_addresses
 from netplane.nft.monitor import NETLINK_NETFILTER, opening
 from netplane.nft.rules import INTERFACE, NftError, chain
 from netplane.nft.table import INTERVAL_S, FirewallReport, KeptTable, Members
+
+log = logging.getLogger(__name__)
 
 ANY = IPv4Address("0.0.0.0")  # noqa: S104  not to listen on: all addresses of the host
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -157,10 +160,17 @@ class Portmaps(KeptTable):
         return await self.keep(self._body, members(self._published.values()))
 
     async def _forget(self, changed: set[PortMapping]) -> None:
-        """Let flows of UDP that are under way go by the new table; they would never end."""
+        """Let flows of UDP that are under way go by the new table; they might never end."""
         ports = {(one.host_ip, one.host_port) for one in changed if one.protocol == "udp"}
         if not ports:
             return
+        try:
+            await self._forget_flows(ports)
+        except (NetlinkError, NetlinkLostError, OSError) as error:
+            # The ports are published all the same, and new flows go by them.
+            log.warning("flows of UDP under way may go on as before: %s", error)
+
+    async def _forget_flows(self, ports: set[tuple[IPv4Address, int]]) -> None:
         async with Connection(self._namespace) as kernel:
             found = await kernel.dump(dump_addresses(AF_INET, 0))
         local = {decode.attributes(message.body, ADDRESS.size).get(2, b"") for message in found}
@@ -176,7 +186,10 @@ class Portmaps(KeptTable):
         with opening:
             connection = Connection(self._namespace, protocol=NETLINK_NETFILTER)
         with closing(connection):
-            await conntrack.forget(connection, concerned)
+            # Of many ports all flows are looked at; hosts may have a hundred thousand.
+            only = next(iter(ports))[1] if len(ports) == 1 else 0
+            asked = conntrack.dump_flows(PROTOCOLS["udp"], only)
+            await conntrack.forget(connection, asked, concerned)
 
 
 def members(published: Iterable[Sequence[PortMapping]]) -> Members:
@@ -223,10 +236,16 @@ def text(subnet: IPv4Network, bridge: str) -> str:
     ]
     parts = [
         'comment "netplane: published ports of containers, kept by the agent"',
-        f"map {PORTS} {{\n  type {key} : ipv4_addr . inet_service\n  flags interval\n"
-        '  comment "what arrives at this host, and where it leads"\n}',
-        f"map {SAME_PORTS} {{\n  type {key} : ipv4_addr\n  flags interval\n"
-        '  comment "where the port stays the same, also many in a row"\n}',
+        _map(
+            PORTS,
+            "what arrives at this host, and where it leads",
+            f"{key} : ipv4_addr . inet_service",
+        ),
+        _map(
+            SAME_PORTS,
+            "where the port stays the same, also many in a row",
+            f"{key} : ipv4_addr",
+        ),
         chain(
             "prerouting",
             "from other hosts and from containers",
@@ -259,3 +278,7 @@ def text(subnet: IPv4Network, bridge: str) -> str:
         ),
     ]
     return "".join(f"  {line}\n" for part in parts for line in part.splitlines())
+
+
+def _map(name: str, comment: str, kind: str) -> str:
+    return f'map {name} {{\n  type {kind}\n  flags interval\n  comment "{comment}"\n}}'

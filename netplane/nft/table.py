@@ -39,7 +39,7 @@ RETRY_FIRST_S = 1.0
 ABSENT = os.strerror(errno.ENOENT)
 LACKS_A_PART = (
     "the kernel lacks a part of nf_tables that this needs: modprobe -a nf_tables nft_chain_nat"
-    " nft_masq nft_objref nft_fib_ipv4"
+    " nft_masq nft_nat nft_ct nft_fib_ipv4"
 )
 
 Members = Mapping[str, frozenset[Hashable]]

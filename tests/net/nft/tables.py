@@ -1,4 +1,4 @@
-"""Rules for tests, and what `nft` says of them: the witness is the program, in a process of its own."""
+"""Rules for tests, and what `nft` says of them: the program, in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published ports, by packets: from another host, from this one, by 127.0.0.1, between containers."""
+"""Published ports, by packets: from other hosts, from this one, between containers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from netplane.netlink import conntrack
+from netplane.netlink.connection import Connection
 from netplane.netlink.namespace import inside
+from netplane.nft.monitor import NETLINK_NETFILTER
 from netplane.nft.portmap import PortMapping, Portmaps, PortTakenError
 from tests.cluster.faults.namespaces import missing
 from tests.net.kernel.hosts import Host
@@ -145,7 +148,10 @@ async def test_a_thousand_ports_are_as_they_should_be(portmaps: Portmaps) -> Non
     assert await portmaps.read() == []
 
 
-async def test_a_flow_of_udp_goes_by_the_new_map_at_once(scene: Scene, portmaps: Portmaps) -> None:
+@pytest.mark.parametrize("ports", [1, 2])
+async def test_a_flow_of_udp_goes_by_the_new_map_at_once(
+    scene: Scene, portmaps: Portmaps, ports: int
+) -> None:
     # Without forgetting, it would go on to where its first packet went for as long as it lasts.
     first, second = scene.containers.values()
     with (
@@ -159,15 +165,42 @@ async def test_a_flow_of_udp_goes_by_the_new_map_at_once(scene: Scene, portmaps:
             client.sendto(text, ("10.77.0.1", 5353))
             assert receiver.recv(10) == text
 
+        others = [PortMapping("udp", 5400 + one, FIRST, 54) for one in range(1, ports)]
         # What makes the kernel track at all; with nothing of ours yet, to the host itself.
         await portmaps.restore({})
         send(b"host", before)
-        await portmaps.publish("one", [PortMapping("udp", 5353, FIRST, 53)])
+        await portmaps.publish("one", [PortMapping("udp", 5353, FIRST, 53), *others])
         send(b"first", old)
         await portmaps.withdraw("one")
         send(b"host", before)
-        await portmaps.publish("two", [PortMapping("udp", 5353, SECOND, 53)])
+        await portmaps.publish("two", [PortMapping("udp", 5353, SECOND, 53), *others])
         send(b"second", new)
+
+
+async def test_only_flows_that_are_asked_for_are_told_and_forgotten(
+    scene: Scene, portmaps: Portmaps
+) -> None:
+    await portmaps.restore({})  # lets the kernel track
+    async with Connection(scene.host.path, protocol=NETLINK_NETFILTER) as connection:
+
+        async def seen(port: int = 0) -> list[int]:
+            found = await connection.dump(conntrack.dump_flows(17, port))
+            flows = [conntrack.flow(message.body) for message in found]
+            return sorted(flow.destination_port for flow in flows if flow is not None)
+
+        with (
+            opened(scene.host, socket.SOCK_DGRAM, "10.77.0.1", 5353) as receiver,
+            opened(scene.client, socket.SOCK_DGRAM) as client,
+        ):
+            for port in (5354, 5355, 5353):
+                client.sendto(b"x", ("10.77.0.1", port))
+            receiver.recv(10)
+        assert await seen() == [5353, 5354, 5355]
+        assert await seen(5354) == [5354]
+        asked = conntrack.dump_flows(17)
+        assert await conntrack.forget(connection, asked, lambda flow: flow[2] == 5354) == 1
+        assert await seen() == [5353, 5355]
+        assert await conntrack.forget(connection, asked, lambda flow: flow[2] == 5354) == 0
 
 
 async def test_containers_do_not_reach_the_hosts_loopback(scene: Scene, portmaps: Portmaps) -> None:

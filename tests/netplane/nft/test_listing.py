@@ -6,30 +6,30 @@ from netplane.nft.listing import differences, read
 
 SAID = """\
 table ip netplane { # handle 7
-	comment "netplane: kept"
-	counter unknown-vteps { # handle 3
-		comment "dropped"
-	}
+    comment "netplane: kept"
+    counter unknown-vteps { # handle 3
+        comment "dropped"
+    }
 
-	set vteps { # handle 4
-		type ipv4_addr
-		comment "hosts"
-		elements = { 10.0.0.2, 10.0.0.3,
-			     10.0.0.4 }
-	}
+    set vteps { # handle 4
+        type ipv4_addr
+        comment "hosts"
+        elements = { 10.0.0.2, 10.0.0.3,
+                 10.0.0.4 }
+    }
 
-	map ports { # handle 5
-		type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service
-		flags interval
-		elements = { 6 . 0.0.0.0/0 . 80 : 10.5.1.2 . 8080 }
-	}
+    map ports { # handle 5
+        type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service
+        flags interval
+        elements = { 6 . 0.0.0.0/0 . 80 : 10.5.1.2 . 8080 }
+    }
 
-	chain forward { # handle 1
-		comment "no drop here"
-		type filter hook forward priority filter - 10; policy accept;
-		ip saddr 10.5.0.0/16 accept comment "from # handle 9" # handle 6
-		ip daddr 10.5.0.0/16 accept comment "to" # handle 2
-	}
+    chain forward { # handle 1
+        comment "no drop here"
+        type filter hook forward priority filter - 10; policy accept;
+        ip saddr 10.5.0.0/16 accept comment "from # handle 9" # handle 6
+        ip daddr 10.5.0.0/16 accept comment "to" # handle 2
+    }
 }
 """
 
@@ -59,19 +59,19 @@ def test_numbering_makes_no_difference() -> None:
 
 
 def test_each_difference_is_told() -> None:
-    rule = '		ip daddr 10.5.0.0/16 accept comment "to" # handle 2\n'
+    rule = '        ip daddr 10.5.0.0/16 accept comment "to" # handle 2\n'
     words = 'chain forward: ip daddr 10.5.0.0/16 accept comment "to"'
     assert changed(rule, "") == [f"{words} is missing"]
     assert changed(rule, rule + rule) == [f"{words} is left over"]
-    assert changed(rule, rule + "		drop # handle 8\n") == ["chain forward: drop is left over"]
-    first = '		ip saddr 10.5.0.0/16 accept comment "from # handle 9" # handle 6\n'
+    assert changed(rule, rule + "        drop # handle 8\n") == ["chain forward: drop is left over"]
+    first = '        ip saddr 10.5.0.0/16 accept comment "from # handle 9" # handle 6\n'
     assert changed(first + rule, rule + first) == ["the rules are in another order"]
     hook = "chain forward: type filter hook forward priority filter - 10; policy"
     assert changed("policy accept;", "policy drop;") == [
         f"{hook} accept; is missing", f"{hook} drop; is left over",
     ]  # fmt: skip
     assert changed(
-        '	comment "netplane: kept"', '	flags dormant\n	comment "netplane: kept"'
+        '    comment "netplane: kept"', '    flags dormant\n    comment "netplane: kept"'
     ) == ["flags dormant is left over"]
     assert changed("10.0.0.3,", "10.0.0.9,") == [
         "vteps: 10.0.0.3 is missing", "vteps: 10.0.0.9 is left over",

@@ -62,7 +62,7 @@ def test_a_port_has_one_holder_on_each_address(portmaps: Portmaps) -> None:
     ("protocol", "host_port", "port"), [("icmp", 1, 1), ("tcp", 0, 1), ("tcp", 1, 65536)]
 )
 def test_what_is_no_port_is_refused(protocol: str, host_port: int, port: int) -> None:
-    with pytest.raises(ValueError, match="cannot be published|is no port"):
+    with pytest.raises(ValueError, match=r"cannot be published|is no port"):
         PortMapping(protocol, host_port, ONE, port)
 
 
