@@ -47,7 +47,9 @@ INTERVAL_S = 30.0
 SETTLE_S = 0.01
 """What belongs together comes as several notifications."""
 PAUSE_S = 0.2
-"""Between two looks: others may write their rules all the time, and many of them."""
+PAUSE_FACTOR = 20
+"""Between two looks, at least, and by how long the last one took: others may write all the time,
+and have so many chains that to look takes long."""
 RETRY_S = 1.0
 
 
@@ -160,8 +162,9 @@ class ForwardRules:
             except TimeoutError:
                 cause = "timer" if due_s is None else "retry"
             self._wake.clear()
+            started = time.monotonic()
             report = await self._pass(cause)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - started)))
 
     async def read(self) -> Sight:
         """Look, and change nothing."""

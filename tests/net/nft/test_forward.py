@@ -217,6 +217,7 @@ async def test_a_writer_that_insists_is_named_and_answered_seldom(
     host: Host, make: Callable[..., ForwardRules], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "PAUSE_S", 0.0)
+    monkeypatch.setattr(forward, "PAUSE_FACTOR", 0)
     iptables = Tables(host, "nft")
     iptables.do("-P", "FORWARD", "DROP")
     reports: list[ForwardReport] = []
