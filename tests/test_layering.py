@@ -51,7 +51,12 @@ ALLOWED: dict[str, set[str]] = {
     "kvstore.testing": {"kvstore.embedded", "kvstore.cli", "kvstore.client"},
     "netplane.netlink": set(),
     "netplane.subnet": {"kvstore.client"},
-    "netplane.backend": {"netplane.netlink", "netplane.subnet.lease"},
+    "netplane.backend": {
+        "netplane.netlink",
+        "netplane.subnet.fields",
+        "netplane.subnet.jsontext",
+        "netplane.subnet.lease",
+    },
     "netplane.agent": {
         "netplane.backend",
         "netplane.netlink",
