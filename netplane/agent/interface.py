@@ -25,6 +25,10 @@ RTN_UNICAST = 1
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
 
+OVERLAY_KINDS = {"vxlan", "geneve"}
+OVERLAY_NAMES = ("np.", "flannel")
+"""Flannel's device may also be a tunnel, or WireGuard's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -59,6 +63,13 @@ class Link:
     mtu: int
     flags: int = IFF_UP
     addresses: tuple[Address, ...] = ()
+    kind: str = ""
+    """Of a device that software made, as `ip -d link` has it."""
+
+    @property
+    def is_overlay(self) -> bool:
+        """Whether it is a device of an overlay, ours or another: it leads to no host."""
+        return self.kind in OVERLAY_KINDS or self.name.startswith(OVERLAY_NAMES)
 
     def best_address(self) -> IPv4Interface | None:
         """Return the address that other hosts should use; None without a usable one."""
@@ -139,7 +150,7 @@ def _named(host: Host, wanted: str) -> ExternalInterface | None:
     for link in host.links:
         for each in link.addresses:
             if each.at.ip == address:
-                return ExternalInterface(link.index, link.name, link.mtu, each.at)
+                return _external(link, each.at)
     return None
 
 
@@ -148,7 +159,8 @@ def _matching(host: Host, pattern: str) -> list[Link]:
     return [
         link
         for link in host.links
-        if not link.flags & IFF_LOOPBACK
+        # After a restart a pattern would match our own device as well, which has an address, too.
+        if not (link.flags & IFF_LOOPBACK or link.is_overlay)
         and (
             search(link.name)
             or any(each.is_usable and search(str(each.at.ip)) for each in link.addresses)
@@ -173,8 +185,13 @@ def _of_default_route(host: Host) -> Link:
     return links[0]
 
 
-def _external(link: Link) -> ExternalInterface:
-    address = link.best_address()
+def _external(link: Link, wanted: IPv4Interface | None = None) -> ExternalInterface:
+    if link.is_overlay:
+        raise InterfaceError(
+            f"{link.name} is a device of an overlay itself, and leads to no host",
+            "name the interface below it with --iface",
+        )
+    address = wanted or link.best_address()
     if address is None:
         raise InterfaceError(
             f"interface {link.name} has no IPv4 address that other hosts could use",
@@ -187,7 +204,7 @@ def _names(links: Sequence[Link]) -> str:
     return ", ".join(
         f"{link.name} ({link.best_address() or 'no IPv4 address'})"
         for link in links
-        if not link.flags & IFF_LOOPBACK
+        if not (link.flags & IFF_LOOPBACK or link.is_overlay)
     )
 
 
@@ -217,6 +234,7 @@ async def read_host() -> Host:
                 message.get("mtu"),
                 message["flags"],
                 tuple(by_index.get(message["index"], ())),
+                message.get(("linkinfo", "kind")) or "",
             )
             for message in links
         ),
