@@ -118,7 +118,7 @@ class Agent:
         assert self._dataplane is not None
         await self._dataplane.clear()
         self.settings.subnet_file.unlink(missing_ok=True)
-        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, config="", sysctls={})
+        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, doubt="", config="", sysctls={})
         log.info("drained: lease and kernel state are given back")
 
     async def run(self, serving: contextlib.AbstractAsyncContextManager[None]) -> None:
@@ -177,8 +177,10 @@ class Agent:
         settings, state = self.settings, self.keeper.state
         external = self.external = await self._parts.external(settings)
         remembered = {lease.subnet: lease for lease in state.peers}
-        known = Known(state.cluster_id, state.revision, remembered) if state.cluster_id else None
-        self._guard = Guard(known, settings.removal_grace_s)
+        known = Known(
+            state.cluster_id, state.revision, remembered, state.own, state.doubt
+        )
+        self._guard = Guard(known if state.cluster_id else None, settings.removal_grace_s)
         who = describe(settings, state, external)
         async with (
             self._parts.subnets(settings, who) as self._subnets,
@@ -342,10 +344,11 @@ class Agent:
         saved = self._guard.saved
         assert saved is not None
         self.keeper.change(
-            own=self.own,
+            own=saved.own or self.own,
             peers=tuple(saved.peers.values()),
             cluster_id=saved.cluster_id,
             revision=saved.revision,
+            doubt=saved.doubt,
         )
         was_ready = self.board.is_ready
         if "no-view" in self.board.missing:

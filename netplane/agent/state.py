@@ -39,6 +39,8 @@ class State:
     """Peers have it in their kernels: it outlives the device."""
     cluster_id: int = 0
     revision: int = 0
+    doubt: str = ""
+    """Why `peers` are held against what the registry says; "" when they are not."""
     config: str = ""
     """The network's configuration, as the registry had it."""
     own: Lease | None = None

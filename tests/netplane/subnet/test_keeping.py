@@ -300,6 +300,33 @@ async def test_another_store_at_the_same_address_is_noticed(token: str) -> None:
     assert ("another cluster" in verdict.regressed) == (token == "other")
 
 
+async def test_a_wiped_registry_that_has_caught_up_is_noticed(tmp_path: Path) -> None:
+    # The same cluster id, a higher revision, and so few peers missing that they may have left.
+    with embed(fsync=False) as member:
+        port = int(member.endpoint.rpartition(":")[2])
+        client = AsyncClient([member.endpoint], timeout_s=2)
+        there = Network(client, "/n")
+        await there.configure()
+        await there.join(2)
+        manager, view = await there.join(1, clock=LoopClock(), life_ttl_s=3)
+    guard = Guard(None)
+    guard.judge(view, 0.0)
+    with embed(tmp_path / "new", fsync=False, port=port) as member:
+        async with AsyncClient([member.endpoint]) as writer:
+            await Network(writer, "/n").configure()
+            while (await writer.put("/elsewhere", "")).revision <= view.revision:
+                pass
+    async with client, running(manager):
+        with embed(tmp_path / "new", fsync=False, port=port):
+            empty = await view_where(manager, view, lambda seen: not seen.peers)
+
+    assert empty.cluster_id == view.cluster_id
+    assert empty.revision > view.revision
+    verdict = guard.judge(empty, 1.0)
+    assert set(verdict.peers) == set(view.peers)
+    assert "has lost our own lease" in verdict.regressed
+
+
 @pytest.mark.parametrize("sign", ["cluster", "revision", "resumption", "nothing"])
 async def test_a_sign_of_another_history_leads_to_a_listing_and_a_view(
     network: Network, sign: str
