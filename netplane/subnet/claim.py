@@ -125,6 +125,25 @@ class Claimer:
             f"others changed what we were about to write, {_TRIES} times; trying again"
         )
 
+    def go_on(self, wish: Wish) -> bool:
+        """Go by our lease as it is registered, where nothing can be written; False: none is ours.
+
+        Ours is what we would write to the byte: then the others reach us.
+
+        Raises SubnetError, as `claim`.
+        """
+        config_value = self._config_value()
+        config = parse_config(config_value)
+        claim = plan(self._registered, config, self._who, wish)
+        value = encode_value(self._who.public_ip, config.backend_type, self._backend_data)
+        if claim.subnet is None or claim.drops:
+            return False
+        kv = self._registered.kvs.get(self._layout.lease(claim.subnet))
+        if kv is None or kv.value != value:
+            return False
+        self.subnet, self.config_value, self._value = claim.subnet, config_value, value
+        return True
+
     async def give_back(self) -> None:
         """End our leases: what hangs on them goes, what others wrote there meanwhile stays."""
         await self.lease.give_back()

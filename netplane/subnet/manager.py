@@ -34,6 +34,7 @@ from netplane.subnet.records import Layout, Registered
 from netplane.subnet.registry import (
     CompactedError,
     Grant,
+    RefusedError,
     Registry,
     RegistryError,
     UnavailableError,
@@ -161,6 +162,11 @@ class SubnetManager:
         except SubnetError:
             await claimer.give_up()
             raise
+        except RefusedError as error:
+            # A full store, or a user that may only read, is no reason to cut our containers off.
+            if not claimer.go_on(self._wish):
+                raise
+            self._note("keep", _unwritten(error))
         self._stand(Standing.HELD)
         mac = backend_data.get("VtepMAC", "") if isinstance(backend_data, dict) else ""
         local = Local(self._who.public_ip, claimer.subnet, str(mac).lower())
@@ -309,7 +315,9 @@ class SubnetManager:
                 async with self._writing:
                     await self._tend()
             except RegistryError as error:
-                self._note("keep", str(error))
+                self._note(
+                    "keep", _unwritten(error) if isinstance(error, RefusedError) else str(error)
+                )
                 if isinstance(error, UnavailableError):
                     # The member that the watch hangs on may be frozen: nothing else would tell.
                     self._stale.set()
@@ -386,6 +394,13 @@ class SubnetManager:
         if problem:
             _log.warning("registry: %s", problem)
         self._wake()
+
+
+def _unwritten(error: RefusedError) -> str:
+    return (
+        f"{error}; our lease is used as it is registered, our host record and sign of life are not "
+        "written"
+    )
 
 
 def _content(view: View) -> tuple[object, ...]:
