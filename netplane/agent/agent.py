@@ -378,6 +378,7 @@ class Agent:
     ) -> None:
         self.peers = peers
         await dataplane.apply(own, peers, remove=remove)
+        log.debug("programmed %d peers", len(peers))
         if self._healing is None:
             # Not before: there would be nothing yet to heal towards.
             self._healing = group.create_task(dataplane.run())

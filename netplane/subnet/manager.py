@@ -142,7 +142,9 @@ class SubnetManager:
 
     async def open(self) -> NetworkConfig:
         """List what is registered and return the configuration. Raises ConfigError."""
-        self._registered.load(await self._registry.list(self._everything))
+        listing = await self._registry.list(self._everything)
+        _log.debug("listed %d keys at revision %d", len(listing.kvs), listing.head.revision)
+        self._registered.load(listing)
         return self._claimer.config()
 
     async def acquire(self, backend_data: object = None) -> View:
