@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 from netplane.subnet.allocate import choose, exhausted
 from netplane.subnet.clock import Clock
@@ -60,6 +61,8 @@ class Claimer:
         self.life = HeldLease(registry, clock, life_ttl_s)
         self.subnet: IPv4Network | None = None
         """What we have, or had and want back."""
+        self.public_ip = who.public_ip
+        """What our lease says, as far as we have written it."""
         self.config_value = b""
         """The configuration that we go by since we have a subnet; b"": none yet."""
         self._backend_data: object = None
@@ -86,6 +89,12 @@ class Claimer:
     def describe(self, backend_data: object) -> None:
         """Say how peers reach us: the JSON of BackendData."""
         self._backend_data = backend_data
+
+    def move(self, public_ip: IPv4Address) -> None:
+        """Say that we are at another address; the next claim writes it."""
+        if public_ip != self._who.public_ip:
+            self._who = replace(self._who, public_ip=public_ip)
+            self._value = b""  # what is registered is not what it should be
 
     def is_in_order(self) -> bool:
         """Tell whether the registry says of us what it should."""
@@ -120,6 +129,7 @@ class Claimer:
             if await self._try(tuple(self._attempt(claim, subnet) for subnet in subnets)):
                 # From here on a changed configuration is reported, and not applied by halves.
                 self.config_value = config_value
+                self.public_ip = self._who.public_ip
                 return
         raise ContentionError(
             f"others changed what we were about to write, {_TRIES} times; trying again"

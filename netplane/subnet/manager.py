@@ -22,7 +22,7 @@ import logging
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from netplane.subnet.claim import Claimer
 from netplane.subnet.clock import Clock, LoopClock
@@ -112,7 +112,6 @@ class SubnetManager:
         self._registry = registry
         self._everything = layout.everything
         self._config_key = layout.config
-        self._who = who
         self._wish = wish or Wish()
         self._clock = clock or LoopClock()
         self._known = tuple(known)
@@ -171,7 +170,7 @@ class SubnetManager:
             self._note("keep", _unwritten(error))
         self._stand(Standing.HELD)
         mac = backend_data.get("VtepMAC", "") if isinstance(backend_data, dict) else ""
-        local = Local(self._who.public_ip, claimer.subnet, str(mac).lower())
+        local = Local(claimer.public_ip, claimer.subnet, str(mac).lower())
         self._builder = ViewBuilder(claimer.config(), local, self._known)
         self._builder.config_value = claimer.config_value
         return self._publish()
@@ -217,6 +216,11 @@ class SubnetManager:
                 self._attention.set()
                 raise
 
+    def move(self, public_ip: IPv4Address) -> None:
+        """Be reached at another address from now on: our lease is changed in place."""
+        self._claimer.move(public_ip)
+        self._attention.set()
+
     def status(self) -> Status:
         """Say how things stand."""
         return Status(
@@ -243,7 +247,9 @@ class SubnetManager:
 
     def _publish(self, *, always: bool = False) -> View:
         assert self._builder is not None
+        # As registered: until a move is written, the lease with the old address is ours.
         self._builder.local.subnet = self._claimer.subnet
+        self._builder.local.public_ip = self._claimer.public_ip
         old, new = self._view, self._builder.build(self._registered)
         if old is not None and not always and _content(old) == _content(new):
             return old

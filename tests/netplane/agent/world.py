@@ -64,6 +64,7 @@ class World:
     report: Report = field(default_factory=Report)
     no_interface: InterfaceError | None = None
     no_dataplane: SettingsError | None = None
+    interface: ExternalInterface = EXTERNAL
 
     def note(self, text: str) -> None:
         self.happened.append(text)
@@ -115,7 +116,7 @@ class World:
     async def external(self, settings: Settings) -> ExternalInterface:
         if self.no_interface is not None:
             raise self.no_interface
-        return EXTERNAL
+        return self.interface
 
 
 class FakeSubnets:
@@ -145,6 +146,9 @@ class FakeSubnets:
 
     async def run(self) -> None:
         await asyncio.Event().wait()
+
+    def move(self, public_ip: IPv4Address) -> None:
+        self.world.note(f"moved to {public_ip}")
 
     async def drain(self) -> None:
         if self.world.refusals:
