@@ -250,3 +250,36 @@ async def test_a_drain_that_failed_leaves_the_host_as_it_was(network: Network, h
         await manager.drain()
     left = await network.registry.list(network.layout.everything)
     assert [kv.key for kv in left.kvs] == [network.layout.config]
+
+
+async def test_a_host_that_moves_keeps_its_subnet_and_its_key(network: Network) -> None:
+    manager, view = await network.join(1)
+    other, seen = await network.join(2)
+    lease = await network.lease_of(network.layout.lease(subnet_of(view)))
+    async with running(manager), running(other):
+        manager.move(IPv4Address("192.0.2.77"))
+        while view.own is None or str(view.own.public_ip) != "192.0.2.77":
+            view = await manager.next_view(view)
+            # At no time is it anybody else's.
+            assert view.own is not None
+            assert not view.quarantined
+        await view_where(
+            other,
+            seen,
+            lambda seen: [str(one.public_ip) for one in seen.peers.values()] == ["192.0.2.77"],
+        )
+    assert view.own.mod_revision > view.own.create_revision
+    assert await network.lease_of(network.layout.lease(subnet_of(view))) == lease
+    record = manager.registered.hosts["host1"]
+    assert (str(record.public_ip), record.subnet) == ("192.0.2.77", subnet_of(view))
+
+
+async def test_a_host_does_not_move_to_the_address_of_another(network: Network) -> None:
+    manager, view = await network.join(1)
+    await network.join(2)
+    before = await network.value(network.layout.lease(subnet_of(view)))
+    async with running(manager):
+        manager.move(IPv4Address("192.0.2.2"))
+        assert await manager.next_standing(Standing.HELD) is Standing.REFUSED
+    assert "is used by the host 'host2'" in manager.status().detail
+    assert await network.value(network.layout.lease(subnet_of(view))) == before
