@@ -120,7 +120,9 @@ class Agent:
         assert self._dataplane is not None
         await self._dataplane.clear()
         self.settings.subnet_file.unlink(missing_ok=True)
-        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, doubt="", config="", sysctls={})
+        self.keeper.change(
+            own=None, peers=(), cluster_id=0, revision=0, doubt="", config="", sysctls={}
+        )
         log.info("drained: lease and kernel state are given back")
 
     async def run(self, serving: contextlib.AbstractAsyncContextManager[None]) -> None:
@@ -182,9 +184,7 @@ class Agent:
             lambda: self._parts.external(settings), external, self._news.set
         )
         remembered = {lease.subnet: lease for lease in state.peers}
-        known = Known(
-            state.cluster_id, state.revision, remembered, state.own, state.doubt
-        )
+        known = Known(state.cluster_id, state.revision, remembered, state.own, state.doubt)
         self._guard = Guard(known if state.cluster_id else None, settings.removal_grace_s)
         who = describe(settings, state, external)
         async with (
@@ -347,7 +347,9 @@ class Agent:
         try:
             self._adopt(self._config, found)
         except AgentError as error:
-            log.warning("the interface to the other hosts has changed, which is of no use: %s", error)
+            log.warning(
+                "the interface to the other hosts has changed, which is of no use: %s", error
+            )
             self._interface.external = before
             return
         log.warning(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-from netplane.agent.device import LinkKeeper
 from netplane.agent.desired import (
     Desired,
     Heals,
@@ -19,6 +18,7 @@ from netplane.agent.desired import (
     is_drift,
     is_ours,
 )
+from netplane.agent.device import LinkKeeper
 from netplane.agent.report import Contest, Failure, PassLog, Report, warn, writer_name
 from netplane.agent.sysctls import Sysctls
 from netplane.backend import Scope, Step

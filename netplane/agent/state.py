@@ -39,14 +39,14 @@ class State:
     """Peers have it in their kernels: it outlives the device."""
     cluster_id: int = 0
     revision: int = 0
-    doubt: str = ""
-    """Why `peers` are held against what the registry says; "" when they are not."""
     config: str = ""
     """The network's configuration, as the registry had it."""
     own: Lease | None = None
     peers: tuple[Lease, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     """Settings of the kernel that we changed, as they were before."""
+    doubt: str = ""
+    """Why `peers` are held against what the registry says; "" when they are not."""
 
 
 class Encoder:

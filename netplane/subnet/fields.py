@@ -23,9 +23,7 @@ def text(fields: Mapping[str, object], name: str) -> str:
     return value
 
 
-def number(
-    fields: Mapping[str, object], name: str, least: int, most: int, default: int = 0
-) -> int:
+def number(fields: Mapping[str, object], name: str, least: int, most: int, default: int = 0) -> int:
     """Return a whole number from `least` to `most`."""
     value = fields.get(name.lower())
     if value is None:

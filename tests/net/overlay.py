@@ -39,7 +39,7 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
 
 
 def patience(timeout_s: float) -> float:
-    """Return how long to wait for what a sound agent does in the end: less where a bug is planted."""
+    """Return how long to wait for what a sound agent does in the end; less with a planted bug."""
     return timeout_s / 3 if os.environ.get("NETPLANE_MUTANT") else timeout_s
 
 

@@ -35,9 +35,7 @@ def is_at(overlay: Overlay, agent: AgentProcess, address: str) -> bool:
 
 def mtu_of(agent: AgentProcess) -> int:
     [link] = [
-        link
-        for link in agent.host.namespace.json("ip", "-j", "link")
-        if link["ifname"] == "np.1"
+        link for link in agent.host.namespace.json("ip", "-j", "link") if link["ifname"] == "np.1"
     ]
     found: int = link["mtu"]
     return found

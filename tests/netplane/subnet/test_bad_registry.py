@@ -12,8 +12,7 @@ import pytest
 from kvstore import embed
 from kvstore.client import AsyncClient, methods
 from netplane.subnet.clock import LoopClock
-from netplane.subnet.lease import View
-from netplane.subnet.manager import Standing, SubnetManager
+from netplane.subnet.manager import Standing
 from netplane.subnet.registry import (
     Attempt,
     Grant,

@@ -22,7 +22,12 @@ def lease(number: int, *, ip: int = 0, revision: int = 10) -> Lease:
 
 
 def view(
-    numbers: range | list[int], *, revision: int = 100, cluster: int = 1, own: int = 0, revision_of: int = 10
+    numbers: range | list[int],
+    *,
+    revision: int = 100,
+    cluster: int = 1,
+    own: int = 0,
+    revision_of: int = 10,
 ) -> View:
     """Return a view; `own` is the revision that created our own lease, 0: there is none."""
     peers = {one.subnet: one for one in (lease(number, revision=revision_of) for number in numbers)}
