@@ -80,7 +80,7 @@ async def test_a_wiped_registry_that_has_caught_up_is_noticed(tmp_path: Path) ->
     with embed(tmp_path / "new", fsync=False, port=port) as member:
         async with AsyncClient([member.endpoint]) as writer:
             await Network(writer, "/n").configure()
-            while (await writer.put("/elsewhere", "")).revision <= view.revision:
+            while (await writer.put(b"/elsewhere", b"")).revision <= view.revision:
                 pass
     async with client, running(manager):
         with embed(tmp_path / "new", fsync=False, port=port):
@@ -221,6 +221,7 @@ async def test_an_agent_that_starts_on_a_full_registry_goes_by_its_lease(network
             await second.drain()  # deletes are what a full store takes
             await view_where(manager, again, lambda seen: not seen.peers)
             assert manager.status().problem
+    network.clock.advance(1)
     async with running(manager), network.changes(network.layout.host("host1")) as feed:
         await anext(feed)  # there is room again
     assert manager.status().standing is Standing.HELD

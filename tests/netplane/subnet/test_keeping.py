@@ -279,6 +279,7 @@ async def test_a_host_does_not_move_to_the_address_of_another(network: Network) 
     await network.join(2)
     before = await network.value(network.layout.lease(subnet_of(view)))
     async with running(manager):
+        await view_where(manager, view, lambda seen: seen.peers)
         manager.move(IPv4Address("192.0.2.2"))
         assert await manager.next_standing(Standing.HELD) is Standing.REFUSED
     assert "is used by the host 'host2'" in manager.status().detail
