@@ -18,14 +18,13 @@ PATIENCE_S = 60.0
 """Connections to the registry that have lost their address have to be given up first."""
 
 
-def is_at(overlay: Overlay, agent: AgentProcess, address: str) -> bool:
+def is_at(overlay: Overlay, agent: AgentProcess, mac: str, address: str) -> bool:
     """Tell whether the agent's device and lease, and its peer's kernel, say this address."""
     [other] = [one for one in overlay.agents if one is not agent]
     links = agent.host.namespace.json("ip", "-j", "-d", "link")
     local = [
         link["linkinfo"]["info_data"].get("local") for link in links if link["ifname"] == "np.1"
     ]
-    mac = kernel_of(agent.host).get("mac")
     return (
         local == [address]
         and (agent.subnet, mac, address) in overlay.peers()
@@ -53,7 +52,9 @@ def test_another_address_and_mtu_are_followed_and_the_subnet_stays() -> None:
             f"addr add {UNDERLAY}.9.9/16 dev eth0",
             f"route add default via {UNDERLAY}.255.254",
         )
-        until(lambda: is_at(overlay, agent, f"{UNDERLAY}.9.9"), PATIENCE_S, "the address is told")
+        until(
+            lambda: is_at(overlay, agent, mac, f"{UNDERLAY}.9.9"), PATIENCE_S, "the address is told"
+        )
         until(overlay.everybody_answers, 20, "every container answers every other")
         agent.wait_ready()
 
@@ -66,7 +67,11 @@ def test_another_address_and_mtu_are_followed_and_the_subnet_stays() -> None:
         host.unplug()
         until(lambda: "there is no interface eth0" in agent.missing(), 20, "that is said")
         host.plug(f"{UNDERLAY}.9.10")
-        until(lambda: is_at(overlay, agent, f"{UNDERLAY}.9.10"), PATIENCE_S, "the address is told")
+        until(
+            lambda: is_at(overlay, agent, mac, f"{UNDERLAY}.9.10"),
+            PATIENCE_S,
+            "the address is told",
+        )
         until(overlay.everybody_answers, 20, "every container answers every other")
         agent.wait_ready()
         assert (agent.subnet, kernel_of(host)["mac"]) == (subnet, mac)
