@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "kvstore.testing": {"kvstore.embedded", "kvstore.cli", "kvstore.client"},
     "netplane.netlink": set(),
+    "netplane.nft": {"netplane.netlink"},
     "netplane.subnet": {"kvstore.client"},
     "netplane.backend": {
         "netplane.netlink",
@@ -60,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "netplane.agent": {
         "netplane.backend",
         "netplane.netlink",
+        "netplane.nft",
         "netplane.subnet",
         "kvstore.client",
     },

@@ -13,7 +13,6 @@ from typing import Self
 
 from netplane.agent.desired import (
     Desired,
-    Heals,
     Item,
     is_drift,
     is_ours,
@@ -25,6 +24,7 @@ from netplane.backend import Scope, Step
 from netplane.netlink import monitor as events
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import NetlinkFormatError
+from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
