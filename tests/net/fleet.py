@@ -26,7 +26,7 @@ from tests.net.overlay import (
 from tests.net.rig import Host, Rig
 from tests.servers import is_healthy
 
-MEMORY = Path("/dev/shm")  # noqa: S108 (what agents of one machine remember; others look at no name)
+MEMORY = Path("/dev/shm")
 CALLS = re.compile(
     r'^(?:kvstore_session_operations_total|grpc_server_started_total)\{.*grpc_method="(\w+)".*\}'
     r" ([0-9.e+]+)$",
@@ -172,10 +172,6 @@ def _kilobytes(text: str, name: str) -> int:
 def routes_by_ip(hosts: Iterable[Host]) -> list[set[str]]:
     """Return the subnets that each host has routes of ours to, as `ip` sees it."""
     return [
-        {
-            found["dst"]
-            for found in host.namespace.json("ip", "-j", "route", "show", "proto", "181")
-        }
+        {found["dst"] for found in host.namespace.json("ip", "-j", "route", "show", "proto", "181")}
         for host in hosts
     ]
-

@@ -28,9 +28,7 @@ EXEC_TO_MESH_S = 40
 BARRIER_TO_MESH_S = 5
 PSS_MAX_BYTES = 80 << 20
 NETWORK = IPv4Network("10.128.0.0/9")
-CONFIG = (
-    '{"Network":"10.128.0.0/9","SubnetMax":"10.191.255.0","Backend":{"Type":"vxlan"}}'
-)
+CONFIG = '{"Network":"10.128.0.0/9","SubnetMax":"10.191.255.0","Backend":{"Type":"vxlan"}}'
 """What is written by hand lies above what agents draw."""
 
 
@@ -62,7 +60,9 @@ def test_a_hundred_agents_that_start_together_are_one_network(
             ("memory of each agent (PSS)", f"{max(sizes) / 2**20:.1f} MB"),
         ]
         for name, value in rows:
-            record_property(TABLE + f"{AGENTS} agents that start together", ["", f"{name:34}{value}"])
+            record_property(
+                TABLE + f"{AGENTS} agents that start together", ["", f"{name:34}{value}"]
+            )
 
         assert all(agent.is_running for agent in fleet.agents)
         assert sum(joining.values()) <= CALLS_MAX * AGENTS, calls
@@ -103,9 +103,7 @@ def expected(overlay: Overlay, number: int, registered: list[Peer]) -> dict[str,
 
 
 def test_a_thousand_peers_come_move_and_go_while_members_die() -> None:
-    overlay = Overlay(
-        3, members=3, agents=2, flags=("--heal-interval", "1h"), network=CONFIG
-    )
+    overlay = Overlay(3, members=3, agents=2, flags=("--heal-interval", "1h"), network=CONFIG)
     with (
         overlay,
         Writer(overlay.rig.hosts[2].namespace, overlay.members.endpoints) as writer,
