@@ -120,7 +120,9 @@ class Fleet:
         for agent in self.agents:
             while word not in agent.log():
                 if time.monotonic() > ends_s:
-                    raise AssertionError(f"not within {timeout_s} s: {agent.host.name} logs {word!r}")
+                    raise AssertionError(
+                        f"not within {timeout_s} s: {agent.host.name} logs {word!r}"
+                    )
                 # Nothing to await: what others write. Seldom, as all the cores are theirs.
                 time.sleep(0.1)
 
