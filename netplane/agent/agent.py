@@ -35,13 +35,17 @@ from netplane.backend.vxlan import random_mac
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import SubnetError
 from netplane.subnet.lease import Lease, View
-from netplane.subnet.registry import RegistryError
+from netplane.subnet.registry import RegistryError, UnavailableError
 from netplane.subnet.regress import Guard, Known
 
 log = logging.getLogger("netplane.agent")
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
+RETRY_DOWN_MAX_S = 1.0
+"""While the registry cannot be reached: each try knocks for seconds anyway, and whoever waits is to
+go on soon after it is back."""
+
 OCCUPIED_RETRY_S = 1.0
 PATIENCE_S = 5.0
 """How long the registry may keep silent at the start before what is remembered is programmed."""
@@ -221,9 +225,11 @@ class Agent:
                 view = await self._subnets.acquire(data)
             except (SubnetError, RegistryError) as error:
                 self.board.miss("no-lease", str(error))
+                is_down = isinstance(error, UnavailableError)
+                delay_s = min(delay_s, RETRY_DOWN_MAX_S if is_down else RETRY_MAX_S)
                 # A hundred agents that wait for one registry should not all come at once.
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311
-                delay_s = min(2 * delay_s, RETRY_MAX_S)
+                delay_s *= 2
             else:
                 self.board.miss("no-lease", "")
                 # Another one, if it was changed meanwhile: then what we told of us is of the old.

@@ -206,6 +206,8 @@ class StateKeeper:
 
     def change(self, **fields: Any) -> None:
         """Change fields of the state; it is written soon."""
+        if all(getattr(self.state, name) == value for name, value in fields.items()):
+            return
         self.state = replace(self.state, **fields)
         if self.state != self._saved:
             self._changed.set()

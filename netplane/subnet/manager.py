@@ -131,6 +131,9 @@ class SubnetManager:
         self._problems: dict[str, str] = {}
         self._view: View | None = None
         self._news = asyncio.Event()
+        """Of the status."""
+        self._fresh = asyncio.Event()
+        """A view came."""
         self._attention = asyncio.Event()
         self._stale = asyncio.Event()
         self._resumptions = 0
@@ -184,7 +187,7 @@ class SubnetManager:
     async def next_view(self, seen: View) -> View:
         """Return the newest view; wait while it is still `seen`. What came between is left out."""
         while self._view is seen:
-            await self.changed()
+            await self._fresh.wait()
         assert self._view is not None
         return self._view
 
@@ -195,7 +198,7 @@ class SubnetManager:
         return self._standing
 
     async def changed(self) -> None:
-        """Return when view or status become others."""
+        """Return when the status becomes another."""
         await self._news.wait()
 
     async def drain(self) -> None:
@@ -254,7 +257,10 @@ class SubnetManager:
         if old is not None and not always and _content(old) == _content(new):
             return old
         self._view = new
-        self._wake()
+        fresh, self._fresh = self._fresh, asyncio.Event()
+        fresh.set()
+        if old is None or old.quarantined != new.quarantined:
+            self._wake()  # what is said of the configuration may be another
         return new
 
     def _wake(self) -> None:

@@ -133,7 +133,7 @@ async def _serve(endpoints: Sequence[str]) -> None:
                 await client.compact((await client.range(b"x")).revision)
             else:
                 await _write_together(client, lease.lease_id, command["put"])
-            print(json.dumps(answer), flush=True)
+            print(json.dumps(answer), flush=True)  # noqa: T201 - its output
 
 
 def _operation(key: str, value: str | None, lease_id: int) -> Op:
@@ -163,9 +163,7 @@ async def _write_evenly(
             await client.put(key.encode(), value.encode(), lease=lease_id)
         return sent_s, time.monotonic()
 
-    return await asyncio.gather(
-        *(write(number, *each) for number, each in enumerate(writes, 1))
-    )
+    return await asyncio.gather(*(write(number, *each) for number, each in enumerate(writes, 1)))
 
 
 if __name__ == "__main__":
