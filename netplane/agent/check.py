@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import array
 import fcntl
-import json
-import shutil
 import socket
 import struct
-import subprocess
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from netplane.agent.desired import Item, is_ours
@@ -24,6 +20,7 @@ from netplane.agent.inspection import (
     State,
     index_of,
     look_at_device,
+    look_at_firewall,
     look_at_source_address,
     reading,
 )
@@ -32,21 +29,26 @@ from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
 
 SHOWN_MAX = 5
-COMMAND_TIMEOUT_S = 10.0
 SIOCETHTOOL, ETHTOOL_GTXCSUM = 0x8946, 0x16
 IFNAME_BYTES = 16
-LEGACY_TABLES = Path("/proc/self/net/ip_tables_names")
 
 
-async def check(known: Known | None, status: Mapping[str, Any]) -> list[Finding]:
+async def check(
+    known: Known | None, status: Mapping[str, Any], firewall: Mapping[str, Any] | None
+) -> list[Finding]:
     """Compare the kernel with what the agent means to have, and look for what breaks that.
+
+    Args:
+        known: what it means to have; None: it has not joined a network yet.
+        status: what it says of itself.
+        firewall: what it has just read of the firewall; None: nothing.
 
     Raises:
         AgentError: The kernel could not be asked.
     """
     found = look_at_agent(status)
     if known is None:
-        return found + look_at_forward_policy()
+        return found
     async with reading() as kernel:
         links = await kernel.links()
         found += look_at_device(known, links)
@@ -54,8 +56,7 @@ async def check(known: Known | None, status: Mapping[str, Any]) -> list[Finding]
         found += await _look_at_objects(kernel, known, links)
     found += _look_at_settings(known)
     found += _look_at_offload(known)
-    found += look_at_forward_policy()
-    return found
+    return found + look_at_firewall(firewall)
 
 
 def look_at_agent(status: Mapping[str, Any]) -> list[Finding]:
@@ -138,56 +139,3 @@ def _tx_checksums_offloaded(name: str) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         fcntl.ioctl(asking, SIOCETHTOOL, request)
     return bool(struct.unpack("II", value.tobytes())[1])
-
-
-def look_at_forward_policy() -> list[Finding]:
-    """Name the chains that drop what no rule accepts of the packets that pass through."""
-    found = _nft_chains() + _legacy_chain()
-    return found or [Finding("firewall", State.OK, "no chain drops forwarded packets by policy")]
-
-
-def _nft_chains() -> list[Finding]:
-    if shutil.which("nft") is None:
-        return [Finding("firewall", State.UNSEEN, "chains of nftables: there is no nft here")]
-    done = _run("nft", "-j", "list", "chains")
-    if done is None or done.returncode:
-        said = "no answer" if done is None else done.stderr.strip()
-        return [Finding("firewall", State.UNSEEN, f"chains of nftables: {said}")]
-    chains = [entry["chain"] for entry in json.loads(done.stdout)["nftables"] if "chain" in entry]
-    return [
-        Finding(
-            "firewall",
-            State.HINT,
-            f"chain {chain['family']} {chain['table']} {chain['name']} drops what no rule of it"
-            " accepts: see that one does for the overlay",
-        )
-        for chain in chains
-        if chain.get("hook") == "forward" and chain.get("policy") == "drop"
-    ]
-
-
-def _legacy_chain() -> list[Finding]:
-    """Ask iptables only where its table is there already: asking would make it."""
-    try:
-        tables = LEGACY_TABLES.read_text().split()
-    except OSError:
-        return []  # no such module: nothing can drop there
-    program = shutil.which("iptables-legacy") or shutil.which("iptables")
-    if "filter" not in tables:
-        return []
-    done = None if program is None else _run(program, "-S", "FORWARD")
-    if done is None or done.returncode:
-        return [Finding("firewall", State.UNSEEN, "chain FORWARD of iptables cannot be read")]
-    if done.stdout.startswith("-P FORWARD DROP"):
-        text = "chain FORWARD of iptables drops what no rule accepts: see that one does"
-        return [Finding("firewall", State.HINT, text)]
-    return []
-
-
-def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
-    try:
-        return subprocess.run(  # noqa: S603 (our own words)
-            command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        return None

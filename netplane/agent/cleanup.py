@@ -8,11 +8,10 @@ from dataclasses import replace
 
 from netplane.agent.errors import AgentError
 from netplane.agent.lock import InstanceLock
-from netplane.agent.ports import Parts, Report
+from netplane.agent.ports import FirewallReport, Parts, Report
+from netplane.agent.remembered import remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import load, save
-from netplane.subnet.config import parse_config
-from netplane.subnet.errors import ConfigError
 
 
 async def clean(settings: Settings, parts: Parts) -> str:
@@ -27,21 +26,18 @@ async def clean(settings: Settings, parts: Parts) -> str:
     lock = InstanceLock(settings.lock_file).acquire()
     with contextlib.closing(lock):
         state, complaint = await asyncio.to_thread(load, settings.state_file)
-        if not state.config:
+        config = remembered_config(state)
+        if config is None:
             raise AgentError(
                 complaint or f"{settings.state_file} tells of no network that was programmed",
                 "remove what is left by hand: `ip link del np.VNI`",
             )
-        try:
-            config = parse_config(state.config.encode())
-        except ConfigError as error:
-            raise AgentError(
-                str(error), "remove what is left by hand: `ip link del np.VNI`"
-            ) from error
         external = await parts.external(settings)
         dataplane = parts.dataplane(settings, config, external, state.vtep_mac, state.sysctls)
         reports: list[Report] = []
         dataplane.on_report = reports.append
+        walls: list[FirewallReport] = []
+        dataplane.on_firewall = walls.append
         try:
             await dataplane.clear()
         finally:
@@ -53,15 +49,22 @@ async def clean(settings: Settings, parts: Parts) -> str:
         except AgentError as error:
             problems.append(error.problem)
         problems += [report.broken for report in reports if report.broken]
+        if walls and state.firewall:  # else there is nothing there, or nftables are not to be had
+            # The newest knows of both.
+            problems += [text for text in (walls[-1].problem, walls[-1].forward) if text]
         left = dataplane.sysctls
         try:
-            await asyncio.to_thread(save, settings.state_file, replace(state, sysctls=left))
+            left_there = state.firewall and bool(problems)
+            now = replace(state, sysctls=left, firewall=left_there)
+            await asyncio.to_thread(save, settings.state_file, now)
         except OSError as error:
             problems.append(f"cannot write {settings.state_file}: {error.strerror}")
         if problems:
             raise AgentError("; ".join(problems), "correct that and repeat")
         back = len(state.sysctls) - len(left)
-        removed = of_containers + sum(
+        removed = of_containers
+        removed += sum(number for wall in walls for number in wall.written.values())
+        removed += sum(
             number
             for report in reports
             for kind, number in report.written.items()

@@ -13,6 +13,7 @@ from netplane.netlink.kernel import Change
 from netplane.netlink.messages import NetObject
 from netplane.netlink.monitor import ObjectChange
 from netplane.netlink.objects import (
+    BLACKHOLE,
     PROTOCOL,
     Address,
     FdbEntry,
@@ -97,8 +98,9 @@ def is_ours(item: Item, scope: Scope) -> bool:
             if item.protocol != PROTOCOL:
                 return False
             # Other instances have their own links, and share the external interface.
+            is_shared = item.link == scope.external or item.kind == BLACKHOLE
             return item.link == scope.link or (
-                item.link == scope.external and _within(item.destination, item.prefix_len, scope)
+                is_shared and _within(item.destination, item.prefix_len, scope)
             )
         case Neighbour():
             return item.link == scope.link and item.protocol == PROTOCOL
@@ -191,13 +193,13 @@ def external_problems(wanted: VxlanLink, external: Link, addresses: Iterable[Add
     if wanted.local not in {item.address for item in addresses}:
         problems.append(
             f"{Address(name, wanted.local, 32)} is gone, and packets leave with it as their source:"
-            " put it back, or start the agent again to use another"
+            " put it back, or give the interface another"
         )
     needed = wanted.mtu + OVERHEAD_BYTES
     if external.mtu < needed:
         problems.append(
-            f"{name} has MTU {external.mtu}, and large packets need {needed}: set it back, or start"
-            " the agent and the containers again"
+            f"{name} has MTU {external.mtu}, and large packets need {needed}: set it back, or lower"
+            " Backend.MTU"
         )
     return problems
 

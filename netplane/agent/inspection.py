@@ -60,6 +60,8 @@ class Known:
     desired: Desired
     refused: Mapping[str, str]
     """Subnet to reason, of peers that cannot be served."""
+    masquerade: bool = False
+    """What leaves the overlay gets this host as its source."""
 
 
 @contextlib.asynccontextmanager
@@ -86,6 +88,7 @@ def known_of(status: Mapping[str, Any]) -> Known | None:
         network=config.network,
         external=external,
         mac=status["network"]["mac"],
+        blackhole=status["firewall"]["blackhole_route"],
     )
     leases = map(_lease, status["peers"])
     peers = {lease.subnet: lease for lease in leases}
@@ -100,6 +103,7 @@ def known_of(status: Mapping[str, Any]) -> Known | None:
         backend,
         Desired(plan.objects),
         plan.refused,
+        status["firewall"]["masquerade"],
     )
 
 
@@ -111,6 +115,30 @@ def _lease(fields: Mapping[str, Any]) -> Lease:
         fields["data"],
         create_revision=fields["created"],
     )
+
+
+def look_at_firewall(look: Mapping[str, Any] | None, *, forwarded: bool = True) -> list[Finding]:
+    """Say what is to be said of the firewall.
+
+    Args:
+        look: what `/v1/firewall` says; None: nobody has looked.
+        forwarded: whether the chains count that packets of this host itself do not pass.
+    """
+    if look is None:
+        return [Finding("firewall", State.UNSEEN, "our table and the chains of others")]
+    found = [Finding("firewall", State.WRONG, text) for text in look["wrong"]]
+    if not found:
+        found.append(Finding("firewall", State.OK, "our table is as it should be"))
+    if forwarded:
+        chains = look["accepted_in"]
+        found += [
+            Finding("forward", State.OK, f"accepted in front of chain {chain}") for chain in chains
+        ]
+        found += [Finding("forward", State.HINT, text) for text in look["drops"]]
+        if not (chains or look["drops"] or look["unseen"] or look["wrong"]):
+            text = "no chain drops what no rule of it accepts"
+            found.append(Finding("forward", State.OK, text))
+    return found + [Finding("firewall", State.UNSEEN, text) for text in look["unseen"]]
 
 
 def index_of(name: str, links: Iterable[Link]) -> int | None:
@@ -149,7 +177,7 @@ def _look_below(own: Link, parent: Link) -> list[Finding]:
     fits = parent.mtu - OVERHEAD_BYTES
     text = f"{own.name} {own.mtu}, {parent.name} {parent.mtu}"
     if own.mtu > fits:
-        text += f": packets of more than {fits} bytes do not fit; start the agent again"
+        text += f": packets of more than {fits} bytes do not fit"
         found.append(Finding("mtu", State.WRONG, text))
     elif own.mtu < fits:
         text += f": up to {fits} would fit"
@@ -167,5 +195,5 @@ async def look_at_source_address(known: Known, kernel: Kernel, links: Iterable[L
         found = await kernel.addresses(AF_INET, index, name)
         if any(item.address == address.packed for item in found):
             return Finding("interface", State.OK, f"{name} has {address}")
-    text = f"{name} has not {address}, which our packets leave with: start the agent again"
+    text = f"{name} has not {address}, which our packets leave with"
     return Finding("interface", State.WRONG, text)

@@ -46,6 +46,7 @@ def render(
     gauges: Mapping[str, float],
     missing: Mapping[str, str],
     notes: Mapping[str, str],
+    dropped: int | None = None,
 ) -> bytes:
     """Return the page.
 
@@ -54,6 +55,7 @@ def render(
         gauges: Values of now, by name without the prefix; see HELP.
         missing: What keeps the host from being ready, by code.
         notes: What else an operator should know, by code.
+        dropped: Packets of unknown hosts; None: not known.
     """
     # ruff: noqa: PLC0415 (0.05 s, for agents that are asked)
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -87,6 +89,12 @@ def render(
             yield CounterMetricFamily(
                 "netplane_refused", "Objects that the kernel refused, each try.", counts.failed
             )
+            if dropped is not None:
+                yield CounterMetricFamily(
+                    "netplane_dropped",
+                    "Overlay packets that came from no host of it. Starts anew with the table.",
+                    dropped,
+                )
             apply = HistogramMetricFamily(
                 "netplane_apply_seconds", "Rounds of comparing and programming the kernel."
             )
@@ -104,6 +112,7 @@ def render(
 HELP = {
     "ready": "1 when the network of this host works.",
     "peers": "Hosts whose subnets are routed.",
+    "vteps": "Hosts whose overlay packets are let in.",
     "quarantined": "Keys of the registry that are of no use and are not applied.",
     "view_revision": "Revision of the registry that the kernel follows.",
     "view_age_seconds": "Time since the registry last told a change.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from netplane.agent.agent import Agent
@@ -42,7 +43,9 @@ def public_routes(agent: Agent) -> Routes:
         return text_page(agent.board.text() + agent.board.notes_text(), 503)
 
     async def metrics(_query: Mapping[str, str]) -> Page:
-        page = render(agent.counts, gauges(agent), agent.board.missing, agent.board.notes)
+        board = agent.board
+        dropped = await agent.dropped()
+        page = render(agent.counts, gauges(agent), board.missing, board.notes, dropped)
         return Page(200, page, "text/plain; version=0.0.4; charset=utf-8")
 
     return {
@@ -56,7 +59,11 @@ def command_routes(agent: Agent) -> Routes:
     """Return what `netplane ctl` asks for, and may order."""
 
     async def show(_query: Mapping[str, str]) -> Page:
-        return json_page(status(agent))
+        return json_page(status(agent, await agent.dropped()))
+
+    async def firewall(_query: Mapping[str, str]) -> Page:
+        look = await agent.look_at_firewall()
+        return json_page({} if look is None else asdict(look))
 
     async def accept_view(_query: Mapping[str, str]) -> Page:
         if agent.accept_view():
@@ -69,6 +76,7 @@ def command_routes(agent: Agent) -> Routes:
 
     return {
         ("GET", "/v1/status"): show,
+        ("GET", "/v1/firewall"): firewall,
         ("POST", "/v1/accept-view"): accept_view,
         ("POST", "/v1/drain"): drain,
     }
@@ -77,7 +85,8 @@ def command_routes(agent: Agent) -> Routes:
 def gauges(agent: Agent) -> dict[str, float]:
     """Return the values of now for the metrics page."""
     now_s = time.monotonic()
-    values: dict[str, float] = {"ready": agent.board.is_ready, "peers": len(agent.peers)}
+    values: dict[str, float] = {"ready": agent.board.is_ready}
+    values |= {"peers": len(agent.peers), "vteps": agent.firewall.vteps}
     if agent.view is not None:
         values["quarantined"] = len(agent.view.quarantined)
         values["view_revision"] = agent.view.revision
@@ -88,14 +97,15 @@ def gauges(agent: Agent) -> dict[str, float]:
     return values
 
 
-def status(agent: Agent) -> dict[str, Any]:
-    """Return everything that `netplane ctl status` shows."""
+def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
+    """Return everything that `netplane ctl status` shows; `dropped` as of `Agent.dropped`."""
     view, external, state = agent.view, agent.external, agent.keeper.state
+    settings = agent.settings
     return {
         "ready": agent.board.is_ready,
         "missing": agent.board.missing,
         "notes": agent.board.notes,
-        "instance": agent.settings.instance,
+        "instance": settings.instance,
         "host_id": state.host_id,
         "interface": None
         if external is None
@@ -120,6 +130,15 @@ def status(agent: Agent) -> dict[str, Any]:
             "healed": dict(agent.counts.healed),
             "settings": agent.keeper.state.sysctls,
             "refused": dict(agent.report.failed),
+        },
+        "firewall": {
+            "table": settings.table,
+            "masquerade": settings.ip_masq,
+            "fully_random": not settings.ip_masq_fully_random_disable,
+            "forward_rules": settings.iptables_forward_rules,
+            "blackhole_route": settings.ip_blackhole_route,
+            "vteps": agent.firewall.vteps,
+            "dropped": dropped,
         },
     }
 

@@ -73,6 +73,9 @@ class Subnets(Protocol):
     async def next_view(self, seen: View) -> View:
         """Wait for a view that is another than `seen`."""
 
+    def move(self, public_ip: IPv4Address) -> None:
+        """Tell the others, as soon as the registry can be used, that we are at another address."""
+
     async def drain(self) -> None:
         """Give the lease back, for good. Raises RegistryError."""
 
@@ -97,7 +100,41 @@ class Report:
     """Why nothing works: our own device or address is missing."""
     contested: str = ""
     """What somebody else keeps changing, and who."""
+    in_doubt: bool = False
+    """Whether the interface to the other hosts may be another by now."""
     milliseconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallReport:
+    """What one look at the firewall did, and how it is after it."""
+
+    written: Counter[str] = field(default_factory=Counter)
+    """Objects of nftables written or removed, by kind."""
+    healed: Counter[str] = field(default_factory=Counter)
+    """How often something that was right before had to be put right, by kind."""
+    problem: str = ""
+    """Why our table is not as it should be."""
+    contested: str = ""
+    """That somebody else keeps changing it, and who."""
+    forward: str = ""
+    """What drops forwarded packets in tables of others, or keeps us from seeing to that."""
+    vteps: int = 0
+    """Hosts whose packets are let in."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallLook:
+    """How the firewall is, read from the kernel."""
+
+    wrong: tuple[str, ...]
+    """What is missing, left over or other than it should be."""
+    accepted_in: tuple[str, ...]
+    """Chains of others with our two rules."""
+    drops: tuple[str, ...]
+    """Chains of others that drop, and what helps."""
+    unseen: tuple[str, ...]
+    """What could not be read, and why."""
 
 
 class Dataplane(Protocol):
@@ -107,6 +144,8 @@ class Dataplane(Protocol):
     """What containers may send in one packet."""
     on_report: Callable[[Report], None]
     """Called after every round, those of `run` too."""
+    on_firewall: Callable[[FirewallReport], None]
+    """The same for the firewall, by itself."""
 
     @property
     def scope(self) -> Hashable:
@@ -124,6 +163,12 @@ class Dataplane(Protocol):
 
     async def run(self) -> None:
         """Heal until cancelled, which takes nothing away."""
+
+    async def look(self) -> FirewallLook:
+        """Read the firewall, and change nothing."""
+
+    async def dropped(self) -> int | None:
+        """Return how many packets of unknown hosts our table has dropped since it was made."""
 
     async def clear(self) -> None:
         """Take away everything that is ours, and set settings back."""

@@ -71,7 +71,7 @@ class Settings:
     healthz_port: int = 0
     """0: no health port."""
     instance: str = "default"
-    """Tells agents of one host apart: sockets, locks, state."""
+    """Tells agents of one host apart: sockets, locks, state, tables of nftables."""
     host_id: str = ""
     """Who we are in the registry, whatever our address. Empty: /etc/machine-id."""
     state_dir: Path = Path("/var/lib/netplane")
@@ -80,6 +80,25 @@ class Settings:
     """Does not."""
     removal_grace_s: float = 600.0
     heal_interval_s: float = 10.0
+    ip_masq: bool = False
+    """Packets that leave the overlay get this host as their source."""
+    ip_masq_fully_random_disable: bool = False
+    ip_blackhole_route: bool = False
+    """Packets to addresses of our subnet that no container has end here."""
+    iptables_forward_rules: bool = True
+    """Keep two accept rules in the chain FORWARD of iptables."""
+    iptables_resync: int = 0
+    """Seconds between two looks at the firewall; 0: as `heal_interval_s`."""
+
+    @property
+    def table(self) -> str:
+        """The table of nftables that is ours."""
+        return "netplane" if self.instance == "default" else f"netplane-{self.instance}"
+
+    @property
+    def firewall_interval_s(self) -> float:
+        """How often the firewall is read though it told no change."""
+        return self.iptables_resync or self.heal_interval_s
 
     @property
     def state_file(self) -> Path:
@@ -123,6 +142,10 @@ class Settings:
             )
         if not 0 <= self.healthz_port < 1 << 16:
             raise SettingsError(f"--healthz-port {self.healthz_port}", "0 is off, 65535 the last")
+        if self.iptables_resync < 0:
+            raise SettingsError(
+                f"--iptables-resync {self.iptables_resync}", "give seconds; 0 is as --heal-interval"
+            )
         for flag, seconds in (
             ("--removal-grace", self.removal_grace_s),
             ("--heal-interval", self.heal_interval_s),

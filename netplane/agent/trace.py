@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from netplane.agent.inspection import (
     AF_INET,
@@ -12,6 +13,7 @@ from netplane.agent.inspection import (
     State,
     index_of,
     look_at_device,
+    look_at_firewall,
     look_at_source_address,
     reading,
 )
@@ -24,7 +26,10 @@ from netplane.subnet.lease import Lease, parse_name
 
 
 async def trace(
-    known: Known | None, source: IPv4Address, destination: IPv4Address
+    known: Known | None,
+    source: IPv4Address,
+    destination: IPv4Address,
+    firewall: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
     """Follow a packet from hop to hop until it leaves this host, or would be lost.
 
@@ -32,20 +37,30 @@ async def trace(
         known: what its agent means to have; without it there is nothing to compare with.
         source: an address of a container here, or of the host itself.
         destination: any.
+        firewall: what the agent has just read of the firewall; None: nothing.
 
     Raises:
         AgentError: The kernel could not be asked.
     """
     async with reading() as kernel:
         links = await kernel.links()
-        return await _Trace(kernel, known, links).follow(source, destination)
+        return await _Trace(kernel, known, links, firewall).follow(source, destination)
 
 
 class _Trace:
-    def __init__(self, kernel: Kernel, known: Known | None, links: Sequence[Link]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        known: Known | None,
+        links: Sequence[Link],
+        firewall: Mapping[str, Any] | None,
+    ) -> None:
         self._kernel = kernel
         self._known = known
         self._links = links
+        self._firewall = firewall
+        self._is_forwarded = True
+        """The source is not this host itself."""
         self._names = {link.index: link.name for link in links}
         self._found: list[Finding] = []
 
@@ -55,11 +70,9 @@ class _Trace:
     async def follow(self, source: IPv4Address, destination: IPv4Address) -> list[Finding]:
         if await self._look_at_source(source):
             await self._look_at_destination(destination)
-        self._add(
-            "firewall",
-            State.UNSEEN,
-            "rules of nftables and iptables, and rules that route by source or mark",
-        )
+        self._found += look_at_firewall(self._firewall, forwarded=self._is_forwarded)
+        text = "single rules of others, and rules that route by source or mark"
+        self._add("firewall", State.UNSEEN, text)
         return self._found
 
     async def _look_at_source(self, source: IPv4Address) -> bool:
@@ -74,6 +87,7 @@ class _Trace:
             )
             return False
         if route is not None and route.kind == LOCAL:
+            self._is_forwarded = False
             self._add("source", State.OK, f"{source} is this host's")
             return True
         if self._known is not None and source not in self._known.own.subnet:
@@ -112,9 +126,14 @@ class _Trace:
             self._add("lease", State.OK, f"{known.own.subnet} is this host's own")
             self._add_route(route, wants_link=True)
         elif destination not in known.config.network:
-            self._add(
-                "lease", State.HINT, f"{destination} is outside of Network {known.config.network}"
-            )
+            text = f"{destination} is outside of Network {known.config.network}"
+            if self._is_forwarded:
+                text += (
+                    ", where this host is seen as the source"
+                    if known.masquerade
+                    else ", where the source is seen as it is: --ip-masq would hide it"
+                )
+            self._add("lease", State.HINT, text)
             self._add_route(route)
         elif owner is None:
             self._add("lease", State.WRONG, self._why_nobody_has(destination))

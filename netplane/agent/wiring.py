@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from ipaddress import IPv4Address
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
@@ -14,9 +15,18 @@ from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.records import Store
 from netplane.agent.desired import occupant, occupied_text
 from netplane.agent.errors import AgentError, SettingsError
+from netplane.agent.firewall import HostFirewall, Wanted
 from netplane.agent.interface import ExternalInterface, choose, read_host
 from netplane.agent.lock import LinkLock
-from netplane.agent.ports import Occupant, Peers, Report, Standing, Who
+from netplane.agent.ports import (
+    FirewallLook,
+    FirewallReport,
+    Occupant,
+    Peers,
+    Report,
+    Standing,
+    Who,
+)
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
@@ -113,12 +123,22 @@ class RealParts:
                 external=External(external.name, external.address, external.mtu),
                 mac=mac,
                 adopts_flannel=settings.adopt_flannel,
+                blackhole=settings.ip_blackhole_route,
             )
         except BackendError as error:
             raise SettingsError(str(error), _CORRECT) from error
         if backend.link not in self._links:
             self._links[backend.link] = LinkLock(backend.link)
-        return RealDataplane(backend, settings.heal_interval_s, sysctls)
+        firewall = Wanted(
+            settings.table,
+            config.network,
+            parsed.port,
+            parsed.vni,
+            masquerade=settings.ip_masq,
+            fully_random=not settings.ip_masq_fully_random_disable,
+            forward_rules=settings.iptables_forward_rules,
+        )
+        return RealDataplane(backend, firewall, settings, sysctls)
 
     async def occupant(self, config: NetworkConfig) -> Occupant | None:
         """As `Parts.occupant`."""
@@ -160,6 +180,7 @@ class RealSubnets:
         self.run = manager.run
         self.next_view = manager.next_view
         self.drain = manager.drain
+        self.move = manager.move
 
     def config_text(self) -> str:
         """As `Subnets.config_text`."""
@@ -178,13 +199,21 @@ class RealDataplane:
     """`Dataplane` on a reconciler, which opens its sockets when it is first needed."""
 
     def __init__(
-        self, backend: VxlanBackend, heal_interval_s: float, sysctls: Mapping[str, str]
+        self,
+        backend: VxlanBackend,
+        firewall: Wanted,
+        settings: Settings,
+        sysctls: Mapping[str, str],
     ) -> None:
         self.mtu = backend.mtu
         self.scope = backend.scope
         self.on_report: Callable[[Report], None] = lambda _: None
+        self.on_firewall: Callable[[FirewallReport], None] = lambda _: None
         self._backend = backend
-        self._interval_s = heal_interval_s
+        self._settings = settings
+        self._wanted = firewall
+        self._wall: HostFirewall | None = None
+        self._vteps: frozenset[IPv4Address] = frozenset()
         self._before = dict(sysctls)
         self._made: Reconciler | None = None
         self._refused: dict[str, str] = {}
@@ -202,31 +231,64 @@ class RealDataplane:
         """As `Dataplane.apply`."""
         plan = self._backend.plan(own.subnet, peers)
         self._refused = plan.refused
+        wall, before = self._firewall(), self._vteps
+        either = before | plan.vteps
+        self._vteps = plan.vteps if remove else either
+        # Who comes may send as soon as they are told of us, and who goes is still sent answers.
+        await wall.apply(own.subnet, either)
         await self._reconciler().apply(plan.objects, remove=remove, step=plan.step)
+        await wall.apply(own.subnet, self._vteps)
+        await wall.place()
 
     async def run(self) -> None:
         """As `Dataplane.run`."""
-        await self._reconciler().run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._reconciler().run())
+            tasks.create_task(self._firewall().run())
+
+    async def look(self) -> FirewallLook:
+        """As `Dataplane.look`."""
+        return await self._firewall().look()
+
+    async def dropped(self) -> int | None:
+        """As `Dataplane.dropped`."""
+        return await self._firewall().dropped()
 
     async def clear(self) -> None:
         """As `Dataplane.clear`."""
         self._refused = {}
+        self._vteps = frozenset()
         await self._reconciler().clear()
+        await self._firewall().clear()
 
     def close(self) -> None:
         """As `Dataplane.close`."""
         if self._made is not None:
             self._made.close()
+        if self._wall is not None:
+            self._wall.close()
+
+    def _firewall(self) -> HostFirewall:
+        if self._wall is None:
+            self._wall = HostFirewall(
+                self._wanted,
+                self._settings.firewall_interval_s,
+                self._take_firewall,
+            )
+        return self._wall
 
     def _reconciler(self) -> Reconciler:
         if self._made is None:
             self._made = Reconciler(
                 self._backend.scope,
-                interval_s=self._interval_s,
+                interval_s=self._settings.heal_interval_s,
                 on_report=self._take,
                 previous_sysctls=self._before,
             )
         return self._made
+
+    def _take_firewall(self, report: FirewallReport) -> None:
+        self.on_firewall(report)
 
     def _take(self, report: kernel.Report) -> None:
         broken = [
@@ -253,6 +315,7 @@ class RealDataplane:
                     f"{contest.writer or 'somebody'}"
                     for contest in report.contested
                 ),
+                bool(broken) or report.cause in {"link", "address", "overrun"},
                 report.milliseconds,
             )
         )

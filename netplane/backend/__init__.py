@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Protocol
 
 from netplane.netlink.objects import KernelObject
@@ -57,6 +57,8 @@ class Planned:
     objects: frozenset[KernelObject]
     refused: dict[str, str]
     """Subnet to reason, for peers that cannot be served; the others are."""
+    vteps: frozenset[IPv4Address] = frozenset()
+    """Hosts whose packets may come in. A peer that cannot be served may yet send to us."""
     step: Step | None = field(default=None, compare=False)
     """How it comes from the plan before, where the backend knows."""
 

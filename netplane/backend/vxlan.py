@@ -7,12 +7,14 @@ MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from netplane.backend import BackendError, External, Planned, Scope, Step
 from netplane.netlink.objects import (
+    BLACKHOLE,
+    LAST,
     Address,
     FdbEntry,
     KernelObject,
@@ -21,6 +23,8 @@ from netplane.netlink.objects import (
     Sysctl,
     VxlanLink,
 )
+from netplane.subnet.fields import vxlan
+from netplane.subnet.jsontext import FormatError, lowered
 from netplane.subnet.lease import Lease, packed_mac
 
 OVERHEAD_BYTES = 50
@@ -32,7 +36,6 @@ MTU_MIN = 576
 PORT = 8472
 """Linux's and Flannel's, not the 4789 of RFC 7348."""
 
-VNI_MAX = 2**24 - 1
 LOOSE = "2"
 
 
@@ -65,16 +68,12 @@ class VxlanConfig:
         Raises:
             BackendError: a value has the wrong type or range.
         """
-        given = {key.lower(): value for key, value in backend.items()}
-        return cls(
-            vni=_number(given, "VNI", 1, 1, VNI_MAX),
-            # Flannel takes 0 as "the kernel's".
-            port=_number(given, "Port", 0, 0, 65535) or PORT,
-            mtu=_number(given, "MTU", 0, 0, 65535),
-            learning=_flag(given, "Learning"),
-            gbp=_flag(given, "GBP"),
-            direct_routing=_flag(given, "DirectRouting"),
-        )
+        try:
+            given = vxlan(lowered(backend))
+        except FormatError as error:
+            raise BackendError(f"Backend: {error}") from error
+        # Flannel takes 0 as "the kernel's".
+        return cls(*given._replace(port=given.port or PORT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +115,8 @@ class VxlanBackend:
             behind NAT differs from the PublicIP that peers send to.
         mac: of our device, the same after every restart: peers have it in their kernels.
         adopts_flannel: whether the device of Flannel becomes ours.
+        blackhole: whether packets to addresses of our subnet that no container has end here, where
+            they would otherwise leave by the default route.
     """
 
     type = "vxlan"
@@ -128,6 +129,7 @@ class VxlanBackend:
         external: External,
         mac: str,
         adopts_flannel: bool = False,
+        blackhole: bool = False,
     ) -> None:
         self.config = config
         self.mac = mac.lower()
@@ -147,6 +149,7 @@ class VxlanBackend:
             config.flannels_link if adopts_flannel else "",
         )
         self._external = external
+        self._blackhole = blackhole
         self._last = _Plan(None, {}, {}, Planned(frozenset(), {}), set())
         self._own: frozenset[KernelObject] = frozenset(
             {
@@ -198,7 +201,8 @@ class VxlanBackend:
             before = nothing.union(*(one.objects for one in left))
             after = nothing.union(*(served[key].objects for key in came))
             step = Step(since, after - before, before - after)
-            planned = Planned(since - step.gone | step.came, {}, step)
+            vteps = _vteps(last, leases, came, gone)
+            planned = Planned(since - step.gone | step.came, {}, vteps, step)
             macs.update(new_macs)
         else:
             planned, macs = self._planned(subnet, leases, served)
@@ -211,6 +215,9 @@ class VxlanBackend:
         """Look at all peers. Returns the MACs that are in use, too."""
         objects: set[KernelObject] = set(self._own)
         objects.add(Address(self.link, subnet.network_address.packed, 32))
+        if self._blackhole:
+            packed, length = subnet.network_address.packed, subnet.prefixlen
+            objects.add(Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE))
         refused: dict[str, str] = {}
         owners = {packed_mac(self.mac) or b"": "us"}
         for peer in sorted(leases.values(), key=lambda peer: (peer.create_revision, peer.subnet)):
@@ -224,7 +231,8 @@ class VxlanBackend:
             if one.mac:
                 owners[one.mac] = str(peer.subnet)
             objects.update(one.objects)
-        return Planned(frozenset(objects), refused), set(owners)
+        vteps = frozenset(peer.public_ip for peer in leases.values())
+        return Planned(frozenset(objects), refused, vteps), set(owners)
 
     def _serve(self, peer: Lease) -> _Served:
         gateway, host = peer.subnet.network_address.packed, peer.public_ip.packed
@@ -270,19 +278,12 @@ class VxlanBackend:
         return "", mac
 
 
-def _number(given: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
-    value = given.get(name.lower())
-    if value is None:  # null leaves a field as it is, as Go's decoder has it
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise BackendError(f"Backend.{name} is {value!r}; a number from {least} to {most} is meant")
-    return value
-
-
-def _flag(given: Mapping[str, object], name: str) -> bool:
-    value = given.get(name.lower())
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise BackendError(f"Backend.{name} is {value!r}; true or false is meant")
-    return value
+def _vteps(
+    last: _Plan, leases: Mapping[int, Lease], came: Iterable[int], gone: Iterable[int]
+) -> frozenset[IPv4Address]:
+    """Return the hosts of all leases, going on from the last ones; see `VxlanBackend.plan`."""
+    before = last.planned.vteps
+    if len(before) != len(last.leases):  # one of two that have it may have gone
+        return frozenset(peer.public_ip for peer in leases.values())
+    left = before.difference(last.leases[key].public_ip for key in gone)
+    return left.union(leases[key].public_ip for key in came)

@@ -22,6 +22,7 @@ from netplane.cli.flags import (
     check_environment,
     checked,
     failed,
+    firewall_options,
     instance_options,
     interface_options,
     option,
@@ -67,6 +68,7 @@ log = logging.getLogger("netplane")
     is_flag=True,
     help="Take over device, MAC and routes of a Flannel that ran here; stop flanneld first.",
 )
+@firewall_options
 @option("--host-id", default="", help="Who we are in the registry.  [default: /etc/machine-id]")
 @instance_options
 @state_option

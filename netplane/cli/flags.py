@@ -24,11 +24,6 @@ _OFF = {"", "0", "f", "false"}
 
 NOT_OFFERED: dict[str, str] = {
     "iface-can-reach": "name the interface with --iface",
-    "ip-masq": "packets that leave the overlay keep their source; there is no masquerading yet",
-    "ip-masq-fully-random-disable": "there is no masquerading yet",
-    "iptables-resync": "iptables are not used",
-    "iptables-forward-rules": "iptables are not used",
-    "ip-blackhole-route": "not offered yet",
     "public-ipv6": "only IPv4 networks are supported",
     "subnet-lease-renew-margin": "leases are renewed long before they end",
     "net-config-path": "the configuration is kept in the registry: netplane ctl init",
@@ -148,6 +143,19 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(*names, envvar=variable, **settings)
 
 
+def switch(name: str, *, default: bool, help: str) -> Callable[[Any], Any]:  # noqa: A002
+    """Make an option that is written as Go has it: --name, --name=true, --name=false."""
+    return option(
+        name,
+        type=bool,
+        is_flag=False,
+        flag_value=True,
+        default=default,
+        show_default=True,
+        help=help,
+    )
+
+
 def options(*made: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Make one decorator of several, in the order of the help page."""
 
@@ -189,6 +197,36 @@ instance_options = options(
         default=DEFAULTS.run_dir,
         show_default=True,
         help="Folder of the agent's socket.",
+    ),
+)
+
+firewall_options = options(
+    switch(
+        "--ip-masq",
+        default=DEFAULTS.ip_masq,
+        help="Give packets that leave the overlay this host's address as their source.",
+    ),
+    switch(
+        "--ip-masq-fully-random-disable",
+        default=DEFAULTS.ip_masq_fully_random_disable,
+        help="Let masqueraded packets keep their port where that is free.",
+    ),
+    switch(
+        "--ip-blackhole-route",
+        default=DEFAULTS.ip_blackhole_route,
+        help="End packets to addresses of our subnet that no container has.",
+    ),
+    switch(
+        "--iptables-forward-rules",
+        default=DEFAULTS.iptables_forward_rules,
+        help="Accept packets of the network in the chain FORWARD of iptables, where there is one.",
+    ),
+    option(
+        "--iptables-resync",
+        type=int,
+        default=DEFAULTS.iptables_resync,
+        metavar="SECONDS",
+        help="How often the firewall is read though it told no change; 0: as --heal-interval.",
     ),
 )
 

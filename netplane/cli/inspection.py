@@ -12,7 +12,7 @@ import click
 
 from netplane.agent.check import check as check_host
 from netplane.agent.errors import AgentError
-from netplane.agent.inspection import Finding, State, known_of
+from netplane.agent.inspection import Finding, Known, State, known_of
 from netplane.agent.trace import trace as trace_packet
 from netplane.cli.ctl import ask_agent, output_option
 from netplane.cli.flags import Address, Command, Failed, failed, instance_options
@@ -40,10 +40,12 @@ def trace(
     """
     try:
         known = known_of(ask_agent("GET", "/v1/status", run_dir, instance))
+        firewall = _firewall(known, run_dir, instance)
         agent = [] if known else [Finding("agent", State.WRONG, "it has not joined a network yet")]
     except Failed as error:
-        known, agent = None, [Finding("agent", State.WRONG, error.message)]
-    _show(ctx, agent + _run(trace_packet(known, source, destination)), write_out)
+        known, firewall = None, None
+        agent = [Finding("agent", State.WRONG, error.message)]
+    _show(ctx, agent + _run(trace_packet(known, source, destination, firewall)), write_out)
 
 
 @click.command(cls=Command)
@@ -56,7 +58,14 @@ def check(ctx: click.Context, /, run_dir: Path, instance: str, write_out: str) -
     The exit code is 1 when something is wrong.
     """
     status = ask_agent("GET", "/v1/status", run_dir, instance)
-    _show(ctx, _run(check_host(known_of(status), status)), write_out)
+    known = known_of(status)
+    firewall = _firewall(known, run_dir, instance)
+    _show(ctx, _run(check_host(known, status, firewall)), write_out)
+
+
+def _firewall(known: Known | None, run_dir: Path, instance: str) -> dict[str, Any] | None:
+    """Have the agent read the firewall: how its rules look in the kernel only it knows."""
+    return None if known is None else ask_agent("GET", "/v1/firewall", run_dir, instance) or None
 
 
 def _run(work: Coroutine[Any, Any, list[Finding]]) -> list[Finding]:

@@ -67,6 +67,7 @@ def write_status(status: dict[str, Any]) -> None:
             else "not heard yet",
         ),
         ("kernel", _kernel(status["kernel"])),
+        ("firewall", _firewall(status["firewall"])),
         *(
             ("changed", f"{name} (was {value}; cleanup sets it back)")
             for name, value in sorted(status["kernel"]["settings"].items())
@@ -110,3 +111,12 @@ def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:
 def _kernel(kernel: dict[str, Any]) -> str:
     healed = sum(kernel["healed"].values())
     return f"{sum(kernel['written'].values())} objects written, {healed} of them healed"
+
+
+def _firewall(firewall: dict[str, Any]) -> str:
+    text = f"table {firewall['table']}, {firewall['vteps']} hosts are let in"
+    if firewall["masquerade"]:
+        text += ", what leaves the overlay is masqueraded"
+    if firewall["dropped"]:
+        text += f"; {firewall['dropped']} packets from unknown hosts were dropped"
+    return text

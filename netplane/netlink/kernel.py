@@ -136,7 +136,9 @@ class Kernel:
         refusals = [
             Refusal(change, errno.ENODEV, f"there is no link {change.item.link}")
             for change in changes
-            if not isinstance(change.item, VxlanLink) and change.item.link not in indices
+            if not isinstance(change.item, VxlanLink)
+            and change.item.link  # a blackhole is on none
+            and change.item.link not in indices
         ]
         missing = {id(refusal.change) for refusal in refusals}
         possible = [change for change in changes if id(change) not in missing]
@@ -173,7 +175,7 @@ def _request(change: Change, indices: Mapping[str, int]) -> Request:
         # One is removed by its own index, and made on its parent's.
         index = indices[item.name if change.removed else item.parent]
     else:
-        index = indices[item.link]
+        index = indices[item.link] if item.link else 0
     if change.removed:
         return messages.remove(item, index)
     return messages.add(item, index, replace=change.replace)

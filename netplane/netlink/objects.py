@@ -12,7 +12,10 @@ from typing import NamedTuple
 PROTOCOL = 181
 """The route protocol of all that we write; no other routing daemon is known to use it."""
 
-UNICAST, LOCAL = 1, 2
+UNICAST, LOCAL, BLACKHOLE = 1, 2, 6
+
+LAST = 2**32 - 1
+"""The metric of a route that every other one to the same place goes before."""
 
 
 class VxlanLink(NamedTuple):
@@ -73,6 +76,7 @@ class Route(NamedTuple):
     """A route of the main table."""
 
     link: str
+    """Empty: it leads over none, or over one that we do not know."""
     destination: bytes
     prefix_len: int
     gateway: bytes
@@ -84,6 +88,8 @@ class Route(NamedTuple):
     protocol: int = PROTOCOL
 
     def __str__(self) -> str:
+        if self.kind == BLACKHOLE:
+            return f"route blackhole {_text(self.destination)}/{self.prefix_len}"
         via = f" via {_text(self.gateway)}" if self.gateway else ""
         onlink = " onlink" if self.onlink else ""
         return f"route {_text(self.destination)}/{self.prefix_len}{via} dev {self.link}{onlink}"

@@ -55,18 +55,16 @@ class Rules:
     network: IPv4Network
     subnet: IPv4Network
     """Our own."""
-    external: str
-    """The interface to the other hosts."""
     vxlan_port: int
-    """What comes to this UDP port over `external`, and from no VTEP, is dropped; 0: nothing is."""
+    """What comes to this UDP port from no VTEP is dropped; 0: nothing is."""
+    vni: int = 0
+    """Only of this overlay: others may share the port, and have other hosts. 0: of any."""
     masquerade: bool = False
     fully_random: bool = True
     """How the masquerade chooses ports: two containers then seldom choose the same at a time."""
 
     def __post_init__(self) -> None:
         check_table(self.table)
-        if not INTERFACE.fullmatch(self.external):
-            raise ValueError(f"{self.external!r} does not fit a rule of nftables")
 
 
 def check_table(name: str) -> None:
@@ -99,6 +97,12 @@ def elements(verb: str, table: str, name: str, members: Iterable[object]) -> str
 
 def _underlay(rules: Rules) -> list[str]:
     # Before connections are tracked, so who floods us from outside fills no table.
+    # Over whatever interface: a container of this host sends over its bridge. Behind a UDP header
+    # the network identifier is at bit 32 of vxlan's.
+    overlay = f"udp dport {rules.vxlan_port}"
+    if rules.vni:
+        overlay += f" @th,96,24 {rules.vni}"
+    ends = f"counter name {UNKNOWN_VTEPS} drop"
     return [
         f'counter {UNKNOWN_VTEPS} {{\n  comment "dropped: overlay packets from no host of it"\n}}',
         f'set {VTEPS} {{\n  type ipv4_addr\n  comment "the other hosts of the overlay"\n}}',
@@ -108,12 +112,15 @@ def _underlay(rules: Rules) -> list[str]:
             "type filter hook prerouting priority raw; policy accept;",
             [
                 (
-                    (
-                        f'iifname "{rules.external}" udp dport {rules.vxlan_port}'
-                        f" ip saddr != @{VTEPS} counter name {UNKNOWN_VTEPS} drop"
-                    ),
+                    f"{overlay} fib daddr type local ip saddr != @{VTEPS} {ends}",
                     "from no host of the overlay",
-                )
+                ),
+                # On its way it would get this host's address, which the others let in. Between
+                # containers there may be an overlay as well.
+                (
+                    f"{overlay} ip saddr {rules.network} ip daddr != {rules.network} {ends}",
+                    "from a container to a host",
+                ),
             ],
         ),
     ]

@@ -88,6 +88,7 @@ class KeptTable:
         listen: whether `run` listens for changes; without it only the timer heals.
         interval_s: how often the table is read though no change was told.
         on_report: called with the report of every pass.
+        on_other: called with the changes that are none of this table, and when any may be lost.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class KeptTable:
         listen: bool = True,
         interval_s: float = INTERVAL_S,
         on_report: Callable[[FirewallReport], None] | None = None,
+        on_other: Callable[[TableChange | Overrun], None] = lambda _: None,
     ) -> None:
         check_table(table)
         self.table = table
@@ -105,6 +107,7 @@ class KeptTable:
         self._listens = listen
         self._interval_s = interval_s
         self._on_report = on_report
+        self._on_other = on_other
         self._nft = Nft(namespace)
         self._key = Identity("table", f"ip {table}")
         self._text = ""
@@ -187,6 +190,7 @@ class KeptTable:
             try:
                 with contextlib.closing(NftMonitor(self._namespace)) as monitor:
                     self._note("start")  # what came before was not heard
+                    self._on_other(Overrun())
                     while True:
                         for change in await monitor.read(self._nft.port):
                             self._hear(change)
@@ -201,6 +205,8 @@ class KeptTable:
         elif (change.family, change.table) == (FAMILY_IP, self.table):
             self._heals.writers[self._key] = change.writer
             self._note("removed" if change.removed else "changed")
+            return
+        self._on_other(change)
 
     def _note(self, cause: str) -> None:
         self._cause = cause

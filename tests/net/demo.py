@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -24,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.net.namespaces import CommandError, missing
+from tests.net.nft.ear import Ear as NftEar
 from tests.net.overlay import ROOT, Overlay, until
 from tests.net.packets import Flow, Place, ping_all, throughput
-from tests.net.rig import Container
+from tests.net.rig import Container, Host
 from tests.net.witnesses import LINK, PROTOCOL, Ear, kernel_of, objects_of
 
 REPORT = ROOT / "build" / "net-demo.json"
@@ -123,6 +125,14 @@ def show(overlay: Overlay) -> dict[str, Any]:
             steps.report["loss"][title] = [len(loss.missing), loss.sent]
             said.append(f"gone and back in {heal_ms:.1f} ms, {loss}")
 
+    if shutil.which("nft"):
+        with steps.step("all of nftables is flushed") as said:
+            heal_ms = flush_nftables(hosts[0])
+            steps.report["heal_ms"]["nftables flushed"] = round(heal_ms, 1)
+            said.append(f"gone and back in {heal_ms:.1f} ms")
+    else:
+        print("        nft is not installed: its tables are not flushed")
+
     with steps.step("a host is cut off, the others go on") as said:
         alone: Container = hosts[2].containers[0]
         rest: list[tuple[Place, str]] = [(here, there.address), (there, here.address)]
@@ -153,6 +163,25 @@ def show(overlay: Overlay) -> dict[str, Any]:
             overlay.members.wait(index)
 
     return steps.report | {"failed": steps.failed, "ok": not steps.failed}
+
+
+def flush_nftables(host: Host) -> float:
+    """Return how many milliseconds our table was away, as an ear of nftables has it."""
+
+    def ruleset() -> str:
+        return host.namespace.run("nft", "--stateless", "list", "ruleset")
+
+    before = ruleset()
+    assert "table ip netplane {" in before, "there is no table of ours"
+    with NftEar(host.namespace.path) as ear:
+        host.namespace.run("nft", "flush", "ruleset")
+        try:
+            gone = ear.until("del table", HEAL_MAX_S)
+            heal_ms = 1000 * (ear.until("new table", HEAL_MAX_S).at - gone.at)
+        except queue.Empty as error:
+            raise AssertionError(f"the table is not back after {HEAL_MAX_S} s") from error
+    until(lambda: ruleset() == before, HEAL_MAX_S, "all is as before")
+    return heal_ms
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.net.namespaces import missing
-from tests.net.overlay import PREFIX, Overlay, until
+from tests.net.overlay import PREFIX, AgentProcess, Overlay, patience, until
 from tests.net.packets import Flow, ping_all
 from tests.net.rig import Host
 from tests.net.witnesses import LINK, Ear, kernel_of, routes_of
@@ -75,7 +75,7 @@ def test_after_a_reboot_without_a_registry_the_remembered_network_comes_back(
     assert kernel_of(agent.host) == {}
     assert ping_all([(overlay.rig.containers[0], overlay.rig.containers[1].address)]) == [None]
     agent.start()
-    until(overlay.everybody_answers, 30, "the remembered network works")
+    until(overlay.everybody_answers, patience(30), "the remembered network works")
     after = kernel_of(agent.host)
     assert after.pop("index") != before.pop("index")
     assert after == before
@@ -88,9 +88,11 @@ def test_after_a_reboot_without_a_registry_the_remembered_network_comes_back(
 def test_a_drained_host_goes_from_the_others_and_leaves_nothing(overlay: Overlay) -> None:
     agent, *rest = overlay.agents
     subnet = agent.subnet
+    give_forward_chain(agent)
     agent.ctl("drain")
     until(lambda: not agent.is_running, 10, "the agent ends")
     assert kernel_of(agent.host) == {}
+    assert firewall_of(agent.host) == FORWARD_CHAIN
     assert agent.host.namespace.sysctl("ipv4.ip_forward") == "0"
     assert not (agent.folder / "subnet.env").exists()
 
@@ -107,6 +109,7 @@ def test_a_drained_host_goes_from_the_others_and_leaves_nothing(overlay: Overlay
 
 def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(overlay: Overlay) -> None:
     agent = overlay.agents[0]
+    give_forward_chain(agent)
     agent.kill()
     said = agent.host.namespace.run(
         *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
@@ -114,6 +117,7 @@ def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(overlay: Overlay
     )
     assert "1 settings set back" in said
     assert kernel_of(agent.host) == {}
+    assert firewall_of(agent.host) == FORWARD_CHAIN
     assert agent.host.namespace.sysctl("ipv4.ip_forward") == "0"
     # ... and the next agent has the same subnet and MAC.
     before = agent.subnet
@@ -121,6 +125,26 @@ def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(overlay: Overlay
     agent.wait_ready()
     assert agent.subnet == before
     until(overlay.everybody_answers, 20, "every container answers every other")
+
+
+FORWARD_CHAIN = """\
+table ip filter {
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy accept;
+\t}
+}
+"""
+
+
+def firewall_of(host: Host) -> str:
+    return host.namespace.run("nft", "--stateless", "list", "ruleset")
+
+
+def give_forward_chain(agent: AgentProcess) -> None:
+    """Make iptables' chain of forwarded packets, and wait for our rules in it."""
+    agent.host.namespace.run("nft", "-f", "-", text=FORWARD_CHAIN)
+    until(lambda: "netplane: from" in firewall_of(agent.host), 20, "our rules are in the chain")
+    assert "table ip netplane {" in firewall_of(agent.host)
 
 
 def test_what_a_departed_peer_left_is_swept_when_the_agent_comes_back(overlay: Overlay) -> None:

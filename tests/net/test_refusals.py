@@ -10,6 +10,7 @@ import pytest
 
 from tests.net.namespaces import CommandError, missing
 from tests.net.overlay import PREFIX, AgentProcess, Overlay, until
+from tests.net.rig import UNDERLAY
 from tests.net.witnesses import Ear, kernel_of
 
 pytestmark = [
@@ -118,12 +119,21 @@ def test_root_that_may_not_change_the_network_is_told_what_the_kernel_refuses(
 def test_a_host_behind_nat_is_reached_by_an_address_that_it_does_not_have() -> None:
     with Overlay(3, agents=2) as overlay:
         inside = overlay.rig.hosts[2]
-        overlay.rig.underlay.sysctl("ipv4.ip_forward", "1")
-        overlay.rig.underlay.run(
+        underlay = overlay.rig.underlay
+        underlay.sysctl("ipv4.ip_forward", "1")
+        # All that it sends goes over the router, which would tell it of the shorter way.
+        underlay.sysctl("ipv4.conf.all.send_redirects", "0")
+        underlay.sysctl("ipv4.conf.hub.send_redirects", "0")
+        inside.namespace.ip(
+            *(f"route add {host.address} via {UNDERLAY}.255.254" for host in overlay.rig.hosts[:2])
+        )
+        underlay.run(
             "nft", "-f", "-",
             text="add table ip nat\n"
             "add chain ip nat pre { type nat hook prerouting priority -100; }\n"
-            f"add rule ip nat pre ip daddr {OUTSIDE} dnat to {inside.address}\n",
+            f"add rule ip nat pre ip daddr {OUTSIDE} dnat to {inside.address}\n"
+            "add chain ip nat post { type nat hook postrouting priority 100; }\n"
+            f"add rule ip nat post ip saddr {inside.address} udp dport 8472 snat to {OUTSIDE}\n",
         )  # fmt: skip
         agent = overlay.add_agent(inside, "--public-ip", OUTSIDE)
         agent.start()
@@ -142,10 +152,15 @@ def test_a_host_behind_nat_is_reached_by_an_address_that_it_does_not_have() -> N
 
 
 def said_by(agent: AgentProcess) -> str:
-    """Return what an agent says is missing; nothing while it does not listen yet."""
+    """Return what an agent says is missing; nothing while it does not listen yet.
+
+    Raises AssertionError when nothing is, or when it has ended.
+    """
     if not agent.is_running:
         raise AssertionError(f"the agent of {agent.host.name} ended:\n{agent.log()}")
     try:
-        return agent.missing()
+        said = agent.missing()
     except OSError:
         return ""
+    assert not said.startswith("ok"), f"the agent of {agent.host.name} takes part"
+    return said

@@ -17,8 +17,9 @@ from netplane.netlink import messages
 from netplane.netlink.connection import SEND_MAX, Connection, NetlinkError
 from netplane.netlink.decode import Outcome
 from netplane.netlink.kernel import Change, Kernel
-from netplane.netlink.objects import Route
+from netplane.netlink.objects import KernelObject, Route
 from tests.net.kernel.hosts import (
+    NETWORK,
     Host,
     arrives,
     assert_serves,
@@ -195,6 +196,38 @@ async def test_two_networks_on_one_host_leave_each_other_alone(host: Host) -> No
     assert set(host.routes()) == {"10.99.7.0/24", "10.99.8.0/24"}
     assert host.link("np.1") is None
     assert host.link("np.2") is not None
+
+
+async def test_a_blackhole_gives_way_to_the_bridge_and_goes_with_the_subnet(host: Host) -> None:
+    def plan(number: int) -> frozenset[KernelObject]:
+        made = VxlanBackend(
+            VxlanConfig(),
+            network=NETWORK,
+            external=External("eth0", host.address, 1500),
+            mac=host.mac,
+            blackhole=True,
+        )
+        return made.plan(lease(number).subnet, {}).objects
+
+    def blackholes() -> set[str]:
+        return {item["dst"] for item in host.json("ip", "-j", "route", "show", "type", "blackhole")}
+
+    host.run("ip", "route", "add", "blackhole", "10.128.77.0/24")  # of somebody else
+    async with host.reconciler() as reconciler:
+        clean(await reconciler.apply(plan(1)))
+        assert blackholes() == {"10.128.1.0/24", "10.128.77.0/24"}
+        with pytest.raises(RuntimeError, match="Invalid argument"):
+            host.run("ip", "route", "get", "10.128.1.9")
+        # The containers' bridge comes later, as always.
+        host.do("ip link add br0 type bridge", "ip addr add 10.128.1.1/24 dev br0")
+        host.run("ip", "link", "set", "br0", "up")
+        assert "dev br0" in host.run("ip", "route", "get", "10.128.1.9")
+    async with host.reconciler() as later:
+        # An agent that has another subnet now leaves nothing of the old one.
+        clean(await later.apply(plan(2)))
+        assert blackholes() == {"10.128.2.0/24", "10.128.77.0/24"}
+        clean(await later.clear())
+    assert blackholes() == {"10.128.77.0/24"}
 
 
 async def test_peers_on_the_same_link_need_no_tunnel(hosts: tuple[Host, Host]) -> None:

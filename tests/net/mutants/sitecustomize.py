@@ -139,6 +139,34 @@ def junk_empties() -> None:
     ViewBuilder.build = emptied  # type: ignore[method-assign]
 
 
+def nft_deaf() -> None:
+    """No change of nftables is heard."""
+    from netplane.nft.firewall import Firewall
+
+    async def listen(self: Any) -> None:
+        import asyncio
+
+        await asyncio.Event().wait()
+
+    Firewall._listen = listen  # type: ignore[method-assign]
+
+
+def vtep_late() -> None:
+    """A host is let in when its route is there already, and kept out when it is there yet."""
+    from netplane.agent.wiring import RealDataplane
+
+    async def apply(self: Any, own: Any, peers: Any, *, remove: bool) -> None:
+        plan = self._backend.plan(own.subnet, peers)
+        gone = self._vteps - plan.vteps
+        self._vteps = plan.vteps
+        if gone:
+            await self._firewall().apply(own.subnet, plan.vteps)
+        await self._reconciler().apply(plan.objects, remove=remove, step=plan.step)
+        await self._firewall().apply(own.subnet, plan.vteps)
+
+    RealDataplane.apply = apply  # type: ignore[method-assign]
+
+
 def nothing_remembered() -> None:
     """Without a registry nothing is programmed."""
     from netplane.agent.agent import Agent
@@ -167,6 +195,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
         regress_unguarded,
         compaction_ignored,
         junk_empties,
+        nft_deaf,
+        vtep_late,
         nothing_remembered,
         clones_welcome,
     )

@@ -12,7 +12,6 @@ RULES = Rules(
     table="netplane",
     network=IPv4Network("10.128.0.0/9"),
     subnet=IPv4Network("10.128.1.0/24"),
-    external="eth0",
     vxlan_port=8472,
     masquerade=True,
 )

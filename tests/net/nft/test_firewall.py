@@ -56,7 +56,8 @@ async def test_the_table_says_what_is_asked_for_and_why(host: Host, firewall: Fi
     text = host.run("nft", "--stateless", "list", "table", "ip", "netplane")
     assert elements(host) == {"10.77.0.2", "10.77.0.3"}
     for line in (
-        'iifname "eth0" udp dport 8472 ip saddr != @vteps counter name "unknown-vteps" drop',
+        'udp dport 8472 fib daddr type local ip saddr != @vteps counter name "unknown-vteps" drop',
+        'ip saddr 10.128.0.0/9 ip daddr != 10.128.0.0/9 counter name "unknown-vteps" drop',
         "ip saddr 10.128.0.0/9 accept",
         "ip saddr != 10.128.0.0/9 ip daddr 10.128.1.0/24 return",
         "ip saddr 10.128.0.0/9 ip daddr != 224.0.0.0/4 masquerade fully-random",

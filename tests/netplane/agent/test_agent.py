@@ -14,7 +14,7 @@ import pytest
 from netplane.agent.agent import Agent
 from netplane.agent.errors import InterfaceError, LockedError, SettingsError
 from netplane.agent.pages import serving
-from netplane.agent.ports import Occupant, Report
+from netplane.agent.ports import FirewallReport, Occupant, Report
 from netplane.agent.state import encode, load
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
@@ -248,6 +248,21 @@ async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(wo
     assert load(world.settings.state_file)[0].revision == 3
 
 
+async def test_what_was_doubted_is_doubted_after_a_restart(world: World) -> None:
+    # What a store that lost its memory has by now looks like any other.
+    remember(world, 2, 3)
+    state, _ = load(world.settings.state_file)
+    world.settings.state_file.write_text(encode(replace(state, doubt="it lost our lease")))
+    world.registry_is_up.set()
+    async with running(world) as agent:
+        world.views.put_nowait(view(2))
+        await world.until(lambda: list(agent.board.missing) == ["registry-regressed"])
+        assert world.happened[1] == "set 10.5.2.0/24,10.5.3.0/24"
+        assert (await call(world, "POST", "/v1/accept-view")).status == 200
+        await world.until_last("set 10.5.2.0/24")
+    assert load(world.settings.state_file)[0].doubt == ""
+
+
 async def test_held_peers_go_when_the_grace_ends_without_another_view(world: World) -> None:
     remember(world, 2)
     world.settings = replace(world.settings, removal_grace_s=0.05)
@@ -417,6 +432,41 @@ async def test_one_bad_peer_is_a_note_and_a_broken_device_is_not_ready(world: Wo
         metrics = (await call(world, "GET", "/metrics")).body.decode()
     assert 'netplane_missing{code="kernel"} 1.0' in metrics
     assert 'netplane_healed_total{kind="route"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("masquerade", [False, True])
+async def test_a_firewall_that_fails_is_a_note_unless_masquerading_was_asked_for(
+    world: World, *, masquerade: bool
+) -> None:
+    problem = "this kernel lacks nf_tables: modprobe nf_tables"
+    drops = "chain inet mine through drops what no rule of it accepts"
+    world.settings = replace(world.settings, ip_masq=masquerade)
+    world.wall = FirewallReport(problem=problem, forward=drops)
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_last("healing")
+        await world.until(lambda: "no-view" not in agent.board.missing)
+        assert agent.board.missing == ({"firewall": problem} if masquerade else {})
+        notes = {"forward": drops} | ({} if masquerade else {"firewall": problem})
+        assert agent.board.notes == notes
+        assert not agent.keeper.state.firewall
+        world.wall = FirewallReport(Counter(firewall=9), Counter(forward=1), vteps=2)
+        world.dropped = 5
+        world.views.put_nowait(view(2, 3))
+        await world.until_last("set 10.5.2.0/24,10.5.3.0/24")
+        await world.until_ready(agent)
+        assert agent.board.notes == {}
+        assert agent.keeper.state.firewall
+        metrics = (await call(world, "GET", "/metrics")).body.decode()
+        status = json.loads((await call(world, "GET", "/v1/status")).body)
+    assert 'netplane_healed_total{kind="forward"} 1.0' in metrics
+    assert 'netplane_written_total{kind="firewall"} 9.0' in metrics
+    assert "netplane_vteps 2.0" in metrics
+    assert "netplane_dropped_total 5.0" in metrics
+    assert status["firewall"]["masquerade"] is masquerade
+    assert (status["firewall"]["vteps"], status["firewall"]["dropped"]) == (2, 5)
+    assert f"FLANNEL_IPMASQ={str(masquerade).lower()}\n" in world.settings.subnet_file.read_text()
 
 
 async def test_what_the_operator_must_change_ends_the_agent_with_that_error(world: World) -> None:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from netplane.agent.desired import ORDER, Desired, Item, difference, is_ours
 from netplane.backend import Scope, Step
 from netplane.netlink.objects import (
+    BLACKHOLE,
+    LAST,
     Address,
     FdbEntry,
     Neighbour,
@@ -99,10 +101,14 @@ def test_foreign_objects_are_not_ours() -> None:
     assert all(is_ours(item, SCOPE) for item in PEER)
     assert is_ours(Route("eth0", GATEWAY, 24, HOST), SCOPE)
     assert is_ours(Address("np.1", GATEWAY, 32), SCOPE)
+    black = Route("", GATEWAY, 24, b"", metric=LAST, kind=BLACKHOLE)
+    assert is_ours(black, SCOPE)
     foreign: list[Item] = [
         ROUTE._replace(protocol=4),
         ROUTE._replace(link="np.2"),
         ROUTE._replace(link=""),
+        black._replace(protocol=4),
+        black._replace(destination=bytes([10, 4, 0, 0])),
         Route("eth0", bytes([198, 51, 100, 0]), 24, HOST),
         Route("eth0", bytes([10, 4, 0, 0]), 15, HOST),
         NEIGHBOUR._replace(protocol=0),

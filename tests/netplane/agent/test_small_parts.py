@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from netplane.agent import subnet_env
 from netplane.agent.board import Board
 from netplane.agent.errors import LockedError, SettingsError
 from netplane.agent.files import write_whole
+from netplane.agent.inspection import look_at_firewall
 from netplane.agent.lock import InstanceLock, LinkLock
 from netplane.agent.notify import notify
+from netplane.agent.ports import FirewallLook
 from netplane.agent.settings import Registry, Settings
 
 NETWORK, SUBNET = IPv4Network("10.5.0.0/16"), IPv4Network("10.5.72.0/24")
@@ -204,3 +207,29 @@ def test_settings_that_work_are_not() -> None:
             Registry(("https://a:2379",), "/x", "ca", "cert", "key", "root", "secret"),
             instance="vni-16777215",
         ).check()
+
+
+def test_what_is_said_of_the_firewall() -> None:
+    def said(look: FirewallLook | None, *, forwarded: bool = True) -> list[tuple[str, str, str]]:
+        found = look_at_firewall(None if look is None else asdict(look), forwarded=forwarded)
+        return [(one.subject, one.state.value, one.text) for one in found]
+
+    table = ("firewall", "ok", "our table is as it should be")
+    assert said(FirewallLook((), (), (), ())) == [
+        table, ("forward", "ok", "no chain drops what no rule of it accepts"),
+    ]  # fmt: skip
+    chains = FirewallLook((), ("ip filter FORWARD",), ("chain inet mine through drops",), ())
+    assert said(chains) == [
+        table,
+        ("forward", "ok", "accepted in front of chain ip filter FORWARD"),
+        ("forward", "hint", "chain inet mine through drops"),
+    ]
+    assert said(chains, forwarded=False) == [table]
+    assert said(FirewallLook(("rule x is missing",), (), (), ())) == [
+        ("firewall", "wrong", "rule x is missing")
+    ]
+    # What could not be read is not said to be right.
+    assert said(FirewallLook((), (), (), ("Operation not permitted",))) == [
+        table, ("firewall", "unseen", "Operation not permitted"),
+    ]  # fmt: skip
+    assert [state for _, state, _ in said(None)] == ["unseen"]

@@ -14,7 +14,15 @@ from netplane.agent.ask import Answer, ask
 from netplane.agent.errors import InterfaceError, SettingsError
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.pages import serving
-from netplane.agent.ports import Occupant, Peers, Report, Standing, Who
+from netplane.agent.ports import (
+    FirewallLook,
+    FirewallReport,
+    Occupant,
+    Peers,
+    Report,
+    Standing,
+    Who,
+)
 from netplane.agent.settings import Settings
 from netplane.agent.state import State, encode
 from netplane.subnet.config import NetworkConfig, parse_config
@@ -62,9 +70,18 @@ class World:
     who: list[Who] = field(default_factory=list)
     data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
+    wall: FirewallReport = field(default_factory=FirewallReport)
+    look: FirewallLook = field(default_factory=lambda: FirewallLook((), (), (), ()))
+    dropped: int | None = None
     no_interface: InterfaceError | None = None
     no_dataplane: SettingsError | None = None
     containers: int = 0
+    interface: ExternalInterface = EXTERNAL
+    """What is found from now on."""
+    looks: list[str] = field(default_factory=list)
+    """For the interface, at each time by whom."""
+    externals: list[ExternalInterface] = field(default_factory=list)
+    """What each half of the kernel was made for."""
 
     def note(self, text: str) -> None:
         self.happened.append(text)
@@ -108,15 +125,18 @@ class World:
     ) -> FakeDataplane:
         if self.no_dataplane is not None:
             raise self.no_dataplane
+        self.externals.append(external)
         return FakeDataplane(self, config, mac, sysctls)
 
     async def occupant(self, config: NetworkConfig) -> Occupant | None:
         return self.occupied
 
     async def external(self, settings: Settings) -> ExternalInterface:
+        self.looks.append(settings.instance)
+        self.told.set()
         if self.no_interface is not None:
             raise self.no_interface
-        return EXTERNAL
+        return self.interface
 
     async def clear_containers(self, settings: Settings) -> int:
         self.note("containers cleared")
@@ -151,6 +171,9 @@ class FakeSubnets:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
+    def move(self, public_ip: IPv4Address) -> None:
+        self.world.note(f"moved to {public_ip}")
+
     async def drain(self) -> None:
         if self.world.refusals:
             raise self.world.refusals.pop()
@@ -171,6 +194,7 @@ class FakeDataplane:
         self.mac = mac
         self.sysctls = dict(sysctls)
         self.on_report: Callable[[Report], None] = lambda report: None
+        self.on_firewall: Callable[[FirewallReport], None] = lambda report: None
 
     def lease_data(self) -> object:
         return {"VNI": 1, "VtepMAC": self.mac}
@@ -179,6 +203,7 @@ class FakeDataplane:
         self.sysctls.setdefault("ipv4/ip_forward", "0")
         names = ",".join(str(subnet) for subnet in sorted(wanted)) or "nobody"
         self.on_report(self.world.report)
+        self.on_firewall(self.world.wall)
         self.world.note(f"{'set' if remove else 'add'} {names}")
 
     async def run(self) -> None:
@@ -188,9 +213,16 @@ class FakeDataplane:
         finally:
             self.world.note("healing ended")
 
+    async def look(self) -> FirewallLook:
+        return self.world.look
+
+    async def dropped(self) -> int | None:
+        return self.world.dropped
+
     async def clear(self) -> None:
         self.sysctls.clear()
         self.on_report(self.world.report)
+        self.on_firewall(self.world.wall)
         self.world.note("cleared")
 
     def close(self) -> None:

@@ -11,8 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplane.backend import BackendError, External
-from netplane.backend.vxlan import VNI_MAX, VxlanBackend, VxlanConfig
-from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route, Sysctl, VxlanLink
+from netplane.backend.vxlan import VxlanBackend, VxlanConfig
+from netplane.netlink.objects import (
+    BLACKHOLE,
+    LAST,
+    Address,
+    FdbEntry,
+    Neighbour,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+from netplane.subnet.fields import VNI_MAX
 from netplane.subnet.lease import Lease
 
 NETWORK = IPv4Network("10.5.0.0/16")
@@ -54,6 +64,31 @@ def test_a_peer_is_three_objects_beside_our_own() -> None:
         FdbEntry("np.1", mac, packed("192.0.2.2")),
         Route("np.1", gateway, 24, gateway, onlink=True),
     }
+
+
+def test_a_blackhole_ends_what_no_container_takes() -> None:
+    made = VxlanBackend(
+        VxlanConfig(),
+        network=NETWORK,
+        external=External("eth0", IPv4Interface("192.0.2.1/24"), 1500),
+        mac=MAC,
+        blackhole=True,
+    )
+    extra = made.plan(SUBNET, {}).objects - backend().plan(SUBNET, {}).objects
+    assert extra == {Route("", packed("10.5.1.0"), 24, b"", metric=LAST, kind=BLACKHOLE)}
+    other = IPv4Network("10.5.9.0/24")
+    assert not extra & made.plan(other, {}).objects
+
+
+def test_packets_may_come_from_all_peers_and_a_host_stays_as_long_as_a_lease_of_it() -> None:
+    # Also from one that cannot be served: it may serve us.
+    bad = replace(PEER, subnet=IPv4Network("10.5.3.0/24"), public_ip=IPv4Address("192.0.2.3"))
+    again = replace(PEER, subnet=IPv4Network("10.5.4.0/24"), backend_data=None)
+    here = backend()
+    plan = here.plan(SUBNET, {one.subnet: one for one in (PEER, bad, again)})
+    assert plan.vteps == {PEER.public_ip, bad.public_ip}
+    assert here.plan(SUBNET, {again.subnet: again}).vteps == {PEER.public_ip}
+    assert here.plan(SUBNET, {}).vteps == frozenset()
 
 
 def test_null_leaves_a_field_as_it_is() -> None:
@@ -175,13 +210,13 @@ def test_the_configuration_is_read_as_flannel_reads_it() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"VNI": 0}, "Backend.VNI is 0; a number from 1 to 16777215 is meant"),
-        ({"VNI": VNI_MAX + 1}, "Backend.VNI is 16777216"),
-        ({"VNI": True}, "Backend.VNI is True"),
-        ({"Port": "8472"}, "Backend.Port is '8472'"),
-        ({"Port": 65536}, "Backend.Port is 65536"),
-        ({"MTU": -1}, "Backend.MTU is -1"),
-        ({"DirectRouting": "yes"}, "Backend.DirectRouting is 'yes'; true or false is meant"),
+        ({"VNI": 0}, "Backend: VNI 0 is not a whole number from 1 to 16777215"),
+        ({"VNI": VNI_MAX + 1}, "Backend: VNI 16777216"),
+        ({"VNI": True}, "Backend: VNI True"),
+        ({"Port": "8472"}, "Backend: Port '8472'"),
+        ({"Port": 65536}, "Backend: Port 65536"),
+        ({"MTU": -1}, "Backend: MTU -1"),
+        ({"DirectRouting": "yes"}, "Backend: DirectRouting is neither true nor false"),
     ],
 )
 def test_a_wrong_configuration_is_explained(given: dict[str, object], text: str) -> None:

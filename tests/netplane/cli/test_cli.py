@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from netplane.agent.cleanup import clean
 from netplane.agent.errors import AgentError, LockedError
-from netplane.agent.ports import Report, Standing
+from netplane.agent.ports import FirewallReport, Report, Standing
 from netplane.agent.settings import Settings
 from netplane.agent.state import load, save
 from netplane.cli import agent as agent_command
@@ -98,6 +99,39 @@ def test_without_flags_the_settings_are_the_defaults(settings: list[Settings]) -
     assert settings == [Settings()]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "masquerade", "forward_rules"),
+    [
+        ([], {}, False, True),
+        (["--ip-masq", "--iptables-forward-rules"], {}, True, True),
+        (["-ip-masq=true", "--iptables-forward-rules=false"], {}, True, False),
+        (["--ip-masq=false"], {"FLANNELD_IP_MASQ": "true"}, False, True),
+        ([], {"FLANNELD_IP_MASQ": "true", "FLANNELD_IPTABLES_FORWARD_RULES": "f"}, True, False),
+        ([], {"FLANNELD_IP_MASQ": "", "FLANNELD_IPTABLES_FORWARD_RULES": ""}, False, True),
+    ],
+)
+def test_switches_are_written_as_for_flannel(
+    arguments: list[str],
+    environment: dict[str, str],
+    settings: list[Settings],
+    *,
+    masquerade: bool,
+    forward_rules: bool,
+) -> None:
+    done = invoke("agent", *arguments, "--healthz-port", "7", **environment)
+    assert done.exit_code == 0, done.output
+    [made] = settings
+    assert (made.ip_masq, made.iptables_forward_rules) == (masquerade, forward_rules)
+    assert made.healthz_port == 7  # a switch takes no word that is not its own
+
+
+def test_the_firewall_is_read_as_often_as_the_kernel_unless_told() -> None:
+    assert Settings().firewall_interval_s == Settings().heal_interval_s
+    assert Settings(iptables_resync=5).firewall_interval_s == 5
+    assert Settings().table == "netplane"
+    assert Settings(instance="two").table == "netplane-two"
+
+
 def test_flannels_environment_and_gos_dashes_mean_the_same(settings: list[Settings]) -> None:
     done = invoke(
         "agent", "-iface=eth9", "-healthz-port", "1",
@@ -113,12 +147,14 @@ def test_flannels_environment_and_gos_dashes_mean_the_same(settings: list[Settin
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--ip-masq"], "Flannel's flag --ip-masq is not offered; leave it out: "),
+        (["--vmodule=x"], "Flannel's flag --vmodule is not offered; leave it out: "),
         (["-kube-subnet-mgr"], "Flannel's flag --kube-subnet-mgr is not offered"),
         (["--no-such-flag"], "No such option"),
         (["--public-ip", "::1"], "'::1' is no IPv4 address"),
         (["--public-ip", "127.0.0.1"], "no host can be reached by --public-ip 127.0.0.1"),
         (["--heal-interval", "10"], "'10' is no duration; write 500ms, 10s, 10m or 1h"),
+        (["--iptables-resync", "-1"], "give seconds; 0 is as --heal-interval"),
+        (["--ip-masq=perhaps"], "'perhaps' is not a valid boolean"),
         (["--heal-interval", "0s"], "Hint: write 10s, 10m or 1h"),
         (["--etcd-prefix", "x"], "Hint: write it as /coreos.com/network"),
         (["--etcd-endpoints", ","], "no registry endpoint"),
@@ -137,12 +173,13 @@ def test_what_cannot_be_honoured_is_refused(
 
 
 def test_a_variable_that_cannot_be_honoured_is_refused(settings: list[Settings]) -> None:
-    done = invoke("agent", FLANNELD_IP_MASQ="true")
+    done = invoke("agent", FLANNELD_KUBE_SUBNET_MGR="true")
     assert done.exit_code == 2
-    assert "FLANNELD_IP_MASQ in the environment sets Flannel's flag --ip-masq" in done.output
+    said = "FLANNELD_KUBE_SUBNET_MGR in the environment sets Flannel's flag --kube-subnet-mgr"
+    assert said in done.output
     # What is off cannot disappoint.
     for off in ("", "0", "f", "false", "False"):
-        assert invoke("agent", FLANNELD_IP_MASQ=off).exit_code == 0
+        assert invoke("agent", FLANNELD_KUBE_SUBNET_MGR=off).exit_code == 0
 
 
 def test_a_variable_of_nobodys_is_named(
@@ -290,6 +327,26 @@ async def test_cleanup_that_could_not_remove_the_device_does_not_say_it_did(worl
     world.report = Report(broken="link np.1: Operation not permitted")
     with pytest.raises(AgentError, match=r"link np\.1: Operation not permitted; correct that"):
         await clean(world.settings, world)
+
+
+@pytest.mark.parametrize("was_written", [True, False])
+async def test_cleanup_complains_of_the_firewall_only_where_there_was_one(
+    world: World, *, was_written: bool
+) -> None:
+    # A host without nftables has none, and would never come to a clean end.
+    remember(world, 2)
+    state, _ = load(world.settings.state_file)
+    save(world.settings.state_file, replace(state, firewall=was_written))
+    world.wall = FirewallReport(problem="no nftables here: install it")
+    if was_written:
+        with pytest.raises(AgentError, match="no nftables here: install it; correct that"):
+            await clean(world.settings, world)
+    else:
+        assert await clean(world.settings, world) == "0 objects removed, 0 settings set back"
+    assert load(world.settings.state_file)[0].firewall is was_written
+    world.wall = FirewallReport(Counter(firewall=1, forward=2))
+    assert await clean(world.settings, world) == "3 objects removed, 0 settings set back"
+    assert not load(world.settings.state_file)[0].firewall
 
 
 def test_cleanup_without_root_says_what_helps(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netplane.netlink import messages
 from netplane.netlink.messages import Request
-from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route, VxlanLink
+from netplane.netlink.objects import BLACKHOLE, LAST, Address, FdbEntry, Neighbour, Route, VxlanLink
 
 MAC = bytes.fromhex("02aabbccddee")
 ROUTE = Route("np.1", packed := bytes([10, 5, 7, 0]), 24, packed, onlink=True)
@@ -76,6 +76,25 @@ def test_routes_agree_with_another_encoder(metric: int, *, replace: bool) -> Non
         rtmsg, 24, 0x5 | 0x400 | (0x100 if replace else 0x200), 9,
         family=2, dst_len=24, table=254, proto=181, scope=0, type=1, flags=4, attrs=attributes,
     )  # fmt: skip
+
+
+BLACK = Route("", packed, 24, b"", metric=LAST, kind=BLACKHOLE)
+
+
+def test_a_blackhole_is_these_bytes() -> None:
+    # On no link: the kernel refuses one that names any.
+    assert messages.add(BLACK, 0).encode(6).hex(" ", 4) == (
+        "2c000000 18000506 06000000 00000000"
+        " 02180000 feb50006 00000000"  # IPv4 /24, main table, 181, universe, blackhole
+        " 08000100 0a050700"
+        " 08000600 ffffffff"  # the last of all metrics
+    )
+    assert messages.remove(BLACK, 0).encode(9) == other_encoder(
+        rtmsg, 25, 0x5, 9,
+        family=2, dst_len=24, table=254, proto=181, scope=0, type=6, flags=0,
+        attrs=[("RTA_DST", "10.5.7.0"), ("RTA_PRIORITY", LAST)],
+    )  # fmt: skip
+    assert str(BLACK) == "route blackhole 10.5.7.0/24"
 
 
 def test_a_route_on_the_link_agrees_with_another_encoder() -> None:

@@ -14,7 +14,6 @@ RULES = Rules(
     table="netplane",
     network=IPv4Network("10.5.0.0/16"),
     subnet=IPv4Network("10.5.42.0/24"),
-    external="eth0",
     vxlan_port=8472,
     masquerade=True,
 )
@@ -43,6 +42,14 @@ def test_masquerading_is_what_flannel_does_with_iptables() -> None:
     ]
 
 
+def test_overlay_packets_are_told_from_others_by_port_and_number() -> None:
+    drop = "counter name unknown-vteps drop"
+    assert chain(text(replace(RULES, vni=257)), "underlay") == [
+        f"udp dport 8472 @th,96,24 257 fib daddr type local ip saddr != @vteps {drop}",
+        f"udp dport 8472 @th,96,24 257 ip saddr 10.5.0.0/16 ip daddr != 10.5.0.0/16 {drop}",
+    ]
+
+
 def test_what_is_not_asked_for_is_not_there() -> None:
     said = text(replace(RULES, masquerade=False, vxlan_port=0))
     assert re.findall(r"(?:chain|set|counter) (\S+) {", said) == ["forward"]
@@ -56,7 +63,7 @@ def test_everything_says_why_it_is_there_and_fits() -> None:
         if re.search(r"\b(accept|drop|return|masquerade|fully-random)\b", line):
             assert "policy accept;" in line or ' comment "' in line, line
     comments = re.findall(r'comment "(.*)"', said)
-    assert len(comments) == 6 + 9
+    assert len(comments) == 6 + 10
     # The kernel keeps 128 bytes of each.
     assert max(map(len, comments)) <= 127
 
@@ -68,12 +75,6 @@ def test_members_are_written_in_order_and_none_is_no_command() -> None:
     )
     assert elements("delete", "netplane", "vteps", []) == ""
     assert removal("netplane") == "add table ip netplane\ndelete table ip netplane\n"
-
-
-@pytest.mark.parametrize("name", ["eth0; flush ruleset", 'a"', "eth*", "", "x" * 16, "a/b"])
-def test_a_name_that_is_more_than_a_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="does not fit"):
-        replace(RULES, external=name)
 
 
 @pytest.mark.parametrize("name", ["filter", "netplane x", "netplane-A", "netplane-", ""])

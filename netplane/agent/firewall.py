@@ -1,0 +1,172 @@
+"""The firewall of one host: our table, our two rules in the chain of others, what becomes of both.
+
+Routes never wait for it for long: nftables may be missing, or in the hands of who writes thousands
+of rules. What cannot be done is told, and tried again by `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from netplane.agent.ports import FirewallLook, FirewallReport
+from netplane.nft.chains import Pair
+from netplane.nft.firewall import Firewall
+from netplane.nft.firewall import FirewallReport as TableReport
+from netplane.nft.forward import ForwardReport, ForwardRules
+from netplane.nft.rules import Rules
+
+PATIENCE_S = 2.0
+"""How long routes, and who asks, wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the firewall is to say, but for our subnet and the peers."""
+
+    table: str
+    network: IPv4Network
+    vxlan_port: int
+    vni: int
+    masquerade: bool = False
+    fully_random: bool = True
+    forward_rules: bool = True
+
+    def rules(self, subnet: IPv4Network) -> Rules:
+        """Return the rules of our table."""
+        return Rules(
+            table=self.table,
+            network=self.network,
+            subnet=subnet,
+            vxlan_port=self.vxlan_port,
+            vni=self.vni,
+            masquerade=self.masquerade,
+            fully_random=self.fully_random,
+        )
+
+
+class HostFirewall:
+    """Keeps both as told; touches the kernel from the first `apply` on.
+
+    Args:
+        wanted: what it says.
+        interval_s: how often it is read though no change was told.
+        on_report: called after every look.
+    """
+
+    def __init__(
+        self, wanted: Wanted, interval_s: float, on_report: Callable[[FirewallReport], None]
+    ) -> None:
+        self._wanted = wanted
+        self._on_report = on_report
+        self._last = FirewallReport()
+        self._told: tuple[IPv4Network, frozenset[IPv4Address]] | None = None
+        self._is_placed = False
+        """The chains of others have been looked at."""
+        self._late: set[asyncio.Task[Any]] = set()
+        """What nobody waits for any longer."""
+        self._foreign = ForwardRules(
+            Pair(wanted.table, wanted.network),
+            wanted=wanted.forward_rules,
+            interval_s=interval_s,
+            on_report=self._take_foreign,
+        )
+        self._own = Firewall(
+            wanted.table,
+            interval_s=interval_s,
+            on_report=self._take_own,
+            on_other=self._foreign.hear,
+        )
+
+    async def apply(self, subnet: IPv4Network, vteps: frozenset[IPv4Address]) -> None:
+        """Let these hosts in, and no others."""
+        if self._told == (subnet, vteps):
+            return
+        self._told = subnet, vteps
+        if not await self._bounded(self._own.apply(self._wanted.rules(subnet), vteps)):
+            self._report(
+                problem=f"nftables have not answered within {PATIENCE_S:g} s; somebody may be"
+                " writing very many rules"
+            )
+
+    async def place(self) -> None:
+        """Have our rules in the chain of others, if that was not done yet."""
+        if not self._is_placed:
+            self._is_placed = True
+            await self._bounded(self._foreign.apply())
+
+    async def run(self) -> None:
+        """Heal until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._own.run())
+            tasks.create_task(self._foreign.run())
+
+    async def clear(self) -> None:
+        """Take both away; what fails is told as everything is."""
+        self._told = None
+        await self._own.clear()
+        await self._foreign.clear()
+
+    async def look(self) -> FirewallLook:
+        """Read both from the kernel, and change nothing."""
+        wrong = await self._own.read()
+        sight = await self._foreign.read()
+        unseen = (sight.problem,) if sight.problem and not wrong else ()
+        return FirewallLook((*wrong, *sight.missing), sight.kept, sight.drops, unseen)
+
+    async def dropped(self) -> int | None:
+        """Return the count of packets from unknown hosts; None: it cannot be read now."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._own.dropped()
+        except TimeoutError:
+            return None  # who is in the middle of writing has told so
+
+    def close(self) -> None:
+        """Give sockets and threads back; the kernel stays as it is."""
+        for task in self._late:
+            task.cancel()
+        self._own.close()
+        self._foreign.close()
+
+    async def _bounded(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Wait a while, and let it go on by itself if that is not enough.
+
+        Broken off, it would not be known what became of it until the timer looks.
+        """
+        task = asyncio.create_task(work)
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+        for each in done:
+            each.result()
+        return bool(done)
+
+    def _take_own(self, report: TableReport) -> None:
+        self._report(
+            written=Counter(firewall=report.written + report.removed),
+            healed=Counter(firewall=int(report.healed)),
+            problem=report.problem,
+            contested=report.contested,
+        )
+
+    def _take_foreign(self, report: ForwardReport) -> None:
+        said = list(report.drops)
+        if report.problem and not self._last.problem:  # else it is one trouble, and told
+            said.append(report.problem)
+        self._report(
+            written=Counter(forward=report.written + report.removed),
+            healed=Counter(forward=int(report.healed)),
+            forward="; ".join(said),
+        )
+
+    def _report(self, *, written: Any = (), healed: Any = (), **changes: str) -> None:
+        vteps = 0 if self._told is None else len(self._told[1])
+        self._last = replace(
+            self._last, written=+Counter(written), healed=+Counter(healed), vteps=vteps, **changes
+        )
+        self._on_report(self._last)
