@@ -50,11 +50,13 @@ ALLOWED: dict[str, set[str]] = {
     },
     "kvstore.testing": {"kvstore.embedded", "kvstore.cli", "kvstore.client"},
     "netplane.netlink": set(),
+    "netplane.nft": {"netplane.netlink"},
     "netplane.subnet": {"kvstore.client"},
     "netplane.backend": {"netplane.netlink", "netplane.subnet.lease"},
     "netplane.agent": {
         "netplane.backend",
         "netplane.netlink",
+        "netplane.nft",
         "netplane.subnet",
         "kvstore.client",
     },

@@ -13,7 +13,6 @@ from typing import Self
 
 from netplane.agent.desired import (
     Desired,
-    Heals,
     Item,
     LinkPlan,
     external_problems,
@@ -27,6 +26,7 @@ from netplane.backend import Scope, Step
 from netplane.netlink import monitor as events
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link, NetlinkFormatError
+from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import Change, Kernel
 from netplane.netlink.messages import AF_OF_LENGTH
 from netplane.netlink.monitor import Monitor

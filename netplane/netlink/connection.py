@@ -44,15 +44,19 @@ class NetlinkLostError(Exception):
     """No answer came in time, or answers were lost. What was asked for may have happened."""
 
 
-def open_socket(namespace: str | None) -> socket.socket:
-    """Return a bound route netlink socket that does not block, made in a namespace."""
+def open_socket(namespace: str | None, protocol: int = NETLINK_ROUTE) -> socket.socket:
+    """Return a bound netlink socket that does not block, made in a namespace."""
 
     def action() -> socket.socket:
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
 
     opened = inside(namespace, action)
-    opened.setblocking(False)
-    opened.bind((0, 0))
+    try:
+        opened.setblocking(False)
+        opened.bind((0, 0))
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 
@@ -62,8 +66,14 @@ class Connection:
     Use as `async with Connection(namespace) as kernel`, or end with `close`.
     """
 
-    def __init__(self, namespace: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._socket = open_socket(namespace)
+    def __init__(
+        self,
+        namespace: str | None = None,
+        *,
+        protocol: int = NETLINK_ROUTE,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._socket = open_socket(namespace, protocol)
         self._timeout_s = timeout_s
         self._sequences = itertools.count(1)
         self._turn = asyncio.Lock()

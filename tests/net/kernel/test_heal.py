@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from netplane.agent import reconcile
-from netplane.agent.desired import Heals
 from netplane.agent.reconcile import Reconciler, Report
 from netplane.backend.vxlan import VxlanConfig
 from netplane.netlink.connection import SO_RCVBUFFORCE
+from netplane.netlink.heals import Heals
 from netplane.netlink.objects import KernelObject
 from tests.net.kernel.hosts import Host, arrives, assert_serves, clean, kinds, lease, peers
 
