@@ -52,7 +52,12 @@ ALLOWED: dict[str, set[str]] = {
     "netplane.netlink": set(),
     "netplane.nft": {"netplane.netlink"},
     "netplane.subnet": {"kvstore.client"},
-    "netplane.backend": {"netplane.netlink", "netplane.subnet.lease"},
+    "netplane.backend": {
+        "netplane.netlink",
+        "netplane.subnet.fields",
+        "netplane.subnet.jsontext",
+        "netplane.subnet.lease",
+    },
     "netplane.agent": {
         "netplane.backend",
         "netplane.netlink",

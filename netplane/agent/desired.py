@@ -191,13 +191,13 @@ def external_problems(wanted: VxlanLink, external: Link, addresses: Iterable[Add
     if wanted.local not in {item.address for item in addresses}:
         problems.append(
             f"{Address(name, wanted.local, 32)} is gone, and packets leave with it as their source:"
-            " put it back, or start the agent again to use another"
+            " put it back, or give the interface another"
         )
     needed = wanted.mtu + OVERHEAD_BYTES
     if external.mtu < needed:
         problems.append(
-            f"{name} has MTU {external.mtu}, and large packets need {needed}: set it back, or start"
-            " the agent and the containers again"
+            f"{name} has MTU {external.mtu}, and large packets need {needed}: set it back, or lower"
+            " Backend.MTU"
         )
     return problems
 

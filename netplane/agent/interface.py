@@ -32,6 +32,10 @@ NEXT_HOP = struct.Struct("=HxxI")  # length, flags, hops, index
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
 
+OVERLAY_KINDS = {"vxlan", "geneve"}
+OVERLAY_NAMES = ("np.", "flannel")
+"""Flannel's device may also be a tunnel, or WireGuard's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -66,6 +70,13 @@ class Link:
     mtu: int
     flags: int = IFF_UP
     addresses: tuple[Address, ...] = ()
+    kind: str = ""
+    """Of a device that software made, as `ip -d link` has it."""
+
+    @property
+    def is_overlay(self) -> bool:
+        """Whether it is a device of an overlay, ours or another: it leads to no host."""
+        return self.kind in OVERLAY_KINDS or self.name.startswith(OVERLAY_NAMES)
 
     def best_address(self) -> IPv4Interface | None:
         """Return the address that other hosts should use; None without a usable one."""
@@ -146,7 +157,7 @@ def _named(host: Host, wanted: str) -> ExternalInterface | None:
     for link in host.links:
         for each in link.addresses:
             if each.at.ip == address:
-                return ExternalInterface(link.index, link.name, link.mtu, each.at)
+                return _external(link, each.at)
     return None
 
 
@@ -155,7 +166,8 @@ def _matching(host: Host, pattern: str) -> list[Link]:
     return [
         link
         for link in host.links
-        if not link.flags & IFF_LOOPBACK
+        # After a restart a pattern would match our own device as well, which has an address, too.
+        if not (link.flags & IFF_LOOPBACK or link.is_overlay)
         and (
             search(link.name)
             or any(each.is_usable and search(str(each.at.ip)) for each in link.addresses)
@@ -180,8 +192,13 @@ def _of_default_route(host: Host) -> Link:
     return links[0]
 
 
-def _external(link: Link) -> ExternalInterface:
-    address = link.best_address()
+def _external(link: Link, wanted: IPv4Interface | None = None) -> ExternalInterface:
+    if link.is_overlay:
+        raise InterfaceError(
+            f"{link.name} is a device of an overlay itself, and leads to no host",
+            "name the interface below it with --iface",
+        )
+    address = wanted or link.best_address()
     if address is None:
         raise InterfaceError(
             f"interface {link.name} has no IPv4 address that other hosts could use",
@@ -194,7 +211,7 @@ def _names(links: Sequence[Link]) -> str:
     return ", ".join(
         f"{link.name} ({link.best_address() or 'no IPv4 address'})"
         for link in links
-        if not link.flags & IFF_LOOPBACK
+        if not (link.flags & IFF_LOOPBACK or link.is_overlay)
     )
 
 
@@ -245,7 +262,8 @@ def host_of(links: Sequence[bytes], addresses: Sequence[bytes], routes: Sequence
 def _link(body: bytes, addresses: Mapping[int, Sequence[Address]]) -> Link:
     _, _, index, flags, _ = messages.LINK.unpack_from(body)
     link = decode_link(body)
-    return Link(index, link.name, link.mtu, flags, tuple(addresses.get(index, ())))
+    there = tuple(addresses.get(index, ()))
+    return Link(index, link.name, link.mtu, flags, there, link.kind)
 
 
 def _default_routes(body: bytes) -> Iterator[DefaultRoute]:

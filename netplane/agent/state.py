@@ -45,6 +45,8 @@ class State:
     peers: tuple[Lease, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     """Settings of the kernel that we changed, as they were before."""
+    doubt: str = ""
+    """Why `peers` are held against what the registry says; "" when they are not."""
 
 
 class Encoder:
