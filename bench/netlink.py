@@ -1,6 +1,6 @@
 """`python -m bench.netlink`: peers into the kernel and read back; pyroute2 and `ip -batch` beside.
 
-Needs root, iproute2 and pyroute2 (`kvstore[netplane]`). Everything happens in a network namespace
+Needs root, iproute2 and pyroute2 (of the extra `dev`). Everything happens in a network namespace
 of its own that ends with the program. A peer is a route, a neighbour and a forwarding entry; every
 way starts from none and is checked to have made all. Processes that it starts count, as in life.
 """

@@ -5,6 +5,7 @@
   itself, because it measures time or load.
 - hypothesis draws the same examples in every run, in CI and elsewhere; `--hypothesis-profile=fresh`
   draws others.
+- Processes that tests start keep their bytecode, below build/, whatever the environment says.
 - What a test notes with `record_property(TABLE + title, [head, line])` is printed at the end.
 """
 

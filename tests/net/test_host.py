@@ -57,6 +57,7 @@ async def _read_with_pyroute2() -> Host:
                 found.get("mtu"),
                 found["flags"],
                 addresses_of(found["index"]),
+                found.get(("linkinfo", "kind")) or "",
             )
             for found in links
         ),

@@ -7,6 +7,7 @@ JSON on standard input is a command, a line on standard output its answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from kvstore.client import AsyncClient, Op
+from kvstore.client import AsyncClient, Op, OutcomeUnknownError
 from tests.net.handmade import flannel_value
 from tests.net.namespaces import Namespace
 
@@ -145,7 +146,12 @@ def _operation(key: str, value: str | None, lease_id: int) -> Op:
 async def _write_together(client: AsyncClient, lease_id: int, writes: list[Any]) -> None:
     for start in range(0, len(writes), TOGETHER):
         operations = [_operation(*each, lease_id) for each in writes[start : start + TOGETHER]]
-        await client.txn().then(*operations).commit()
+        done = False
+        while not done:
+            # A member may die under it; to put and delete the same once more is no harm.
+            with contextlib.suppress(OutcomeUnknownError):
+                await client.txn().then(*operations).commit()
+                done = True
 
 
 async def _write_evenly(

@@ -28,6 +28,7 @@ from tests.net.kernel.hosts import (
     lease,
     peers,
 )
+from tests.net.namespaces import CommandError
 
 pytestmark = [pytest.mark.net, pytest.mark.root]
 
@@ -216,7 +217,7 @@ async def test_a_blackhole_gives_way_to_the_bridge_and_goes_with_the_subnet(host
     async with host.reconciler() as reconciler:
         clean(await reconciler.apply(plan(1)))
         assert blackholes() == {"10.128.1.0/24", "10.128.77.0/24"}
-        with pytest.raises(RuntimeError, match="Invalid argument"):
+        with pytest.raises(CommandError, match="Invalid argument"):
             host.run("ip", "route", "get", "10.128.1.9")
         # The containers' bridge comes later, as always.
         host.do("ip link add br0 type bridge", "ip addr add 10.128.1.1/24 dev br0")

@@ -153,6 +153,20 @@ async def test_a_registry_that_is_down_is_asked_again_and_named(
     ]
 
 
+async def test_who_waits_for_a_registry_that_is_down_goes_on_soon_after_it_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What an operator must change is asked after ever more seldom; a registry comes back by itself.
+    monkeypatch.setattr("netplane.agent.agent.RETRY_FIRST_S", 3600.0)
+    monkeypatch.setattr("netplane.agent.agent.RETRY_MAX_S", 3600.0)
+    monkeypatch.setattr("netplane.agent.agent.RETRY_DOWN_MAX_S", 0.001)
+    world.refusals += [UnavailableError("no endpoint answers") for _ in range(20)]
+    world.registry_is_up.set()
+    async with running(world) as agent:
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+
+
 async def test_after_a_reboot_with_the_registry_down_the_remembered_view_is_added(
     world: World,
 ) -> None:
