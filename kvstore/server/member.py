@@ -620,9 +620,7 @@ class Member:
 
     def _applied(self, applied: Applied) -> None:
         self.metrics.applied(applied)
-        events = self.store.take_events()
-        if events:
-            self.watches.notify(events)
+        self.watches.notify(self.store.take_events())
         if self.store.compacted != self._compacted:
             self._compacted = self.store.compacted
             self.watches.compacted(self._compacted)
