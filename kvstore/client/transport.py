@@ -45,7 +45,7 @@ from kvstore.client.errors import (
     error_from_rpc,
 )
 from kvstore.client.link import Link
-from kvstore.client.methods import AUTHENTICATE, Method
+from kvstore.client.methods import AUTHENTICATE, PUT, Method
 from kvstore.client.session import Session
 from kvstore.client.timeouts import checked_s, positive_s
 from kvstore.pb import session_pb2
@@ -53,11 +53,15 @@ from kvstore.pb import session_pb2
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from kvstore.pb.rpc_pb2 import PutResponse
+
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 Result = TypeVar("Result")
 
 PipelineCall: TypeAlias = tuple[Method[Any, Any], Message, bool]
+Sent: TypeAlias = "tuple[asyncio.Future[Any], Session, int, Link, str | None, float]"
+"""A put that was sent: its answer to come, session and id, link, token, end of its time."""
 Mode = Literal["auto", "session", "unary"]
 
 CONNECT_TIMEOUT_S = 2.0
@@ -225,6 +229,39 @@ class Transport:
                     return await self._repeat(attempt, deadline_s, first=first)
         attempt = partial(self._attempt, method, request, write, flags)
         return await self._repeat(attempt, loop.time() + limit_s, endpoint)
+
+    def begin_put(self, payload: bytes) -> Sent | None:
+        """Send a plain put in the session that stands; None when `call` has to find its way."""
+        link = self.links[self._preferred]
+        session = link.session
+        if (
+            session is None
+            or not link.is_ready
+            or self._is_login_due
+            or self.is_closed
+            or self._loop is not asyncio.get_running_loop()
+            or len(payload) > session.payload_bytes_max
+            or PUT.path not in session.methods
+        ):
+            return None
+        self.counters.calls[PUT.path] += 1
+        deadline_s = session.time_s() + self.timeout_s
+        future = session.submit_put(payload, deadline_s, self.timeout_s)
+        return future, session, session.last_id, link, self._token, deadline_s
+
+    async def end_put(self, sent: Sent, answer: Any, payload: bytes) -> PutResponse:
+        """Return the response to a put whose answer was more than a revision, as `call` would."""
+        _, _, _, link, token, deadline_s = sent
+        if answer.__class__ is bytes:
+            parsed = parse_answer(PUT, answer, write=True)
+            if not isinstance(parsed, KvError):
+                return parsed
+            failure = parsed
+        else:
+            failure = self._unless_closed(answer.error(write=True), write=True)
+        request = PUT.request.FromString(payload)
+        attempt = partial(self._attempt, PUT, request, True, session_pb2.NO_FLAG)
+        return await self._repeat(attempt, deadline_s, first=(link, token, failure))
 
     async def _repeat(
         self,

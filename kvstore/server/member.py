@@ -428,6 +428,7 @@ class Member:
             self.health,
         ):
             service.register(guard)
+        self.sessions.open_door(self.writes, lambda: bool(self.node.leader) and not self.is_learner)
         self.sessions.register()
         if config.metrics == "extensive":
             self.server.time_calls(self.metrics.handled())
