@@ -90,7 +90,8 @@ class Session:
         # Servers before parts do not name their size, and must not be asked for them.
         self._flags = session_pb2.PARTS if "part_bytes" in hello else session_pb2.NO_FLAG
         self._puts_max: int = hello.get("puts", 0)
-        """How many puts an item may have; 0 from a server that takes no such items."""
+        self.takes_puts = self._puts_max > 0 and PUT.path in self.methods
+        """Whether `submit_put` may be used; servers of earlier releases take no such items."""
         self._put_item: tuple[Any, ...] = (_PUTS,)
         """Takes more puts while it is the last one of the next frame."""
         self._put_payloads: list[bytes] = []
@@ -166,8 +167,7 @@ class Session:
         """
         size_bytes = len(payload) + _ITEM_BYTES
         if (
-            not self._puts_max
-            or self._backlog
+            self._backlog
             or self._inflight >= self._operations_max
             or self._out_bytes + size_bytes > self._frame_bytes_max
             or self._inflight_bytes + size_bytes > self._bytes_max

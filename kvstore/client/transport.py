@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import grpc
@@ -75,6 +76,7 @@ _GROUP_BYTES_MAX = 1 << 20
 # What one entry of the log holds: a longer group would be cut there.
 PIPELINE_STOPPED_TEXT = "kvstore: not applied: an operation before it in the pipeline failed"
 
+_PUT_PATH = PUT.path
 _NOT_APPLIED = (NoLeaderError, UnreachableError, PipelineStoppedError, ReadFailedError)
 _REQUIRE_LEADER = (("hasleader", "true"),)
 # A member cut off from its leader refuses at once instead of after etcd's 7 s, with a refusal that
@@ -128,6 +130,7 @@ class Transport:
         self.counters = Counters()
         self._closed_because = ""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
 
     def enter(self) -> asyncio.AbstractEventLoop:
         """Return the running loop, which is the client's from the first use on.
@@ -141,6 +144,7 @@ class Transport:
                 raise ClosedError(f"the client is closed{self._closed_because}")
             self.check_loop()
             self._loop = loop
+            self._loop_thread = get_ident()
         return loop
 
     def check_loop(self) -> None:
@@ -234,17 +238,20 @@ class Transport:
         """Send a plain put in the session that stands; None when `call` has to find its way."""
         link = self.links[self._preferred]
         session = link.session
+        loop = self._loop
         if (
             session is None
-            or not link.is_ready
+            or loop is None
+            or not (link.is_ready and session.takes_puts)
             or self._is_login_due
             or self.is_closed
-            or self._loop is not asyncio.get_running_loop()
+            # As asking for the running loop, which is a system call each time in Python 3.11.
+            or self._loop_thread != get_ident()
+            or not loop.is_running()
             or len(payload) > session.payload_bytes_max
-            or PUT.path not in session.methods
         ):
             return None
-        self.counters.calls[PUT.path] += 1
+        self.counters.calls[_PUT_PATH] += 1
         deadline_s = session.time_s() + self.timeout_s
         future = session.submit_put(payload, deadline_s, self.timeout_s)
         return future, session, session.last_id, link, self._token, deadline_s
