@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.apply.errors import NoSpace
 from kvstore.client import AsyncClient, KvError, NoSpaceError, OutcomeUnknownError, UnreachableError
-from kvstore.client.session_frames import TURN_ITEMS, turns, without
+from kvstore.client.session_frames import MALFORMED, TURN_ITEMS, turns, without
 from kvstore.pb import rpc_pb2
 from kvstore.pb import session_pb2 as pb
 from kvstore.server.services import session as server_session
@@ -195,7 +195,6 @@ def test_a_frame_without_items_is_a_turn_without_any() -> None:
         (pb.WRITTEN, 1, 1),
         (pb.WRITTEN, "1", 1, 10),
         (),
-        5,
     ],
 )
 async def test_an_item_that_makes_no_sense_ends_the_session(
@@ -207,6 +206,12 @@ async def test_an_item_that_makes_no_sense_ends_the_session(
         await served.until(lambda: log.runs)
         served.session.push(item)
         assert isinstance(await task, OutcomeUnknownError)
+
+
+@pytest.mark.parametrize("items", [(1, 5), (1, None), 5, None])
+def test_what_is_no_list_of_items_is_malformed(items: Any) -> None:
+    with pytest.raises(MALFORMED):
+        turns(items, 10)
 
 
 def test_what_is_late_before_it_left_is_taken_out_of_its_item() -> None:
