@@ -77,13 +77,6 @@ class WriteBuffer:
         live.order.append(revision_key)
         live.size_bytes += len(record) + 17
 
-    def put_run(self, revision_keys: list[bytes], records: list[bytes]) -> None:
-        """Add changes in their order, as `put` each."""
-        live = self.live
-        live.records.update(zip(revision_keys, records, strict=True))
-        live.order += revision_keys
-        live.size_bytes += sum(map(len, records)) + 17 * len(records)
-
     def purge(self, revision_key: bytes) -> None:
         """Remove a compacted change, wherever it is."""
         live = self.live

@@ -90,37 +90,6 @@ class Index:
             history += revision_key  # in place, the dictionary holds the same bytearray
         return created, version
 
-    def put_run(
-        self, keys: Iterable[bytes], first: int, revision_keys: Iterable[bytes]
-    ) -> list[tuple[int, int]]:
-        """Add puts at successive revisions from `first` on; return what `put` does for each.
-
-        The cases of nearly all are written out, a call for each would cost as much again.
-        """
-        histories = self.histories
-        lives: list[tuple[int, int]] = []
-        add = lives.append
-        for main, (key, revision_key) in enumerate(zip(keys, revision_keys, strict=True), first):
-            history = histories.get(key)
-            length = 0 if history is None else len(history)
-            if history is None or length == _RECORD:
-                add(self.put(key, main, revision_key))
-                continue
-            created, version = _unpack_head(history)
-            if not version:
-                add(self.put(key, main, revision_key))
-                continue
-            version += 1
-            if length < _LONG_BYTES:
-                histories[key] = _pack_head(created, version) + history[_HEAD:] + revision_key
-            else:
-                if type(history) is bytes:
-                    histories[key] = history = bytearray(history)
-                _pack_head_into(history, 0, created, version)
-                history += revision_key  # in place, as in `put`
-            add((created, version))
-        return lives
-
     def delete(self, key: bytes, revision_key: bytes) -> None:
         """Add a deletion of a live key; `revision_key` is that of a put, without the mark."""
         self.live.remove(key)

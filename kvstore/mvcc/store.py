@@ -7,7 +7,7 @@ entry.
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from kvstore.mvcc import keyvalue, revision, txn
@@ -18,7 +18,7 @@ from kvstore.mvcc.compact import Purge
 from kvstore.mvcc.errors import Compacted, FutureRevision, KeyNotFound, LeaseNotFound
 from kvstore.mvcc.events import DELETE, PUT, Event, Revision, event_of, new_event
 from kvstore.mvcc.hash import HashSlices
-from kvstore.mvcc.keyvalue import encode, encode_parts, encode_run, plain_put, plain_puts
+from kvstore.mvcc.keyvalue import encode, encode_parts, plain_put
 from kvstore.mvcc.marks import AppliedMark, Marks
 from kvstore.mvcc.rebuild import rebuild
 from kvstore.mvcc.revision import pack_fields
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
     from kvstore.mvcc.results import RangeResult, TxnResult
     from kvstore.ports import Backend, Change, Table
-
-
-_SEPARATOR = repeat(b"_")
-_SUB_0 = repeat(0)
 
 
 class LeaseBook(Protocol):
@@ -191,35 +187,39 @@ class Store:
     def put_run(self, requests: Sequence[bytes], start: int) -> int:
         """Carry out encoded PutRequests, from a place on, as `put_bytes` each but in one go.
 
-        Most entries are nothing but plain puts, which pass the parts of the store in columns: a
-        put that passes them alone costs half as much again in calls.
+        Most entries are nothing but plain puts: what is looked up and called once for all of them
+        is a third of what each costs alone.
 
         Returns:
             How many there were before the first that is not plain, or the end. They have made as
             many revisions, up to the current one, and returned no replaced KeyValue.
         """
-        ends = plain_puts(requests, start)
-        count = len(ends)
-        if not count:
-            return 0
-        if start or count < len(requests):
-            requests = requests[start : start + count]
-        first = self.revision + 1
-        mains = range(first, first + count)
-        keys = [request[2:end] for request, end in zip(requests, ends, strict=True)]
-        revision_keys = list(map(pack_fields, mains, _SEPARATOR, _SUB_0))
-        lives = self.index.put_run(keys, first, revision_keys)
-        records = encode_run(requests, ends, lives, first)
-        self.buffer.put_run(revision_keys, records)
-        if self._lease_of:
-            for key in keys:
+        put = self.index.put
+        lease_of = self._lease_of
+        live = self.buffer.live
+        records, add = live.records, live.order.append
+        events = self._events if self.watched else None
+        main = self.revision
+        size_bytes = 0
+        for request in islice(requests, start, None):
+            key_end = plain_put(request)
+            if not key_end:
+                break
+            main += 1
+            key = request[2:key_end]
+            revision_key = pack_fields(main, b"_", 0)
+            created, version = put(key, main, revision_key)
+            record = encode_parts(request[:key_end], created, main, version, request[key_end + 1 :])
+            records[revision_key] = record
+            add(revision_key)
+            size_bytes += len(record)
+            if key in lease_of:
                 self._move_lease(key, 0)
-        if self.watched:
-            self._events += [
-                (main, [new_event((PUT, key, record, main))])
-                for main, key, record in zip(mains, keys, records, strict=True)
-            ]
-        self.revision += count
+            if events is not None:
+                events.append((main, [new_event((PUT, key, record, main))]))
+        count = main - self.revision
+        live.size_bytes += size_bytes + count * revision.KEY_BYTES
+        self.revision = main
         self.puts += count
         return count
 
