@@ -93,6 +93,26 @@ async def test_other_operations_keep_their_place(served: Rig, log: PutLog) -> No
         await reading
 
 
+async def test_what_comes_behind_a_frame_or_a_token_begins_an_item(
+    served: Rig, log: PutLog
+) -> None:
+    # Added to the item before, it would have left already, or go with the token before.
+    async with connect(served) as client:
+        await warm(served, log, client)
+        tasks = [put(client, 1)]
+        await served.until(lambda: log.runs)
+        tasks.append(put(client, 2))
+        await asyncio.sleep(0)
+        session = client._transport.link().session
+        assert session is not None
+        session.set_metadata({"token": "fresh"})
+        tasks.append(put(client, 3))
+        await served.until(lambda: len(log.runs) == 3)
+        for number, (_, _, run) in enumerate(log.runs):
+            run.done(run.ids, [(5 + number, None)])
+        assert [result.revision for result in await asyncio.gather(*tasks)] == [5, 6, 7]
+
+
 async def test_each_gets_the_error_that_is_its_own(served: Rig, log: PutLog) -> None:
     async with connect(served) as client:
         await warm(served, log, client)
