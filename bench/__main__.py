@@ -22,6 +22,7 @@ from bench.report import RESULTS
 from bench.suite import GROWTH_PREFIX, Settings, Suite, parts_of
 from bench.tables import tables, warnings
 from bench.workloads import Workload, workloads
+from tests import bytecode
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -190,6 +191,7 @@ def main(argv: Sequence[str]) -> int:
     Returns 0, also when targets are missed; 1 when a measurement broke.
     """
     arguments = parse(argv)
+    bytecode.keep()  # or a member that restarts would compile its sources
     run, suite, folder = plan(arguments, argv)
     try:
         suite.execute()

@@ -9,7 +9,6 @@ the event (gRPC) and the state file, which is written at most once a second.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import chain
 
-from bench.netlink import NETWORK, PEERS_MAX, SUBNET, go_inside, new_backend, peers
+from bench.netlink import NETWORK, SUBNET, asked, new_backend, peers
 from netplane.agent.reconcile import Reconciler
 from netplane.subnet.config import parse_config
 from netplane.subnet.lease import Lease, encode_value
@@ -103,14 +102,7 @@ async def measure(count: int, changes: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.lease_change", description=__doc__)
-    parser.add_argument("--peers", type=int, default=1000)
-    parser.add_argument("--changes", type=int, default=600)
-    parser.add_argument("--json", action="store_true", help="print all figures instead of a table")
-    arguments = parser.parse_args()
-    if not 1 <= arguments.peers <= PEERS_MAX or arguments.changes < 3:
-        parser.error(f"--peers is from 1 to {PEERS_MAX}, --changes at least 3")
-    go_inside(parser, "bench.lease_change")
+    arguments = asked("bench.lease_change", __doc__, "changes", 600, 3)
     found = asyncio.run(measure(arguments.peers, arguments.changes))
     if arguments.json:
         print(json.dumps({"peers": arguments.peers, "cpu_milliseconds": found}))

@@ -1,6 +1,6 @@
 """`python -m bench.netlink`: peers into the kernel and read back; pyroute2 and `ip -batch` beside.
 
-Needs root, iproute2 and pyroute2 (`kvstore[netplane]`). Everything happens in a network namespace
+Needs root, iproute2 and pyroute2 (of the extra `dev`). Everything happens in a network namespace
 of its own that ends with the program. A peer is a route, a neighbour and a forwarding entry; every
 way starts from none and is checked to have made all. Processes that it starts count, as in life.
 """
@@ -209,15 +209,21 @@ def go_inside(parser: argparse.ArgumentParser, module: str) -> None:
     settle()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.netlink", description=__doc__)
+def asked(module: str, text: str, name: str, default: int, least: int) -> argparse.Namespace:
+    """Read --peers, --json and one more number, and go on in a namespace of our own."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text)
     parser.add_argument("--peers", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5, help="every way once in each")
+    parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", action="store_true", help="print all figures instead of a table")
     arguments = parser.parse_args()
-    if not 1 <= arguments.peers <= PEERS_MAX or arguments.rounds < 1:
-        parser.error(f"--peers is from 1 to {PEERS_MAX}, --rounds at least 1")
-    go_inside(parser, "bench.netlink")
+    if not 1 <= arguments.peers <= PEERS_MAX or getattr(arguments, name) < least:
+        parser.error(f"--peers is from 1 to {PEERS_MAX}, --{name} at least {least}")
+    go_inside(parser, module)
+    return arguments
+
+
+def main() -> None:
+    arguments = asked("bench.netlink", __doc__, "rounds", 5, 1)
     figures = asyncio.run(measure(arguments.peers, arguments.rounds))
     if arguments.json:
         print(json.dumps({"peers": arguments.peers, "milliseconds": figures}))

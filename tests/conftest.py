@@ -5,6 +5,7 @@
   itself, because it measures time or load.
 - hypothesis draws the same examples in every run, in CI and elsewhere; `--hypothesis-profile=fresh`
   draws others.
+- Processes that tests start keep their bytecode, below build/, whatever the environment says.
 - What a test notes with `record_property(TABLE + title, [head, line])` is printed at the end.
 """
 
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from kvstore.compiled import form
+from tests import bytecode
 
 ALLOWED = Path(__file__).parent / "allowed_skips.txt"
 OTHER_FORM = "compiled" if form() == "pure Python" else "pure_python"
@@ -45,6 +47,7 @@ settings.load_profile("gate")
 
 
 def pytest_configure() -> None:
+    bytecode.keep()
     # A shell starts background jobs with SIGINT ignored, and every process inherits that: etcdctl
     # and others that tests interrupt would never end.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -240,6 +240,10 @@ class Cluster:
         for index in range(self.nodes):
             self.wait(index)
 
+    def pid(self, index: int) -> int:
+        """Return the process of a member that runs."""
+        return self._processes[index].pid
+
     def leader(self) -> int:
         """Return the index of the leader."""
         ends_at = time.monotonic() + START_TIMEOUT_S

@@ -24,6 +24,7 @@ from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.lock import InstanceLock
 from netplane.agent.metrics import Counts
+from netplane.agent.moves import InterfaceWatch
 from netplane.agent.notify import notify
 from netplane.agent.ports import Dataplane, Parts, Peers, Report, Subnets
 from netplane.agent.remembered import describe, remembered_config
@@ -34,13 +35,17 @@ from netplane.backend.vxlan import random_mac
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import SubnetError
 from netplane.subnet.lease import Lease, View
-from netplane.subnet.registry import RegistryError
+from netplane.subnet.registry import RegistryError, UnavailableError
 from netplane.subnet.regress import Guard, Known
 
 log = logging.getLogger("netplane.agent")
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
+RETRY_DOWN_MAX_S = 1.0
+"""While the registry cannot be reached: each try knocks for seconds anyway, and whoever waits is to
+go on soon after it is back."""
+
 OCCUPIED_RETRY_S = 1.0
 PATIENCE_S = 5.0
 """How long the registry may keep silent at the start before what is remembered is programmed."""
@@ -71,6 +76,7 @@ class Agent:
         self._patience_s = patience_s
         self._guard: Guard
         self._subnets: Subnets
+        self._interface: InterfaceWatch
         self._config: NetworkConfig
         self._dataplane: Dataplane | None = None
         self._healing: asyncio.Task[None] | None = None
@@ -118,7 +124,9 @@ class Agent:
         assert self._dataplane is not None
         await self._dataplane.clear()
         self.settings.subnet_file.unlink(missing_ok=True)
-        self.keeper.change(own=None, peers=(), cluster_id=0, revision=0, config="", sysctls={})
+        self.keeper.change(
+            own=None, peers=(), cluster_id=0, revision=0, doubt="", config="", sysctls={}
+        )
         log.info("drained: lease and kernel state are given back")
 
     async def run(self, serving: contextlib.AbstractAsyncContextManager[None]) -> None:
@@ -176,9 +184,12 @@ class Agent:
         """Join the network and follow it; ends only by cancellation or an error."""
         settings, state = self.settings, self.keeper.state
         external = self.external = await self._parts.external(settings)
+        self._interface = InterfaceWatch(
+            lambda: self._parts.external(settings), external, self._news.set
+        )
         remembered = {lease.subnet: lease for lease in state.peers}
-        known = Known(state.cluster_id, state.revision, remembered) if state.cluster_id else None
-        self._guard = Guard(known, settings.removal_grace_s)
+        known = Known(state.cluster_id, state.revision, remembered, state.own, state.doubt)
+        self._guard = Guard(known if state.cluster_id else None, settings.removal_grace_s)
         who = describe(settings, state, external)
         async with (
             self._parts.subnets(settings, who) as self._subnets,
@@ -197,6 +208,7 @@ class Agent:
             group.create_task(self._subnets.run())
             group.create_task(self._listen(view))
             group.create_task(self._watch_standing())
+            group.create_task(self._interface.run())
             await self._follow(group)
 
     async def _join(self, external: ExternalInterface) -> tuple[NetworkConfig, View]:
@@ -213,9 +225,11 @@ class Agent:
                 view = await self._subnets.acquire(data)
             except (SubnetError, RegistryError) as error:
                 self.board.miss("no-lease", str(error))
+                is_down = isinstance(error, UnavailableError)
+                delay_s = min(delay_s, RETRY_DOWN_MAX_S if is_down else RETRY_MAX_S)
                 # A hundred agents that wait for one registry should not all come at once.
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311
-                delay_s = min(2 * delay_s, RETRY_MAX_S)
+                delay_s *= 2
             else:
                 self.board.miss("no-lease", "")
                 # Another one, if it was changed meanwhile: then what we told of us is of the old.
@@ -324,9 +338,37 @@ class Agent:
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
             self._news.clear()
+            await self._follow_interface()
             view = self.view
             assert view is not None
             wait_s = await self._program_view(view, group)
+
+    async def _follow_interface(self) -> None:
+        """Go on over the interface as it is now; subnet, MAC and peers stay."""
+        before, found, old = self.external, self._interface.external, self._dataplane
+        if found == before:
+            return
+        assert before is not None
+        assert old is not None
+        try:
+            self._adopt(self._config, found)
+        except AgentError as error:
+            log.warning(
+                "the interface to the other hosts has changed, which is of no use: %s", error
+            )
+            self._interface.external = before
+            return
+        log.warning(
+            "the interface to the other hosts is %s, %s, MTU %d now; it was %s, %s, MTU %d",
+            found.name, found.address, found.mtu, before.name, before.address, before.mtu,
+        )  # fmt: skip
+        await self._halt()
+        if found.name != before.name:
+            await old.clear()  # on the one that we leave nobody would look for it
+        old.close()
+        self.external = found
+        if self.settings.public_ip is None:
+            self._subnets.move(found.address.ip)
 
     async def _program_view(self, view: View, group: asyncio.TaskGroup) -> float | None:
         assert self._dataplane is not None
@@ -342,10 +384,11 @@ class Agent:
         saved = self._guard.saved
         assert saved is not None
         self.keeper.change(
-            own=self.own,
+            own=saved.own or self.own,
             peers=tuple(saved.peers.values()),
             cluster_id=saved.cluster_id,
             revision=saved.revision,
+            doubt=saved.doubt,
         )
         was_ready = self.board.is_ready
         if "no-view" in self.board.missing:
@@ -375,6 +418,7 @@ class Agent:
     ) -> None:
         self.peers = peers
         await dataplane.apply(own, peers, remove=remove)
+        log.debug("programmed %d peers", len(peers))
         if self._healing is None:
             # Not before: there would be nothing yet to heal towards.
             self._healing = group.create_task(dataplane.run())
@@ -383,6 +427,8 @@ class Agent:
 
     def _take_report(self, report: Report) -> None:
         self.report = report
+        if report.in_doubt:
+            self._interface.doubt()
         self.counts.applied(report.milliseconds)
         self.counts.written.update(report.written)
         self.counts.healed.update(report.healed)

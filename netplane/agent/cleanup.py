@@ -9,10 +9,9 @@ from dataclasses import replace
 from netplane.agent.errors import AgentError
 from netplane.agent.lock import InstanceLock
 from netplane.agent.ports import Parts, Report
+from netplane.agent.remembered import remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import load, save
-from netplane.subnet.config import parse_config
-from netplane.subnet.errors import ConfigError
 
 
 async def clean(settings: Settings, parts: Parts) -> str:
@@ -27,17 +26,12 @@ async def clean(settings: Settings, parts: Parts) -> str:
     lock = InstanceLock(settings.lock_file).acquire()
     with contextlib.closing(lock):
         state, complaint = await asyncio.to_thread(load, settings.state_file)
-        if not state.config:
+        config = remembered_config(state)
+        if config is None:
             raise AgentError(
                 complaint or f"{settings.state_file} tells of no network that was programmed",
                 "remove what is left by hand: `ip link del np.VNI`",
             )
-        try:
-            config = parse_config(state.config.encode())
-        except ConfigError as error:
-            raise AgentError(
-                str(error), "remove what is left by hand: `ip link del np.VNI`"
-            ) from error
         external = await parts.external(settings)
         dataplane = parts.dataplane(settings, config, external, state.vtep_mac, state.sysctls)
         reports: list[Report] = []

@@ -149,7 +149,7 @@ def _look_below(own: Link, parent: Link) -> list[Finding]:
     fits = parent.mtu - OVERHEAD_BYTES
     text = f"{own.name} {own.mtu}, {parent.name} {parent.mtu}"
     if own.mtu > fits:
-        text += f": packets of more than {fits} bytes do not fit; start the agent again"
+        text += f": packets of more than {fits} bytes do not fit"
         found.append(Finding("mtu", State.WRONG, text))
     elif own.mtu < fits:
         text += f": up to {fits} would fit"
@@ -167,5 +167,5 @@ async def look_at_source_address(known: Known, kernel: Kernel, links: Iterable[L
         found = await kernel.addresses(AF_INET, index, name)
         if any(item.address == address.packed for item in found):
             return Finding("interface", State.OK, f"{name} has {address}")
-    text = f"{name} has not {address}, which our packets leave with: start the agent again"
+    text = f"{name} has not {address}, which our packets leave with"
     return Finding("interface", State.WRONG, text)

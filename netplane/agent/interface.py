@@ -7,23 +7,34 @@ error here that names the candidates.
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Sequence
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, ip_address
-from typing import Any
 
 from netplane.agent.errors import InterfaceError
+from netplane.netlink import messages
+from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
+from netplane.netlink.decode import attributes
+from netplane.netlink.decode import link as decode_link
+from netplane.netlink.objects import UNICAST
 
 # linux/if_addr.h, linux/rtnetlink.h, linux/if.h
 IFA_F_SECONDARY = 0x01
 IFA_F_DEPRECATED = 0x20
 IFA_F_PERMANENT = 0x80
+AF_INET = 2
 RT_SCOPE_UNIVERSE = 0
-RT_TABLE_MAIN = 254
-RTN_UNICAST = 1
+NEXT_HOP = struct.Struct("=HxxI")  # length, flags, hops, index
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
+
+OVERLAY_KINDS = {"vxlan", "geneve"}
+OVERLAY_NAMES = ("np.", "flannel")
+"""Flannel's device may also be a tunnel, or WireGuard's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,13 @@ class Link:
     mtu: int
     flags: int = IFF_UP
     addresses: tuple[Address, ...] = ()
+    kind: str = ""
+    """Of a device that software made, as `ip -d link` has it."""
+
+    @property
+    def is_overlay(self) -> bool:
+        """Whether it is a device of an overlay, ours or another: it leads to no host."""
+        return self.kind in OVERLAY_KINDS or self.name.startswith(OVERLAY_NAMES)
 
     def best_address(self) -> IPv4Interface | None:
         """Return the address that other hosts should use; None without a usable one."""
@@ -139,7 +157,7 @@ def _named(host: Host, wanted: str) -> ExternalInterface | None:
     for link in host.links:
         for each in link.addresses:
             if each.at.ip == address:
-                return ExternalInterface(link.index, link.name, link.mtu, each.at)
+                return _external(link, each.at)
     return None
 
 
@@ -148,7 +166,8 @@ def _matching(host: Host, pattern: str) -> list[Link]:
     return [
         link
         for link in host.links
-        if not link.flags & IFF_LOOPBACK
+        # After a restart a pattern would match our own device as well, which has an address, too.
+        if not (link.flags & IFF_LOOPBACK or link.is_overlay)
         and (
             search(link.name)
             or any(each.is_usable and search(str(each.at.ip)) for each in link.addresses)
@@ -173,8 +192,13 @@ def _of_default_route(host: Host) -> Link:
     return links[0]
 
 
-def _external(link: Link) -> ExternalInterface:
-    address = link.best_address()
+def _external(link: Link, wanted: IPv4Interface | None = None) -> ExternalInterface:
+    if link.is_overlay:
+        raise InterfaceError(
+            f"{link.name} is a device of an overlay itself, and leads to no host",
+            "name the interface below it with --iface",
+        )
+    address = wanted or link.best_address()
     if address is None:
         raise InterfaceError(
             f"interface {link.name} has no IPv4 address that other hosts could use",
@@ -187,50 +211,71 @@ def _names(links: Sequence[Link]) -> str:
     return ", ".join(
         f"{link.name} ({link.best_address() or 'no IPv4 address'})"
         for link in links
-        if not link.flags & IFF_LOOPBACK
+        if not (link.flags & IFF_LOOPBACK or link.is_overlay)
     )
 
 
 async def read_host() -> Host:
-    """Ask the kernel for links, addresses and default routes of this network namespace."""
-    from pyroute2 import AsyncIPRoute  # noqa: PLC0415 (0.16 s: only agents need it)
+    """Ask the kernel for links, addresses and default routes of this network namespace.
 
-    async with AsyncIPRoute() as kernel:
-        links = [message async for message in await kernel.get_links()]
-        addresses = [message async for message in await kernel.get_addr(family=2)]
-        routes = [
-            message async for message in await kernel.get_routes(family=2, table=RT_TABLE_MAIN)
-        ]
-    by_index: dict[int, list[Address]] = {}
-    for message in addresses:
-        # IFA_LOCAL is ours; on a point-to-point link IFA_ADDRESS is the other end's.
-        text = message.get("local") or message.get("address")
-        flags = message.get("flags") or 0
-        by_index.setdefault(message["index"], []).append(
-            Address(IPv4Interface((text, message["prefixlen"])), message["scope"], flags)
-        )
-    return Host(
-        tuple(
-            Link(
-                message["index"],
-                message.get("ifname"),
-                message.get("mtu"),
-                message["flags"],
-                tuple(by_index.get(message["index"], ())),
-            )
-            for message in links
-        ),
-        tuple(
-            DefaultRoute(index, message.get("priority") or 0)
-            for message in routes
-            if message["dst_len"] == 0 and message["type"] == RTN_UNICAST
-            for index in _next_hops(message)
-        ),
+    Raises InterfaceError when it does not answer.
+    """
+    try:
+        async with Connection() as kernel:
+            links = await kernel.dump(messages.dump_links())
+            addresses = await kernel.dump(messages.dump_addresses(AF_INET, 0))
+            try:
+                routes = await kernel.dump(messages.dump_routes(AF_INET, messages.ANY_PROTOCOL))
+            except NetlinkError as error:
+                if error.code != errno.ENOENT:
+                    raise
+                routes = []  # nobody has ever made a route here, so there is no table yet
+    except (NetlinkError, NetlinkLostError) as error:
+        raise InterfaceError(
+            f"cannot read this host's interfaces: {error}", "start the agent again"
+        ) from error
+    return host_of(
+        [message.body for message in links],
+        [message.body for message in addresses],
+        [message.body for message in routes],
     )
 
 
-def _next_hops(route: Any) -> list[int]:
-    if route.get("multipath"):
-        return [hop["oif"] for hop in route.get("multipath")]
-    index = route.get("oif")
-    return [] if index is None else [index]
+def host_of(links: Sequence[bytes], addresses: Sequence[bytes], routes: Sequence[bytes]) -> Host:
+    """Read what the kernel has sent: RTM_NEWLINK, RTM_NEWADDR and RTM_NEWROUTE."""
+    by_index: dict[int, list[Address]] = {}
+    for body in addresses:
+        _, prefix_len, flags, scope, index = messages.ADDRESS.unpack_from(body)
+        found = attributes(body, messages.ADDRESS.size)
+        # IFA_LOCAL is ours; on a point-to-point link IFA_ADDRESS is the other end's.
+        packed = found.get(2) or found[1]
+        if 8 in found:  # IFA_FLAGS, which has room for all of them
+            [flags] = messages.U32.unpack(found[8])
+        address = Address(IPv4Interface((packed, prefix_len)), scope, flags)
+        by_index.setdefault(index, []).append(address)
+    return Host(
+        tuple(_link(body, by_index) for body in links),
+        tuple(route for body in routes for route in _default_routes(body)),
+    )
+
+
+def _link(body: bytes, addresses: Mapping[int, Sequence[Address]]) -> Link:
+    _, _, index, flags, _ = messages.LINK.unpack_from(body)
+    link = decode_link(body)
+    there = tuple(addresses.get(index, ()))
+    return Link(index, link.name, link.mtu, flags, there, link.kind)
+
+
+def _default_routes(body: bytes) -> Iterator[DefaultRoute]:
+    _, prefix_len, _, _, _, _, _, kind, _ = messages.ROUTE.unpack_from(body)
+    if prefix_len or kind != UNICAST:
+        return
+    found = attributes(body, messages.ROUTE.size)
+    metric = int.from_bytes(found.get(6, b""), sys.byteorder)
+    if 4 in found:
+        yield DefaultRoute(int.from_bytes(found[4], sys.byteorder), metric)
+    hops = found.get(9, b"")
+    while hops:
+        length, index = NEXT_HOP.unpack_from(hops)
+        yield DefaultRoute(index, metric)
+        hops = hops[(length + 3) & ~3 :]

@@ -73,6 +73,9 @@ class Subnets(Protocol):
     async def next_view(self, seen: View) -> View:
         """Wait for a view that is another than `seen`."""
 
+    def move(self, public_ip: IPv4Address) -> None:
+        """Tell the others, as soon as the registry can be used, that we are at another address."""
+
     async def drain(self) -> None:
         """Give the lease back, for good. Raises RegistryError."""
 
@@ -97,6 +100,8 @@ class Report:
     """Why nothing works: our own device or address is missing."""
     contested: str = ""
     """What somebody else keeps changing, and who."""
+    in_doubt: bool = False
+    """Whether the interface to the other hosts may be another by now."""
     milliseconds: float = 0.0
 
 

@@ -13,27 +13,23 @@ from typing import Self
 
 from netplane.agent.desired import (
     Desired,
-    Heals,
     Item,
-    LinkPlan,
-    external_problems,
     is_drift,
     is_ours,
-    plan_link,
 )
+from netplane.agent.device import LinkKeeper
 from netplane.agent.report import Contest, Failure, PassLog, Report, warn, writer_name
 from netplane.agent.sysctls import Sysctls
 from netplane.backend import Scope, Step
 from netplane.netlink import monitor as events
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
-from netplane.netlink.decode import Link, NetlinkFormatError
-from netplane.netlink.kernel import Change, Kernel
-from netplane.netlink.messages import AF_OF_LENGTH
+from netplane.netlink.decode import NetlinkFormatError
+from netplane.netlink.heals import Heals
+from netplane.netlink.kernel import Kernel
 from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
     Identity,
     KernelObject,
-    VxlanLink,
     identity,
 )
 
@@ -74,29 +70,21 @@ class Reconciler:
     ) -> None:
         self._sysctls = Sysctls(scope.link, namespace, previous_sysctls or {})
         self._scope = scope
-        self._namespace = namespace
         self._interval_s = interval_s
         self._on_report = on_report
-        self._family = AF_OF_LENGTH[len(scope.networks[0][0])]
         # Before anything is read, or a change right behind the reading is not told.
         self._monitor = Monitor(namespace) if listen else None
         self._connection = Connection(namespace)
         self._kernel = Kernel(self._connection)
+        self._links = LinkKeeper(scope, self._kernel)
         self._desired: Desired | None = None
         self._remove = False
         self._known: frozenset[Item] | None = None
         """What was there at the end of the last pass; None: there was none yet."""
         self._stale = True
         """What is there has to be read before anything is written."""
-        self._right: set[VxlanLink] = set()
-        """The link, if it was right at the end of the last pass."""
-        self._indices: dict[str, int] = {}
-        self._names: dict[int, str] = {}
-        """The other way round; always the same object, who listens has it in hand."""
         self._adopting = bool(scope.adopts)
         """What is on our link may be Flannel's yet, also when we were killed in between."""
-        self._external: Link | None = None
-        """As it was read last."""
         self._heals = Heals()
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -164,7 +152,7 @@ class Reconciler:
 
     async def _listen(self, monitor: Monitor) -> None:
         while True:
-            self._hear(await monitor.read(self._names, self._connection.port))
+            self._hear(await monitor.read(self._links.names, self._connection.port))
             await asyncio.sleep(0)  # in a storm the next read has something at once
 
     def _hear(self, changes: list[events.Change]) -> None:
@@ -185,7 +173,7 @@ class Reconciler:
             case events.Overrun():
                 return "overrun"
             case events.LinkChange(link, removed, port):
-                if not self._is_link_drift(link, removed=removed):
+                if not self._links.may_have_taken(link, self._desired.link, removed=removed):
                     return ""
                 self._heals.writers[Identity("link", link.name)] = writer_name(port)
                 return "link"
@@ -196,20 +184,6 @@ class Reconciler:
                     return ""
                 self._heals.writers[identity(item)] = writer_name(port)
                 return type(item).__name__.lower()
-
-    def _is_link_drift(self, link: Link, *, removed: bool) -> bool:
-        """Tell whether a change of a link may have taken something of ours away."""
-        if link.name not in {self._scope.link, self._scope.external}:
-            # One that was ours and has another name now is still at its index.
-            return link.index in self._names
-        if removed or not link.up or self._indices.get(link.name) != link.index:
-            return True
-        if link.name == self._scope.external:
-            # What could not be written through it when it was down, can be now.
-            before = self._external
-            return before is None or not before.up or before.mtu != link.mtu
-        wanted = self._desired.link if self._desired is not None else None
-        return wanted is not None and plan_link(wanted, link, self._external, ()) != LinkPlan()
 
     async def _heal(self) -> None:
         said: tuple[Failure, ...] = ()
@@ -244,7 +218,7 @@ class Reconciler:
                 await self._keep_items(self._desired, self._known, done)
             else:
                 self._stale = True
-                if await self._keep_link(self._desired, done):
+                if await self._links.keep(self._desired.link, done, remove=self._remove):
                     self._sysctls.keep(self._desired.sysctls, done, remove=self._remove)
                     found = await self._read(self._desired)
                     self._stale = False
@@ -254,6 +228,7 @@ class Reconciler:
         except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
             self._stale = True
             done.failed.append(Failure(None, f"cannot read the kernel's objects: {error}"))
+        done.failed += self._links.troubles
         self._stale = self._stale or done.lost
         warn(done.fights)
         self._heals.forget(time.monotonic())
@@ -261,97 +236,21 @@ class Reconciler:
         if self._monitor is not None:
             # Echoes of what was just written, against what is desired now. Later, when something
             # else is, they would look like somebody else's work: not all carry our port.
-            self._hear(self._monitor.pending(self._names, self._connection.port))
+            self._hear(self._monitor.pending(self._links.names, self._connection.port))
         if self._on_report is not None:
             self._on_report(report)
         return report
-
-    async def _keep_link(self, desired: Desired, done: PassLog) -> bool:
-        """Make our link as desired; False: the objects on it have to wait."""
-        # Reading one link waits until who changes links has finished, and a link that goes down is
-        # told before its routes are gone. So this comes first, and the routes are read after.
-        external = self._external = await self._kernel.link(self._scope.external)
-        own = await self._kernel.link(self._scope.link)
-        self._see(external, own)
-        wanted = desired.link
-        if wanted is None:
-            if self._remove and own is not None and own.vxlan is not None:
-                await self._write_link(_as_object(own), done, removed=True)
-            return True
-        others = await self._kernel.vxlan_links()
-        plan = plan_link(wanted, own, external, others, self._scope.adopts)
-        if plan.adopt is not None:
-            own = await self._take_over(plan.adopt, wanted, done)
-            if own is None:
-                return False
-            self._see(external, own)
-            plan = plan_link(wanted, own, external, ())
-        if plan.refused:
-            done.failed.append(Failure(wanted, plan.refused))
-            self._right.discard(wanted)
-            return False
-        assert external is not None
-        addresses = await self._kernel.addresses(self._family, external.index, external.name)
-        for problem in external_problems(wanted, external, addresses):
-            done.failed.append(Failure(wanted, problem))
-        if not (plan.make or plan.set):
-            self._right.add(wanted)
-            return True
-        if done.must_wait(wanted):
-            return False
-        if plan.remove and not await self._write_link(wanted, done, removed=True):
-            return False
-        if plan.make:
-            if not await self._write_link(wanted, done):
-                return False
-            made = await self._kernel.link(wanted.name)
-            if made is None:
-                return False  # gone again; that is told, and the next pass sees to it
-            self._see(external, made)
-        else:
-            refusals = await self._kernel.set_link(wanted, self._indices[wanted.name])
-            if refusals:
-                done.note_refusal(refusals[0])
-                return True  # a wrong MTU is better than no objects
-            done.written.append(wanted)
-        if wanted in self._right:
-            done.note_heal(wanted)
-        self._right.add(wanted)
-        return True
-
-    async def _take_over(self, link: Link, wanted: VxlanLink, done: PassLog) -> Link | None:
-        """Give a device the name of ours; what is on it stays, and packets go on."""
-        refusals = await self._kernel.rename_link(wanted, link.index)
-        if refusals:
-            done.note_refusal(refusals[0])
-            return None
-        done.written.append(wanted)
-        return await self._kernel.link(wanted.name)
-
-    async def _write_link(self, item: VxlanLink, done: PassLog, *, removed: bool = False) -> bool:
-        refusals = await self._kernel.write([Change(item, removed=removed)], self._indices)
-        if refusals:
-            done.note_refusal(refusals[0])
-            return False
-        (done.removed if removed else done.written).append(item)
-        if removed:
-            self._see(self._external)
-        return True
-
-    def _see(self, *links: Link | None) -> None:
-        """Note which links there are."""
-        self._indices = {link.name: link.index for link in links if link is not None}
-        self._names.clear()
-        self._names.update({index: name for name, index in self._indices.items()})
 
     async def _read(self, desired: Desired) -> frozenset[Item]:
         """Return what is there of ours, and of what is desired."""
         found: list[Item] = []
         name = self._scope.link
-        index = self._indices.get(name)
+        index = self._links.indices.get(name)
         if index is not None:
-            found += await self._kernel.on_link(self._family, index, name)
-        found += await self._kernel.routes(self._family, self._names, any_writer=self._adopting)
+            found += await self._kernel.on_link(self._links.family, index, name)
+        found += await self._kernel.routes(
+            self._links.family, self._links.names, any_writer=self._adopting
+        )
         wanted = desired.items
         return frozenset(
             item
@@ -374,7 +273,7 @@ class Reconciler:
                 self._known = desired.items
             return
         self._stale = True  # until it is known what became of them; we may be cancelled
-        refusals = await self._kernel.write(changes, self._indices)
+        refusals = await self._kernel.write(changes, self._links.indices)
         self._stale = False
         failed = {id(refusal.change) for refusal in refusals}
         for refusal in refusals:
@@ -398,10 +297,3 @@ class Reconciler:
             settled = {identity(change.item) for change in ended}
             known |= {item for item in left if identity(item) not in settled}
         self._known = known  # type: ignore[assignment]  # links are written apart
-
-
-def _as_object(found: Link) -> VxlanLink:
-    """Return a link that is to be removed; only its name counts."""
-    assert found.vxlan is not None
-    vxlan = found.vxlan
-    return VxlanLink(found.name, vxlan.vni, "", vxlan.local, vxlan.port, found.mtu, found.mac)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from netplane.agent.desired import Heals
+from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import UNKNOWN, Refusal
 from netplane.netlink.objects import KernelObject, Route, identity
 

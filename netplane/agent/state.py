@@ -45,6 +45,8 @@ class State:
     peers: tuple[Lease, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     """Settings of the kernel that we changed, as they were before."""
+    doubt: str = ""
+    """Why `peers` are held against what the registry says; "" when they are not."""
 
 
 class Encoder:
@@ -204,6 +206,8 @@ class StateKeeper:
 
     def change(self, **fields: Any) -> None:
         """Change fields of the state; it is written soon."""
+        if all(getattr(self.state, name) == value for name, value in fields.items()):
+            return
         self.state = replace(self.state, **fields)
         if self.state != self._saved:
             self._changed.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import lru_cache
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from netplane.agent.files import write_whole
 log = logging.getLogger("netplane.subnet_env")
 
 
+@lru_cache(1)  # asked for whenever a lease of the network changes
 def render(network: IPv4Network, subnet: IPv4Network, mtu: int, *, ip_masq: bool = False) -> str:
     """Return the file's text. FLANNEL_SUBNET is the gateway: the subnet's first address."""
     return (

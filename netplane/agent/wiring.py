@@ -145,6 +145,7 @@ class RealSubnets:
         self.run = manager.run
         self.next_view = manager.next_view
         self.drain = manager.drain
+        self.move = manager.move
 
     def config_text(self) -> str:
         """As `Subnets.config_text`."""
@@ -238,6 +239,7 @@ class RealDataplane:
                     f"{contest.writer or 'somebody'}"
                     for contest in report.contested
                 ),
+                bool(broken) or report.cause in {"link", "address", "overrun"},
                 report.milliseconds,
             )
         )

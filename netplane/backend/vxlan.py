@@ -21,6 +21,8 @@ from netplane.netlink.objects import (
     Sysctl,
     VxlanLink,
 )
+from netplane.subnet.fields import vxlan
+from netplane.subnet.jsontext import FormatError, lowered
 from netplane.subnet.lease import Lease, packed_mac
 
 OVERHEAD_BYTES = 50
@@ -32,7 +34,6 @@ MTU_MIN = 576
 PORT = 8472
 """Linux's and Flannel's, not the 4789 of RFC 7348."""
 
-VNI_MAX = 2**24 - 1
 LOOSE = "2"
 
 
@@ -65,16 +66,12 @@ class VxlanConfig:
         Raises:
             BackendError: a value has the wrong type or range.
         """
-        given = {key.lower(): value for key, value in backend.items()}
-        return cls(
-            vni=_number(given, "VNI", 1, 1, VNI_MAX),
-            # Flannel takes 0 as "the kernel's".
-            port=_number(given, "Port", 0, 0, 65535) or PORT,
-            mtu=_number(given, "MTU", 0, 0, 65535),
-            learning=_flag(given, "Learning"),
-            gbp=_flag(given, "GBP"),
-            direct_routing=_flag(given, "DirectRouting"),
-        )
+        try:
+            given = vxlan(lowered(backend))
+        except FormatError as error:
+            raise BackendError(f"Backend: {error}") from error
+        # Flannel takes 0 as "the kernel's".
+        return cls(*given._replace(port=given.port or PORT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,21 +265,3 @@ class VxlanBackend:
         if mac is None:
             return f"its VtepMAC {given.get('vtepmac')!r} is no unicast MAC address", b""
         return "", mac
-
-
-def _number(given: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
-    value = given.get(name.lower())
-    if value is None:  # null leaves a field as it is, as Go's decoder has it
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise BackendError(f"Backend.{name} is {value!r}; a number from {least} to {most} is meant")
-    return value
-
-
-def _flag(given: Mapping[str, object], name: str) -> bool:
-    value = given.get(name.lower())
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise BackendError(f"Backend.{name} is {value!r}; true or false is meant")
-    return value

@@ -44,15 +44,19 @@ class NetlinkLostError(Exception):
     """No answer came in time, or answers were lost. What was asked for may have happened."""
 
 
-def open_socket(namespace: str | None) -> socket.socket:
-    """Return a bound route netlink socket that does not block, made in a namespace."""
+def open_socket(namespace: str | None, protocol: int = NETLINK_ROUTE) -> socket.socket:
+    """Return a bound netlink socket that does not block, made in a namespace."""
 
     def action() -> socket.socket:
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
 
     opened = inside(namespace, action)
-    opened.setblocking(False)
-    opened.bind((0, 0))
+    try:
+        opened.setblocking(False)
+        opened.bind((0, 0))
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 
@@ -62,11 +66,19 @@ class Connection:
     Use as `async with Connection(namespace) as kernel`, or end with `close`.
     """
 
-    def __init__(self, namespace: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._socket = open_socket(namespace)
+    def __init__(
+        self,
+        namespace: str | None = None,
+        *,
+        protocol: int = NETLINK_ROUTE,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._socket = open_socket(namespace, protocol)
         self._timeout_s = timeout_s
         self._sequences = itertools.count(1)
         self._turn = asyncio.Lock()
+        self._is_clean = True
+        """All that was asked for is answered."""
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         # Without it the kernel ignores what a dump asks to leave out, and sends everything.
@@ -99,8 +111,9 @@ class Connection:
         outcomes: list[Outcome] = []
         async with self._turn:
             for start in range(0, len(requests), SEND_MAX):
+                if start:
+                    await asyncio.sleep(0)  # answers come at once, so nothing else lets others in
                 outcomes += await self._chunk(requests[start : start + SEND_MAX])
-                await asyncio.sleep(0)  # answers are there at once, so nothing else lets others in
         return outcomes
 
     async def _chunk(self, requests: Sequence[Request]) -> list[Outcome]:
@@ -108,19 +121,31 @@ class Connection:
         waiting = set(numbers)
         found: dict[int, Outcome] = {}
         lost = Outcome(errno.ETIMEDOUT, f"no answer within {self._timeout_s:g} s")
+
+        def take(data: bytes) -> None:
+            for message in messages(data):
+                # Answers to a request that was given up earlier may still come.
+                if message.type == Type.ERROR and message.sequence in waiting:
+                    waiting.discard(message.sequence)
+                    found[message.sequence] = outcome(message)
+
         try:
             self._send(list(map(Request.encode, requests, numbers)))
-            async with asyncio.timeout(self._timeout_s):
+            with contextlib.suppress(BlockingIOError):
+                # Each answer is a read of its own, and all are there already: neither the loop is
+                # to be asked nor a timer to be set.
                 while waiting:
-                    for message in await self._read():
-                        # Answers to a request that was given up earlier may still come.
-                        if message.type == Type.ERROR and message.sequence in waiting:
-                            waiting.discard(message.sequence)
-                            found[message.sequence] = outcome(message)
+                    take(self._socket.recv(READ_MAX_BYTES))
+            if waiting:
+                loop = asyncio.get_running_loop()
+                async with asyncio.timeout(self._timeout_s):
+                    while waiting:
+                        take(await loop.sock_recv(self._socket, READ_MAX_BYTES))
         except TimeoutError:
             pass  # `lost` says so of each request that it concerns
         except OSError as error:
             lost = Outcome(error.errno or errno.EIO, f"the answer is lost: {error.strerror}")
+        self._is_clean = not waiting
         return [found.get(number, lost) for number in numbers]
 
     async def get(self, request: Request) -> Message | None:
@@ -142,6 +167,7 @@ class Connection:
                         answer = message
                         continue
                     ended = outcome(message)
+                    self._is_clean = True
                     if ended.code in {errno.ENODEV, errno.ENOENT}:
                         return None
                     if ended.code:
@@ -180,13 +206,16 @@ class Connection:
                     found.append(message)
                     continue
                 ended = outcome(message)
+                self._is_clean = True
                 if ended.code:
                     raise NetlinkError(ended.code, ended.text)
                 return found, disturbed
             await asyncio.sleep(0)
 
     def _send(self, encoded: list[bytes]) -> None:
-        self._drain()
+        if not self._is_clean:
+            self._drain()
+        self._is_clean = False
         # The kernel does the work within this call; it never answers "try again later" here.
         data = b"".join(encoded)
         if self._socket.send(data) != len(data):

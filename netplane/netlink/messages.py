@@ -73,7 +73,7 @@ U32 = struct.Struct("=I")
 class Request:
     """A request without its sequence number, which the socket gives."""
 
-    type: Type
+    type: int
     flags: int
     body: bytes
 

@@ -32,22 +32,31 @@ def inside(namespace: str | None, action: Callable[[], Result]) -> Result:
     results: list[Result] = []
     errors: list[BaseException] = []
 
-    def enter() -> None:
+    def work() -> None:
         try:
-            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if _libc.setns(descriptor, CLONE_NEWNET):
-                    code = ctypes.get_errno()
-                    raise OSError(code, os.strerror(code), namespace)
-            finally:
-                os.close(descriptor)
+            enter(namespace)
             results.append(action())
         except BaseException as error:  # noqa: BLE001  it is raised again, in the caller's thread
             errors.append(error)
 
-    thread = threading.Thread(target=enter, name="netns")
+    thread = threading.Thread(target=work, name="netns")
     thread.start()
     thread.join()
     if errors:
         raise errors[0]
     return results[0]
+
+
+def enter(namespace: str) -> None:
+    """Take this thread into a namespace for the rest of its life; for `namespace` see `inside`.
+
+    Raises:
+        OSError: there is no such namespace, or we may not enter it.
+    """
+    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(descriptor, CLONE_NEWNET):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), namespace)
+    finally:
+        os.close(descriptor)

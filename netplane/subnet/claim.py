@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 from netplane.subnet.allocate import choose, exhausted
 from netplane.subnet.clock import Clock
@@ -60,6 +61,8 @@ class Claimer:
         self.life = HeldLease(registry, clock, life_ttl_s)
         self.subnet: IPv4Network | None = None
         """What we have, or had and want back."""
+        self.public_ip = who.public_ip
+        """What our lease says, as far as we have written it."""
         self.config_value = b""
         """The configuration that we go by since we have a subnet; b"": none yet."""
         self._backend_data: object = None
@@ -86,6 +89,12 @@ class Claimer:
     def describe(self, backend_data: object) -> None:
         """Say how peers reach us: the JSON of BackendData."""
         self._backend_data = backend_data
+
+    def move(self, public_ip: IPv4Address) -> None:
+        """Say that we are at another address; the next claim writes it."""
+        if public_ip != self._who.public_ip:
+            self._who = replace(self._who, public_ip=public_ip)
+            self._value = b""  # what is registered is not what it should be
 
     def is_in_order(self) -> bool:
         """Tell whether the registry says of us what it should."""
@@ -120,10 +129,30 @@ class Claimer:
             if await self._try(tuple(self._attempt(claim, subnet) for subnet in subnets)):
                 # From here on a changed configuration is reported, and not applied by halves.
                 self.config_value = config_value
+                self.public_ip = self._who.public_ip
                 return
         raise ContentionError(
             f"others changed what we were about to write, {_TRIES} times; trying again"
         )
+
+    def go_on(self, wish: Wish) -> bool:
+        """Go by our lease as it is registered, where nothing can be written; False: none is ours.
+
+        Ours is what we would write to the byte: then the others reach us.
+
+        Raises SubnetError, as `claim`.
+        """
+        config_value = self._config_value()
+        config = parse_config(config_value)
+        claim = plan(self._registered, config, self._who, wish)
+        value = encode_value(self._who.public_ip, config.backend_type, self._backend_data)
+        if claim.subnet is None or claim.drops:
+            return False
+        kv = self._registered.kvs.get(self._layout.lease(claim.subnet))
+        if kv is None or kv.value != value:
+            return False
+        self.subnet, self.config_value, self._value = claim.subnet, config_value, value
+        return True
 
     async def give_back(self) -> None:
         """End our leases: what hangs on them goes, what others wrote there meanwhile stays."""

@@ -9,10 +9,9 @@ from types import MappingProxyType
 from typing import cast
 
 from netplane.subnet.errors import ConfigError
+from netplane.subnet.fields import flag, number, text, vni, vxlan
 from netplane.subnet.jsontext import FormatError, lowered, parse_object
 
-VNI_MAX = 2**24 - 1
-_VNI_DEFAULT = 1
 _LEN_DEFAULT = 24
 _NETWORK_LEN_FOR_DEFAULT = 22
 _LEN_MAX = 30
@@ -39,7 +38,7 @@ class NetworkConfig:
     @property
     def vni(self) -> int:
         """The vxlan backend's network identifier."""
-        return cast("int", self.backend.get("vni") or _VNI_DEFAULT)
+        return vni(self.backend)
 
     @property
     def capacity(self) -> int:
@@ -85,7 +84,7 @@ def parse_config(data: bytes) -> NetworkConfig:
 
 
 def _parsed(fields: dict[str, object]) -> NetworkConfig:
-    if not _flag(fields, "EnableIPv4", default=True) or _flag(fields, "EnableIPv6", default=False):
+    if not flag(fields, "EnableIPv4", default=True) or flag(fields, "EnableIPv6"):
         raise FormatError("only IPv4 networks are supported: leave EnableIPv4 and EnableIPv6 out")
     network = _network(fields)
     length = _subnet_len(fields, network)
@@ -105,19 +104,19 @@ def _parsed(fields: dict[str, object]) -> NetworkConfig:
 
 
 def _network(fields: dict[str, object]) -> IPv4Network:
-    text = _text(fields, "Network")
-    if not text:
+    given = text(fields, "Network")
+    if not given:
         raise FormatError('Network is missing; an example: {"Network":"10.5.0.0/16"}')
-    if "/" not in text:
-        raise FormatError(f"Network {text!r} is not a CIDR such as 10.5.0.0/16")
+    if "/" not in given:
+        raise FormatError(f"Network {given!r} is not a CIDR such as 10.5.0.0/16")
     try:
-        return IPv4Network(text, strict=False)
+        return IPv4Network(given, strict=False)
     except ValueError as error:
-        raise FormatError(f"Network {text!r} is not an IPv4 CIDR such as 10.5.0.0/16") from error
+        raise FormatError(f"Network {given!r} is not an IPv4 CIDR such as 10.5.0.0/16") from error
 
 
 def _subnet_len(fields: dict[str, object], network: IPv4Network) -> int:
-    given = _number(fields, "SubnetLen", 32)
+    given = number(fields, "SubnetLen", 0, 32)
     if not given:
         if network.prefixlen > _NETWORK_LEN_MAX:
             raise FormatError(f"Network {network} is too small to divide; take a /28 or larger")
@@ -139,11 +138,11 @@ def _subnet_len(fields: dict[str, object], network: IPv4Network) -> int:
 def _bound(
     fields: dict[str, object], name: str, network: IPv4Network, length: int, default: int
 ) -> IPv4Network:
-    text = _text(fields, name)
+    given = text(fields, name)
     try:
-        address = IPv4Address(text) if text else IPv4Address(0)
+        address = IPv4Address(given) if given else IPv4Address(0)
     except ValueError as error:
-        raise FormatError(f"{name} {text!r} is not an IPv4 address") from error
+        raise FormatError(f"{name} {given!r} is not an IPv4 address") from error
     if not int(address):
         return IPv4Network((default, length))
     if address not in network:
@@ -161,41 +160,11 @@ def _backend(fields: dict[str, object]) -> dict[str, object]:
     if not isinstance(value, dict):
         raise FormatError('Backend is not an object such as {"Type":"vxlan"}')
     found = lowered(value)
-    if not _text(found, "Type"):
+    if not text(found, "Type"):
         raise FormatError('Backend has no Type; an example: {"Type":"vxlan"}')
     if cast("str", found["type"]).lower() == "vxlan":
-        for name, most in (("VNI", VNI_MAX), ("Port", 2**16 - 1), ("MTU", 2**16 - 1)):
-            _number(found, name, most)
-        for name in ("DirectRouting", "Learning", "GBP"):
-            _flag(found, name, default=False)
+        vxlan(found)
     return found
-
-
-def _text(fields: dict[str, object], name: str) -> str:
-    value = fields.get(name.lower())
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise FormatError(f"{name} is not a string")
-    return value
-
-
-def _number(fields: dict[str, object], name: str, most: int) -> int:
-    value = fields.get(name.lower())
-    if value is None:
-        return 0
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise FormatError(f"{name} {value!r} is not a whole number from 0 to {most}")
-    return value
-
-
-def _flag(fields: dict[str, object], name: str, *, default: bool) -> bool:
-    value = fields.get(name.lower())
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise FormatError(f"{name} is neither true nor false")
-    return value
 
 
 def _address(subnet: IPv4Network) -> str:

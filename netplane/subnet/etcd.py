@@ -11,6 +11,7 @@ from kvstore.client import (
     AvailabilityError,
     KvError,
     LeaseNotFoundError,
+    NoSpaceError,
     Op,
     PermissionDeniedError,
     Txn,
@@ -143,6 +144,8 @@ def _translated() -> Iterator[None]:
         raise LeaseGoneError(str(error)) from error
     except errors.OutcomeUnknownError as error:
         raise OutcomeUnknownError(str(error)) from error
+    except NoSpaceError as error:
+        raise RefusedError(str(error)) from error
     except AvailabilityError as error:
         raise UnavailableError(str(error)) from error
     except PermissionDeniedError as error:

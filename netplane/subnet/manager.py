@@ -22,7 +22,7 @@ import logging
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from netplane.subnet.claim import Claimer
 from netplane.subnet.clock import Clock, LoopClock
@@ -34,6 +34,7 @@ from netplane.subnet.records import Layout, Registered
 from netplane.subnet.registry import (
     CompactedError,
     Grant,
+    RefusedError,
     Registry,
     RegistryError,
     UnavailableError,
@@ -111,7 +112,6 @@ class SubnetManager:
         self._registry = registry
         self._everything = layout.everything
         self._config_key = layout.config
-        self._who = who
         self._wish = wish or Wish()
         self._clock = clock or LoopClock()
         self._known = tuple(known)
@@ -131,6 +131,9 @@ class SubnetManager:
         self._problems: dict[str, str] = {}
         self._view: View | None = None
         self._news = asyncio.Event()
+        """Of the status."""
+        self._fresh = asyncio.Event()
+        """A view came."""
         self._attention = asyncio.Event()
         self._stale = asyncio.Event()
         self._resumptions = 0
@@ -141,7 +144,9 @@ class SubnetManager:
 
     async def open(self) -> NetworkConfig:
         """List what is registered and return the configuration. Raises ConfigError."""
-        self._registered.load(await self._registry.list(self._everything))
+        listing = await self._registry.list(self._everything)
+        _log.debug("listed %d keys at revision %d", len(listing.kvs), listing.head.revision)
+        self._registered.load(listing)
         return self._claimer.config()
 
     async def acquire(self, backend_data: object = None) -> View:
@@ -161,9 +166,14 @@ class SubnetManager:
         except SubnetError:
             await claimer.give_up()
             raise
+        except RefusedError as error:
+            # A full store, or a user that may only read, is no reason to cut our containers off.
+            if not claimer.go_on(self._wish):
+                raise
+            self._note("keep", _unwritten(error))
         self._stand(Standing.HELD)
         mac = backend_data.get("VtepMAC", "") if isinstance(backend_data, dict) else ""
-        local = Local(self._who.public_ip, claimer.subnet, str(mac).lower())
+        local = Local(claimer.public_ip, claimer.subnet, str(mac).lower())
         self._builder = ViewBuilder(claimer.config(), local, self._known)
         self._builder.config_value = claimer.config_value
         return self._publish()
@@ -177,7 +187,7 @@ class SubnetManager:
     async def next_view(self, seen: View) -> View:
         """Return the newest view; wait while it is still `seen`. What came between is left out."""
         while self._view is seen:
-            await self.changed()
+            await self._fresh.wait()
         assert self._view is not None
         return self._view
 
@@ -188,7 +198,7 @@ class SubnetManager:
         return self._standing
 
     async def changed(self) -> None:
-        """Return when view or status become others."""
+        """Return when the status becomes another."""
         await self._news.wait()
 
     async def drain(self) -> None:
@@ -208,6 +218,11 @@ class SubnetManager:
                 self._stand(*before)
                 self._attention.set()
                 raise
+
+    def move(self, public_ip: IPv4Address) -> None:
+        """Be reached at another address from now on: our lease is changed in place."""
+        self._claimer.move(public_ip)
+        self._attention.set()
 
     def status(self) -> Status:
         """Say how things stand."""
@@ -235,12 +250,17 @@ class SubnetManager:
 
     def _publish(self, *, always: bool = False) -> View:
         assert self._builder is not None
+        # As registered: until a move is written, the lease with the old address is ours.
         self._builder.local.subnet = self._claimer.subnet
+        self._builder.local.public_ip = self._claimer.public_ip
         old, new = self._view, self._builder.build(self._registered)
         if old is not None and not always and _content(old) == _content(new):
             return old
         self._view = new
-        self._wake()
+        fresh, self._fresh = self._fresh, asyncio.Event()
+        fresh.set()
+        if old is None or old.quarantined != new.quarantined:
+            self._wake()  # what is said of the configuration may be another
         return new
 
     def _wake(self) -> None:
@@ -309,7 +329,9 @@ class SubnetManager:
                 async with self._writing:
                     await self._tend()
             except RegistryError as error:
-                self._note("keep", str(error))
+                self._note(
+                    "keep", _unwritten(error) if isinstance(error, RefusedError) else str(error)
+                )
                 if isinstance(error, UnavailableError):
                     # The member that the watch hangs on may be frozen: nothing else would tell.
                     self._stale.set()
@@ -386,6 +408,13 @@ class SubnetManager:
         if problem:
             _log.warning("registry: %s", problem)
         self._wake()
+
+
+def _unwritten(error: RefusedError) -> str:
+    return (
+        f"{error}; our lease is used as it is registered, our host record and sign of life are not "
+        "written"
+    )
 
 
 def _content(view: View) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ caller brings the time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from netplane.subnet.lease import Lease, View
@@ -17,6 +17,7 @@ from netplane.subnet.spans import Spans
 GRACE_S = 600.0
 _FEW = 3
 _SHARE = 0.2
+_ASK = ": was it wiped, or restored from an older copy?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,10 @@ class Known:
     cluster_id: int
     revision: int
     peers: Mapping[IPv4Network, Lease]
+    own: Lease | None = None
+    """What the registry said of us."""
+    doubt: str = ""
+    """Why this is held against what the registry says; "" when it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,13 @@ class Guard:
                 for other in seen.touched_by(subnet):
                     peers.pop(other, None)
                 peers[subnet] = lease
-        before, self.known = self.known, Known(view.cluster_id, view.revision, peers)
+        before = self.known
+        self.known = Known(view.cluster_id, view.revision, peers, view.own)
         if not self._untrusted_until:
             self.saved = self.known
         else:
             origin = self.saved or before or self.known
-            self.saved = Known(origin.cluster_id, origin.revision, self.known.peers)
+            self.saved = replace(origin, peers=self.known.peers, doubt=self._reason)
         return Verdict(self.known.peers, self._reason, frozenset(self._held), self._until_s)
 
     def accept(self) -> None:
@@ -84,7 +90,7 @@ class Guard:
         if self.known is not None:
             gone = self._held.keys()
             peers = {net: one for net, one in self.known.peers.items() if net not in gone}
-            self.known = Known(self.known.cluster_id, self.known.revision, peers)
+            self.known = replace(self.known, peers=peers)
         self._held.clear()
         self._reason = ""
         self._untrusted_until = 0
@@ -98,8 +104,12 @@ class Guard:
         # subnets of a thousand peers again takes longer than to program one of them.
         missing = set(known.peers).difference(view.peers, self._held)
         reason = _step_back(known, view)
-        if reason:
-            self._untrusted_until = view.revision
+        other = "" if reason else self._other_history(known, view, bool(missing))
+        if reason or other:
+            # In a store that has counted on from an older copy, what is newer than all that we
+            # knew was written there.
+            self._untrusted_until = view.revision if reason else known.revision
+            reason = reason or other
             suspects = set(known.peers)
         elif len(missing) > max(_FEW, _SHARE * len(known.peers)):
             reason = f"{len(missing)} of {len(known.peers)} peers are missing at once"
@@ -113,6 +123,40 @@ class Guard:
         if reason:
             self._reason = reason
             self._until_s = now_s + self.grace_s
+
+    def _other_history(self, known: Known, view: View, is_missing: bool) -> str:
+        """Say by what the store betrays that it is not the one that we knew, however far it is.
+
+        A store that was wiped, or went back, may have counted past the known revision before we
+        look at it.
+        """
+        if known.doubt:
+            return known.doubt  # before a restart, and nothing has settled it
+        own, was = view.own, known.own
+        if (
+            was is not None
+            and was.create_revision
+            and (
+                own is None
+                or (own.subnet == was.subnet and own.create_revision != was.create_revision)
+            )
+        ):
+            # Nobody but us writes that key. After a long absence it may just have ended; then
+            # others are as they were.
+            is_start = self.saved is None
+            if not (is_start and any(_is_untouched(view, lease) for lease in known.peers.values())):
+                return f"the registry has lost our own lease{_ASK}"
+        if not is_missing:
+            return ""
+        for subnet, lease in known.peers.items():
+            seen = None if subnet in self._held else view.peers.get(subnet)
+            if seen is not None and lease.mod_revision != seen.mod_revision <= known.revision:
+                return (
+                    f"the registry says that {subnet} was last written at revision "
+                    f"{seen.mod_revision}, and was known up to {known.revision} with "
+                    f"{lease.mod_revision}{_ASK}"
+                )
+        return ""
 
     def _let_return(self, view: View) -> None:
         """Release what the view has again: unchanged, or written since the step back."""
@@ -131,11 +175,16 @@ def _step_back(known: Known, view: View) -> str:
     if view.cluster_id != known.cluster_id:
         return f"the registry is another cluster: {view.cluster_id:x}, it was {known.cluster_id:x}"
     if view.revision < known.revision:
-        return (
-            f"the registry went back from revision {known.revision} to {view.revision}: was it "
-            "restored from an older copy?"
-        )
+        return f"the registry went back from revision {known.revision} to {view.revision}{_ASK}"
     return ""
+
+
+def _is_untouched(view: View, lease: Lease) -> bool:
+    seen = view.peers.get(lease.subnet)
+    return seen is not None and (seen.create_revision, seen.mod_revision) == (
+        lease.create_revision,
+        lease.mod_revision,
+    )
 
 
 def _is_same(one: Lease, other: Lease) -> bool:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 
-from netplane.subnet.config import VNI_MAX, NetworkConfig, parse_config
+from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
+from netplane.subnet.fields import VNI_MAX
 from netplane.subnet.lease import MAC, Lease, View, address_problem, packed_mac
 from netplane.subnet.records import Registered
 from netplane.subnet.spans import Spans

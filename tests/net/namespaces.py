@@ -122,8 +122,8 @@ class Namespace:
         return self.within(socket.socket, family, kind, protocol)
 
     def sysctl(self, name: str, value: str | None = None) -> str:
-        """Return a setting under /proc/sys/net, or change it; dots are slashes."""
-        path = f"/proc/sys/net/{name.replace('.', '/')}"
+        """Return a setting under /proc/sys/net, or change it; without slashes dots are such."""
+        path = f"/proc/sys/net/{name if '/' in name else name.replace('.', '/')}"
 
         def access() -> str:
             with open(path, "r+" if value is not None else "r") as file:

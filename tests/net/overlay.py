@@ -38,6 +38,11 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
     return time.monotonic() - begun
 
 
+def patience(timeout_s: float) -> float:
+    """Return how long to wait for what a sound agent does in the end; less with a planted bug."""
+    return timeout_s / 3 if os.environ.get("NETPLANE_MUTANT") else timeout_s
+
+
 class OnHosts(Cluster):
     """Registry members, each on a host of a rig."""
 

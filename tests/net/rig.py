@@ -40,16 +40,24 @@ class Host:
         self.namespace = rig.stack.enter_context(Namespace(self.name))
         self.containers: list[Container] = []
         self._rig = rig
-        rig.underlay.ip(
+        self.plug(self.address)
+        self.namespace.sysctl("ipv4.ip_forward", "0")
+
+    def plug(self, address: str) -> None:
+        """Put in a card that is connected to the underlay."""
+        self._rig.underlay.ip(
             f"link add {self.port} type veth peer name eth0 netns {self.namespace.pid}",
             f"link set {self.port} master hub up",
         )
         self.namespace.ip(
-            f"addr add {self.address}/16 dev eth0",
+            f"addr add {address}/16 dev eth0",
             "link set eth0 up",
             f"route add default via {UNDERLAY}.255.254",
         )
-        self.namespace.sysctl("ipv4.ip_forward", "0")
+
+    def unplug(self) -> None:
+        """Take the card out: the interface is gone."""
+        self._rig.underlay.ip(f"link del {self.port}")
 
     def add_container(self, subnet: IPv4Network, mtu: int = 1500) -> Container:
         """Put one more container behind the host, on a bridge made for the first of them."""
@@ -78,11 +86,11 @@ class Host:
         return container
 
     def cut(self) -> None:
-        """Unplug the host: its interface stays, what it sends goes nowhere."""
+        """Cut the cable: the interface stays, what it sends goes nowhere."""
         self._rig.underlay.ip(f"link set {self.port} down")
 
     def heal(self) -> None:
-        """Plug it in again."""
+        """Mend the cable."""
         self._rig.underlay.ip(f"link set {self.port} up")
 
 

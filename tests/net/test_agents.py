@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.net.namespaces import missing
-from tests.net.overlay import PREFIX, Overlay, until
+from tests.net.overlay import PREFIX, Overlay, patience, until
 from tests.net.packets import Flow, ping_all
 from tests.net.rig import Host
 from tests.net.witnesses import LINK, Ear, kernel_of, routes_of
@@ -75,7 +75,7 @@ def test_after_a_reboot_without_a_registry_the_remembered_network_comes_back(
     assert kernel_of(agent.host) == {}
     assert ping_all([(overlay.rig.containers[0], overlay.rig.containers[1].address)]) == [None]
     agent.start()
-    until(overlay.everybody_answers, 30, "the remembered network works")
+    until(overlay.everybody_answers, patience(30), "the remembered network works")
     after = kernel_of(agent.host)
     assert after.pop("index") != before.pop("index")
     assert after == before

@@ -71,6 +71,16 @@ def test_our_end_of_a_point_to_point_link_is_taken_and_not_the_other(host: Names
         chosen(host, "203.0.113.2")
 
 
+def test_a_device_of_an_overlay_is_known_by_its_kind(host: Namespace) -> None:
+    host.ip(
+        "link add other type vxlan id 9 dstport 4790 dev eth0",
+        "addr add 10.5.42.0/32 dev other",
+        "link set other up",
+    )
+    with pytest.raises(InterfaceError, match="other is a device of an overlay itself"):
+        chosen(host, "other")
+
+
 def test_names_addresses_and_what_has_none(host: Namespace) -> None:
     assert str(chosen(host, "eth1").address) == "198.51.100.7/25"
     assert str(chosen(host, "198.51.100.8").address) == "198.51.100.8/25"

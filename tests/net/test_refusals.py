@@ -142,10 +142,15 @@ def test_a_host_behind_nat_is_reached_by_an_address_that_it_does_not_have() -> N
 
 
 def said_by(agent: AgentProcess) -> str:
-    """Return what an agent says is missing; nothing while it does not listen yet."""
+    """Return what an agent says is missing; nothing while it does not listen yet.
+
+    Raises AssertionError when nothing is, or when it has ended.
+    """
     if not agent.is_running:
         raise AssertionError(f"the agent of {agent.host.name} ended:\n{agent.log()}")
     try:
-        return agent.missing()
+        said = agent.missing()
     except OSError:
         return ""
+    assert not said.startswith("ok"), f"the agent of {agent.host.name} takes part"
+    return said

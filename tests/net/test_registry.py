@@ -13,7 +13,7 @@ import pytest
 
 from tests.net.handmade import FlannelHost, flannel_value
 from tests.net.namespaces import missing
-from tests.net.overlay import PREFIX, AgentProcess, Overlay, until
+from tests.net.overlay import PREFIX, AgentProcess, Overlay, patience, until
 from tests.net.packets import UDP_PORT, Flow, ping_all
 from tests.net.rig import Container
 from tests.net.witnesses import Ear, kernel_of, routes_of
@@ -228,7 +228,7 @@ def test_changes_that_a_compaction_hides_are_not_missed(
     def is_known() -> bool:
         return all(fdb < set(kernel_of(agent.host)["fdb"]) for agent in agents)
 
-    until(is_known, 30, "who came and who moved are known")
+    until(is_known, patience(30), "who came and who moved are known")
     until(lambda: nobody_has(overlay, "10.5.21.0/24"), 10, "who went is gone")
     for agent, other in zip(agents, reversed(agents), strict=True):
         found = kernel_of(agent.host)

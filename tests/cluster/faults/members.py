@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kvstore.client import Member
 from kvstore.server.identity import parse_initial_cluster
-from tests.cluster.faults.namespaces import Namespaces, run
+from tests.cluster.faults.namespaces import Namespaces
 from tests.cluster.faults.proxies import Proxies
+from tests.net.namespaces import run
 from tests.servers import START_TIMEOUT_S, Kvstore, free_ports
 
 Network = Namespaces | Proxies

@@ -12,7 +12,9 @@ import os
 import re
 import shutil
 import subprocess
-import time
+from contextlib import ExitStack
+
+from tests.net.namespaces import Namespace, run
 
 BRIDGE = "10.77.0"
 
@@ -39,14 +41,6 @@ def missing() -> str | None:
     return None
 
 
-def run(*command: str, text: str | None = None) -> str:
-    """Run a command to its end and return its output; a failure raises with what it said."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
-
-
 class Namespaces:
     """The members' namespaces. `cut` and `heal` say which links work."""
 
@@ -58,7 +52,8 @@ class Namespaces:
         self.held = 0
         """Packets that cut links have dropped, as of the last `heal`."""
 
-        self._holders: list[subprocess.Popen[bytes]] = []
+        self._stack = ExitStack()
+        self._inside: list[Namespace] = []
 
     def start(self) -> None:
         """Build bridge, namespaces and cables."""
@@ -66,20 +61,15 @@ class Namespaces:
         run("ip", "link", "add", "hub", "type", "bridge")
         run("ip", "addr", "add", f"{BRIDGE}.254/24", "dev", "hub")
         run("ip", "link", "set", "hub", "up")
-        own = os.readlink("/proc/self/ns/net")
         for index in range(self.members):
-            holder = subprocess.Popen(["unshare", "--net", "--", "sleep", "infinity"])
-            self._holders.append(holder)
-            while os.readlink(f"/proc/{holder.pid}/ns/net") == own:
-                time.sleep(0.002)  # until unshare has made it; it tells nobody
+            made = self._stack.enter_context(Namespace(f"member {index}"))
+            self._inside.append(made)
             run(
                 "ip", "link", "add", f"port{index}", "type", "veth",
-                "peer", "name", "eth0", "netns", str(holder.pid),
+                "peer", "name", "eth0", "netns", str(made.pid),
             )  # fmt: skip
             run("ip", "link", "set", f"port{index}", "master", "hub", "up")
-            self._inside(index, "ip", "link", "set", "lo", "up")
-            self._inside(index, "ip", "addr", "add", f"{self.host(index)}/24", "dev", "eth0")
-            self._inside(index, "ip", "link", "set", "eth0", "up")
+            made.ip(f"addr add {self.host(index)}/24 dev eth0", "link set eth0 up")
             self._nft(
                 index,
                 "add table inet faults; add chain inet faults input "
@@ -88,12 +78,11 @@ class Namespaces:
 
     def stop(self) -> None:
         """Let the namespaces go."""
-        for index, holder in enumerate(self._holders):
+        for index in range(len(self._inside)):
             # The kernel takes namespaces apart in its own time, and the name is needed again.
             run("ip", "link", "del", f"port{index}")
-            holder.kill()
-            holder.wait()
-        self._holders.clear()
+        self._stack.close()
+        self._inside.clear()
         run("ip", "link", "del", "hub")
 
     def host(self, index: int) -> str:
@@ -102,7 +91,7 @@ class Namespaces:
 
     def wrapper(self, index: int) -> list[str]:
         """Return what starts a command in a member's namespace."""
-        return ["nsenter", "--net", "--target", str(self._holders[index].pid), "--"]
+        return self._inside[index].command()
 
     def cut(self, sender: int, receiver: int) -> None:
         """Drop whatever one member sends to another; the other way stays open."""
@@ -117,10 +106,6 @@ class Namespaces:
             self.held += sum(map(int, re.findall(r"packets (\d+)", rules)))
             self._nft(index, "flush chain inet faults input")
 
-    def _inside(self, index: int, *command: str) -> None:
-        run(*self.wrapper(index), *command)
-
     def _nft(self, index: int, rules: str) -> str:
-        return run(
-            *self.wrapper(index), "nft", "-f", "-", text=rules.replace("; add", "\nadd") + "\n"
-        )
+        text = rules.replace("; add", "\nadd") + "\n"
+        return self._inside[index].run("nft", "-f", "-", text=text)

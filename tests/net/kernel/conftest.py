@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.faults.namespaces import missing
 from tests.net.kernel.hosts import Host
+from tests.net.namespaces import missing
 
 
 @pytest.fixture

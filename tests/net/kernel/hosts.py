@@ -1,12 +1,8 @@
-"""Hosts as network namespaces that nothing outside sees: they have no name and end with us."""
+"""Hosts of one namespace each, on one cable; what they have, and what we do to them."""
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
 import socket
-import threading
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -14,15 +10,15 @@ from typing import Any
 from netplane.agent.reconcile import Reconciler, Report
 from netplane.backend import External, Planned
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
-from netplane.netlink.namespace import CLONE_NEWNET, inside
+from netplane.netlink.namespace import inside
 from netplane.subnet.lease import Lease
-from tests.cluster.faults.namespaces import run
+from tests.net.namespaces import Namespace
 
 NETWORK = IPv4Network("10.128.0.0/9")
 UNDERLAY = IPv4Network("10.77.0.0/16")
 
 
-class Host:
+class Host(Namespace):
     """One namespace, with `eth0` once it is joined to another."""
 
     def __init__(self, number: int) -> None:
@@ -30,15 +26,10 @@ class Host:
         self.address = IPv4Interface((UNDERLAY[number], 16))
         self.subnet = IPv4Network((NETWORK.network_address + number * 256, 24))
         self.mac = f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
-        self._descriptor = _new_namespace()
-        self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        self.run("ip", "link", "set", "lo", "up")
+        super().__init__(f"host-{number}")
         # Whatever a fresh namespace starts with here: who needs it must switch it on.
         self.sysctl("ipv4/ip_forward", "0")
         self.sysctl("ipv4/conf/all/rp_filter", "1")
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
     def join(self, other: Host) -> None:
         """Lay a cable to another host."""
@@ -53,26 +44,10 @@ class Host:
             while (host.link("eth0") or {}).get("operstate") != "UP":
                 pass  # each look is a process of its own, that is pause enough
 
-    def wrapped(self, *command: str) -> list[str]:
-        return ["nsenter", f"--net={self.path}", "--", *command]
-
-    def run(self, *command: str, text: str | None = None) -> str:
-        return run(*self.wrapped(*command), text=text)
-
     def do(self, *commands: str) -> None:
         """Run commands as one types them."""
         for command in commands:
             self.run(*command.split())
-
-    def json(self, *command: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.run(*command) or "[]")
-        return found
-
-    def sysctl(self, name: str, value: str | None = None) -> str:
-        path = f"/proc/sys/net/{name}"
-        if value is not None:
-            self.run("tee", path, text=value)
-        return self.run("cat", path).strip()
 
     # what `ip` and `bridge` say
 
@@ -159,22 +134,6 @@ def clean(report: Report) -> Report:
     assert report.failed == ()
     assert report.contested == ()
     return report
-
-
-def _new_namespace() -> int:
-    """Return a descriptor that keeps a new namespace alive."""
-    found: list[int] = []
-
-    def action() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(CLONE_NEWNET) == 0:
-            found.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-
-    thread = threading.Thread(target=action)
-    thread.start()
-    thread.join()
-    assert found, "unshare failed"
-    return found[0]
 
 
 def arrives(sender: Host, receiver: Host, *, wait_s: float = 2.0) -> bool:

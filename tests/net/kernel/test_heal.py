@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from netplane.agent import reconcile
-from netplane.agent.desired import Heals
 from netplane.agent.reconcile import Reconciler, Report
 from netplane.backend.vxlan import VxlanConfig
 from netplane.netlink.connection import SO_RCVBUFFORCE
+from netplane.netlink.heals import Heals
 from netplane.netlink.objects import KernelObject
 from tests.net.kernel.hosts import Host, arrives, assert_serves, clean, kinds, lease, peers
 
@@ -271,6 +271,11 @@ async def test_what_becomes_of_the_external_interface_is_told_until_it_is_undone
         async with running(here.reconciler):
             host.do(*change)
             await here.until(lambda: any(said in str(one) for one in here.reports[-1].failed))
+            if here.reports[-1].failed[0].text != "there is no interface eth0":
+                # A peer that comes meanwhile is no news of the interface.
+                report = await here.reconciler.apply(plan(host) | host.plan(peers(9)).objects)
+                assert any(said in str(one) for one in report.failed)
+                await here.reconciler.apply(plan(host))
             host.do(*undo)
             await here.until(lambda: not here.reports[-1].failed and state(host) == before)
 

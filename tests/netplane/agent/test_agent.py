@@ -153,6 +153,20 @@ async def test_a_registry_that_is_down_is_asked_again_and_named(
     ]
 
 
+async def test_who_waits_for_a_registry_that_is_down_goes_on_soon_after_it_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What an operator must change is asked after ever more seldom; a registry comes back by itself.
+    monkeypatch.setattr("netplane.agent.agent.RETRY_FIRST_S", 3600.0)
+    monkeypatch.setattr("netplane.agent.agent.RETRY_MAX_S", 3600.0)
+    monkeypatch.setattr("netplane.agent.agent.RETRY_DOWN_MAX_S", 0.001)
+    world.refusals += [UnavailableError("no endpoint answers") for _ in range(20)]
+    world.registry_is_up.set()
+    async with running(world) as agent:
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+
+
 async def test_after_a_reboot_with_the_registry_down_the_remembered_view_is_added(
     world: World,
 ) -> None:
@@ -246,6 +260,21 @@ async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(wo
                 await world.until_last("set nobody")
                 await world.until_ready(agent)
     assert load(world.settings.state_file)[0].revision == 3
+
+
+async def test_what_was_doubted_is_doubted_after_a_restart(world: World) -> None:
+    # What a store that lost its memory has by now looks like any other.
+    remember(world, 2, 3)
+    state, _ = load(world.settings.state_file)
+    world.settings.state_file.write_text(encode(replace(state, doubt="it lost our lease")))
+    world.registry_is_up.set()
+    async with running(world) as agent:
+        world.views.put_nowait(view(2))
+        await world.until(lambda: list(agent.board.missing) == ["registry-regressed"])
+        assert world.happened[1] == "set 10.5.2.0/24,10.5.3.0/24"
+        assert (await call(world, "POST", "/v1/accept-view")).status == 200
+        await world.until_last("set 10.5.2.0/24")
+    assert load(world.settings.state_file)[0].doubt == ""
 
 
 async def test_held_peers_go_when_the_grace_ends_without_another_view(world: World) -> None:

@@ -21,9 +21,11 @@ from netplane.agent.interface import (
 )
 
 
-def link(index: int, name: str, *addresses: str | Address, flags: int = IFF_UP) -> Link:
+def link(
+    index: int, name: str, *addresses: str | Address, flags: int = IFF_UP, kind: str = ""
+) -> Link:
     found = [Address(IPv4Interface(each)) if isinstance(each, str) else each for each in addresses]
-    return Link(index, name, 1500, flags, tuple(found))
+    return Link(index, name, 1500, flags, tuple(found), kind)
 
 
 LOOPBACK = link(1, "lo", "127.0.0.1/24", flags=IFF_UP | IFF_LOOPBACK)
@@ -90,6 +92,27 @@ def test_a_pattern_also_matches_addresses() -> None:
 def test_a_pattern_that_several_interfaces_match_is_refused() -> None:
     with pytest.raises(InterfaceError, match=r"'eth\[01\]' matches eth0 .*, eth1 .*more exact"):
         choose(host(), iface_regex=["eth[01]"])
+
+
+OVERLAYS = (
+    link(5, "np.1", "10.5.42.0/32", kind="vxlan"),
+    link(6, "flannel0", "10.6.42.0/16", kind="tun"),
+    link(7, "cilium_vxlan", "10.7.42.0/32", kind="vxlan"),
+)
+
+
+def test_a_pattern_never_means_a_device_of_an_overlay() -> None:
+    # Ours is there as soon as the agent is started again.
+    underlay = link(2, "eth0", "10.0.0.1/24")
+    assert choose(Host((*OVERLAYS, underlay)), iface_regex=[r"^10\."]).name == "eth0"
+    with pytest.raises(InterfaceError, match=r"there are: eth0 \(10.0.0.1/24\)$"):
+        choose(Host((*OVERLAYS, underlay)), iface_regex=["np|flannel|cilium"])
+
+
+@pytest.mark.parametrize("wanted", ["np.1", "flannel0", "10.7.42.0"])
+def test_a_device_of_an_overlay_is_refused_also_by_name_and_address(wanted: str) -> None:
+    with pytest.raises(InterfaceError, match="is a device of an overlay itself"):
+        choose(Host(OVERLAYS), iface=[wanted])
 
 
 def test_nothing_found_names_what_was_tried_and_what_there_is() -> None:

@@ -64,6 +64,12 @@ class World:
     report: Report = field(default_factory=Report)
     no_interface: InterfaceError | None = None
     no_dataplane: SettingsError | None = None
+    interface: ExternalInterface = EXTERNAL
+    """What is found from now on."""
+    looks: list[str] = field(default_factory=list)
+    """For the interface, at each time by whom."""
+    externals: list[ExternalInterface] = field(default_factory=list)
+    """What each half of the kernel was made for."""
 
     def note(self, text: str) -> None:
         self.happened.append(text)
@@ -107,15 +113,18 @@ class World:
     ) -> FakeDataplane:
         if self.no_dataplane is not None:
             raise self.no_dataplane
+        self.externals.append(external)
         return FakeDataplane(self, config, mac, sysctls)
 
     async def occupant(self, config: NetworkConfig) -> Occupant | None:
         return self.occupied
 
     async def external(self, settings: Settings) -> ExternalInterface:
+        self.looks.append(settings.instance)
+        self.told.set()
         if self.no_interface is not None:
             raise self.no_interface
-        return EXTERNAL
+        return self.interface
 
 
 class FakeSubnets:
@@ -145,6 +154,9 @@ class FakeSubnets:
 
     async def run(self) -> None:
         await asyncio.Event().wait()
+
+    def move(self, public_ip: IPv4Address) -> None:
+        self.world.note(f"moved to {public_ip}")
 
     async def drain(self) -> None:
         if self.world.refusals:

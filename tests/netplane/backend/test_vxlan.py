@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplane.backend import BackendError, External
-from netplane.backend.vxlan import VNI_MAX, VxlanBackend, VxlanConfig
+from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route, Sysctl, VxlanLink
+from netplane.subnet.fields import VNI_MAX
 from netplane.subnet.lease import Lease
 
 NETWORK = IPv4Network("10.5.0.0/16")
@@ -175,13 +176,13 @@ def test_the_configuration_is_read_as_flannel_reads_it() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"VNI": 0}, "Backend.VNI is 0; a number from 1 to 16777215 is meant"),
-        ({"VNI": VNI_MAX + 1}, "Backend.VNI is 16777216"),
-        ({"VNI": True}, "Backend.VNI is True"),
-        ({"Port": "8472"}, "Backend.Port is '8472'"),
-        ({"Port": 65536}, "Backend.Port is 65536"),
-        ({"MTU": -1}, "Backend.MTU is -1"),
-        ({"DirectRouting": "yes"}, "Backend.DirectRouting is 'yes'; true or false is meant"),
+        ({"VNI": 0}, "Backend: VNI 0 is not a whole number from 1 to 16777215"),
+        ({"VNI": VNI_MAX + 1}, "Backend: VNI 16777216"),
+        ({"VNI": True}, "Backend: VNI True"),
+        ({"Port": "8472"}, "Backend: Port '8472'"),
+        ({"Port": 65536}, "Backend: Port 65536"),
+        ({"MTU": -1}, "Backend: MTU -1"),
+        ({"DirectRouting": "yes"}, "Backend: DirectRouting is neither true nor false"),
     ],
 )
 def test_a_wrong_configuration_is_explained(given: dict[str, object], text: str) -> None:

@@ -51,7 +51,7 @@ def test_names_match_in_any_case_and_host_bits_are_masked_off() -> None:
 def test_zero_and_null_mean_absent_as_in_go() -> None:
     config = parsed(
         Network="10.5.0.0/16", SubnetLen=0, SubnetMin="0.0.0.0", SubnetMax=None,
-        Backend={"Type": "vxlan", "VNI": 0},
+        Backend={"Type": "vxlan", "VNI": None},
     )  # fmt: skip
 
     assert (config.subnet_len, config.capacity, config.vni) == (24, 255, 1)
@@ -87,6 +87,7 @@ def test_positions_and_subnets_are_each_others_inverse() -> None:
         ({"Network": "10.5.0.0/16", "Backend": "vxlan"}, "Backend is not an object"),
         ({"Network": "10.5.0.0/16", "Backend": {"VNI": 1}}, "Backend has no Type"),
         ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 1 << 24}}, "VNI 16777216"),
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 0}}, "VNI 0 is not"),
         ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Port": -1}}, "Port -1"),
         ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Learning": 1}}, "neither true"),
         ({"Network": "10.5.0.0/16", "EnableIPv6": True}, "only IPv4"),

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
 
-from kvstore import embed
-from kvstore.client import AsyncClient
-from netplane.subnet.clock import LoopClock
 from netplane.subnet.lease import encode_value
 from netplane.subnet.manager import Standing
 from netplane.subnet.registry import (
-    Attempt,
     Grant,
-    Head,
     Listing,
-    Outcome,
     UnavailableError,
 )
-from netplane.subnet.regress import Guard
 from tests.netplane.subnet.conftest import Network, running, subnet_of
 from tests.netplane.subnet.stores import vxlan
 from tests.netplane.subnet.wrapped import Wrapped, view_where
@@ -261,140 +252,35 @@ async def test_a_drain_that_failed_leaves_the_host_as_it_was(network: Network, h
     assert [kv.key for kv in left.kvs] == [network.layout.config]
 
 
-async def test_a_wiped_registry_gets_our_lease_back(network: Network) -> None:
+async def test_a_host_that_moves_keeps_its_subnet_and_its_key(network: Network) -> None:
     manager, view = await network.join(1)
-    subnet = subnet_of(view)
-    async with running(manager), network.changes(network.layout.lease(subnet)) as feed:
-        await network.client.delete(network.layout.everything, prefix=True)
-        assert (await anext(feed)).events[0].kind == "DELETE"
-        assert (await anext(feed)).events[0].kind == "PUT"
-
-    # Also without the configuration: the one read at the start stays in use.
-    assert "is gone" in manager._publish().quarantined[network.layout.config]
-
-
-@pytest.mark.parametrize("token", ["etcd-cluster", "other"])
-async def test_another_store_at_the_same_address_is_noticed(token: str) -> None:
-    # With the same token even its cluster id is the same: it was wiped, or restored.
-    with embed(fsync=False) as member:
-        port = int(member.endpoint.rpartition(":")[2])
-        client = AsyncClient([member.endpoint], timeout_s=2)
-        there = Network(client, "/n")
-        await there.configure()
-        await there.join(2)
-        manager, view = await there.join(1, clock=LoopClock(), life_ttl_s=3)
-        guard = Guard(None)
-        guard.judge(view, 0.0)
-        known = set(view.peers)
-        assert len(known) == 1
-    # Its last member is gone, and another one listens where it was.
-    async with client, running(manager):
-        with embed(fsync=False, port=port, initial_cluster_token=token):
-            empty = await view_where(manager, view, lambda seen: not seen.peers)
-            verdict = guard.judge(empty, 1.0)
-            back = await view_where(manager, empty, lambda seen: seen.own is not None)
-            assert await there.value(there.layout.lease(subnet_of(view))) is not None
-
-    assert subnet_of(back) == subnet_of(view)
-    assert set(verdict.peers) == known
-    assert ("another cluster" in verdict.regressed) == (token == "other")
+    other, seen = await network.join(2)
+    lease = await network.lease_of(network.layout.lease(subnet_of(view)))
+    async with running(manager), running(other):
+        manager.move(IPv4Address("192.0.2.77"))
+        while view.own is None or str(view.own.public_ip) != "192.0.2.77":
+            view = await manager.next_view(view)
+            # At no time is it anybody else's.
+            assert view.own is not None
+            assert not view.quarantined
+        await view_where(
+            other,
+            seen,
+            lambda seen: [str(one.public_ip) for one in seen.peers.values()] == ["192.0.2.77"],
+        )
+    assert view.own.mod_revision > view.own.create_revision
+    assert await network.lease_of(network.layout.lease(subnet_of(view))) == lease
+    record = manager.registered.hosts["host1"]
+    assert (str(record.public_ip), record.subnet) == ("192.0.2.77", subnet_of(view))
 
 
-@pytest.mark.parametrize("sign", ["cluster", "revision", "resumption", "nothing"])
-async def test_a_sign_of_another_history_leads_to_a_listing_and_a_view(
-    network: Network, sign: str
-) -> None:
-    class Restored(Wrapped):
-        moved = 0
-
-        @property
-        def resumptions(self) -> int:
-            return self.inner.resumptions + self.moved
-
-        async def renew(self, lease_id: int) -> Grant:
-            grant = await super().renew(lease_id)
-            cluster_id, revision = grant.head
-            head = {
-                "cluster": Head(cluster_id + 1, revision),
-                "revision": Head(cluster_id, 1),
-            }.get(sign, grant.head)
-            self.moved = int(sign == "resumption")
-            return grant._replace(head=head)
-
-        async def list(self, prefix: bytes) -> Listing:
-            listing = await super().list(prefix)
-            if self.calls.count("list") == 1:
-                return listing
-            # The same keys and values, by a store that has counted less far.
-            return listing._replace(head=Head(listing.head.cluster_id, 1))
-
-    registry = Restored(network.registry)
-    manager, view = await network.join(1, registry=registry)
+async def test_a_host_does_not_move_to_the_address_of_another(network: Network) -> None:
+    manager, view = await network.join(1)
+    await network.join(2)
+    before = await network.value(network.layout.lease(subnet_of(view)))
     async with running(manager):
-        network.clock.advance(10)
-        if sign == "nothing":
-            await registry.renewed.wait()
-            await network.join(2)
-            await manager.next_view(view)
-            assert registry.calls.count("list") == 1
-        else:
-            # The guard against a step back lives on views: there is one, with the same peers.
-            assert (await manager.next_view(view)).revision == 1
-
-
-async def test_a_claim_that_meets_another_history_ends_the_watch(network: Network) -> None:
-    class Swapped(Wrapped):
-        async def attempt(self, attempts: tuple[Attempt, ...], otherwise: bytes) -> Outcome:
-            if self.calls.count("attempt") != 1:
-                return await super().attempt(attempts, otherwise)
-            self.calls.append("attempt")
-            listing = await self.inner.list(otherwise)
-            head = Head(listing.head.cluster_id + 1, listing.head.revision)
-            return Outcome(None, head, listing._replace(head=head))
-
-    registry = Swapped(network.registry)
-    manager, view = await network.join(1, registry=registry)
-    async with running(manager):
-        await network.client.delete(network.layout.host("host1"))
-        other = await view_where(manager, view, lambda seen: seen.cluster_id == view.cluster_id + 1)
-        await view_where(manager, other, lambda seen: seen.cluster_id == view.cluster_id)
-    assert registry.calls.count("list") >= 2
-
-
-async def test_a_registry_restored_from_an_older_copy_is_noticed(tmp_path: Path) -> None:
-    now, before = tmp_path / "now", tmp_path / "before"
-    with embed(now, fsync=False) as member:
-        port = int(member.endpoint.rpartition(":")[2])
-        client = AsyncClient([member.endpoint], timeout_s=2)
-        there = Network(client, "/n")
-        await there.configure()
-        # Its leases are in the copy: nothing of ours is missing there.
-        manager, view = await there.join(1, clock=LoopClock(), life_ttl_s=3)
-    shutil.copytree(now, before)
-    guard = Guard(None)
-    async with client, running(manager):
-        with embed(now, fsync=False, port=port):
-            await there.join(2)
-            view = await view_where(manager, view, lambda seen: seen.peers)
-            guard.judge(view, 0.0)
-        with embed(before, fsync=False, port=port):
-            view = await view_where(manager, view, lambda seen: not seen.peers)
-
-    verdict = guard.judge(view, 1.0)
-    assert len(verdict.peers) == 1
-    assert "went back from revision" in verdict.regressed
-
-
-async def test_a_registry_that_is_down_changes_nothing_and_is_reported() -> None:
-    with embed(fsync=False) as member:
-        client = AsyncClient([member.endpoint], timeout_s=0.2)
-        there = Network(client, "/n")
-        await there.configure()
-        manager, view = await there.join(1)
-    async with client, running(manager):
-        there.clock.advance(10)
-        while not manager.status().problem:
-            await manager.changed()
-
-    assert manager.status().standing is Standing.HELD
-    assert manager._view is view
+        await view_where(manager, view, lambda seen: seen.peers)
+        manager.move(IPv4Address("192.0.2.2"))
+        assert await manager.next_standing(Standing.HELD) is Standing.REFUSED
+    assert "is used by the host 'host2'" in manager.status().detail
+    assert await network.value(network.layout.lease(subnet_of(view))) == before

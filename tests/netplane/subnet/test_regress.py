@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Network
 from types import MappingProxyType
 
@@ -20,9 +21,18 @@ def lease(number: int, *, ip: int = 0, revision: int = 10) -> Lease:
     return decode_value(value, subnet, mod_revision=revision)
 
 
-def view(numbers: range | list[int], *, revision: int = 100, cluster: int = 1, **of: int) -> View:
-    peers = {one.subnet: one for one in (lease(number, **of) for number in numbers)}
-    return View(cluster, revision, None, MappingProxyType(peers), {}, CONFIG)
+def view(
+    numbers: range | list[int],
+    *,
+    revision: int = 100,
+    cluster: int = 1,
+    own: int = 0,
+    revision_of: int = 10,
+) -> View:
+    """Return a view; `own` is the revision that created our own lease, 0: there is none."""
+    peers = {one.subnet: one for one in (lease(number, revision=revision_of) for number in numbers)}
+    mine = replace(lease(200), create_revision=own) if own else None
+    return View(cluster, revision, mine, MappingProxyType(peers), {}, CONFIG)
 
 
 def guard(numbers: range = range(1, 11), **of: int) -> Guard:
@@ -72,6 +82,45 @@ def test_another_cluster_holds_even_one() -> None:
 
     assert numbers(verdict) == list(range(1, 11))
     assert "another cluster: 2, it was 1" in verdict.regressed
+
+
+@pytest.mark.parametrize("own", [0, 105])
+def test_a_store_without_our_lease_is_another_however_far_it_has_counted(own: int) -> None:
+    # Wiped, and filled again past what we knew, by us too before we looked.
+    watch = guard(own=20)
+
+    verdict = watch.judge(view(range(1, 10), revision=110, own=own), 1.0)
+
+    assert numbers(verdict) == list(range(1, 11))
+    assert verdict.regressed.startswith("the registry has lost our own lease")
+    # A restart does not settle it, though what is registered now is known by then.
+    again = Guard(watch.saved).judge(view(range(1, 10), revision=111, own=105), 2.0)
+    assert (numbers(again), again.regressed) == (numbers(verdict), verdict.regressed)
+
+
+def test_a_value_that_was_another_when_it_is_said_to_be_written_betrays_an_older_copy() -> None:
+    watch = guard(own=20, revision_of=90)
+    seen = view(range(1, 10), revision=120, own=20, revision_of=90)
+    older = replace(lease(1), mod_revision=30)
+    peers = {**seen.peers, older.subnet: older}
+
+    verdict = watch.judge(replace(seen, peers=peers), 1.0)
+
+    assert numbers(verdict) == list(range(1, 11))
+    assert "10.5.1.0/24 was last written at revision 30, and was known up to 100 with 90" in (
+        verdict.regressed
+    )
+
+
+def test_who_was_away_until_its_lease_ended_believes_a_store_that_knows_the_others() -> None:
+    known = guard(own=20).saved
+    seen = view(range(3, 11), revision=500, own=490)
+
+    verdict = Guard(known).judge(seen, 1.0)
+    assert (numbers(verdict), verdict.regressed) == (list(range(3, 11)), "")
+    # Not so when nobody is as he was.
+    verdict = Guard(known).judge(view(range(3, 11), revision=500, own=490, revision_of=480), 1.0)
+    assert numbers(verdict) == list(range(1, 11))
 
 
 def test_a_step_back_to_the_same_peers_is_nothing_to_report() -> None:
