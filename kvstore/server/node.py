@@ -413,6 +413,9 @@ class Node:
                 self._applying.extend(ready.apply)
             for read in ready.reads:
                 self.reads.ready(read.read_id, read.index, self.applied_index)
+                if read.index is not None and self.reads.are_waiting and not self._scheduled:
+                    # What came during the round waits for nothing else to happen.
+                    self._wake()
 
     def _role_changed(self, ready: Ready) -> None:
         if ready.leader and ready.leader != self.leader:
