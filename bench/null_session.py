@@ -19,7 +19,7 @@ from bench.null_server import RESPONSE_HEADER
 
 OPEN = "/kvstore.Session/Open"
 FORMAT = 1
-HELLO, CALL, REPLY = 0, 1, 2
+HELLO, CALL, REPLY, PUTS, WRITTEN = 0, 1, 2, 13, 14
 
 
 def frame(*items: object) -> bytes:
@@ -29,12 +29,20 @@ def frame(*items: object) -> bytes:
 
 async def serve_session(requests: AsyncIterator[bytes], _: object) -> AsyncIterator[bytes]:
     """Answer one session."""
-    bounds = {"operations": 8192, "bytes": 32 << 20, "frame_bytes": 2 << 20, "streams": 1}
+    bounds = {
+        "operations": 8192,
+        "bytes": 32 << 20,
+        "frame_bytes": 2 << 20,
+        "streams": 1,
+        "puts": 1024,
+    }
     yield frame([HELLO, {"methods": [messages.PUT], **bounds}])
     async for request in requests:
         body = messages.data(messages.decode(request), 1)
         items = msgpack.unpackb(body)[1:]
-        yield frame(*([REPLY, item[1], RESPONSE_HEADER] for item in items if item[0] == CALL))
+        answers = [[REPLY, item[1], RESPONSE_HEADER] for item in items if item[0] == CALL]
+        answers += [[WRITTEN, item[1], 2, len(item[4])] for item in items if item[0] == PUTS]
+        yield frame(*answers)
 
 
 async def main() -> None:

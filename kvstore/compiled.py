@@ -22,7 +22,8 @@ MODULES = tuple(
         "rpc": "call connection engine frames grpc head hpack huffman outbound requests",
         "peer": "codec",
         "server": "node proposals reads",
-        "server/services": "base kv session session_call session_outbound session_pipeline writes",
+        "server/services": "base kv session session_call session_outbound session_pipeline"
+        " session_puts writes",
     }.items()
     for name in names.split()
 )

@@ -7,7 +7,7 @@ ones in `tests/sim`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 Table = str
@@ -123,8 +123,10 @@ class Backend(View, Protocol):
     The reads of the backend itself see its last commit.
     """
 
-    def commit(self, changes: Sequence[Change]) -> None:
+    def commit(self, changes: Sequence[Change], puts: Mapping[bytes, bytes] | None = None) -> None:
         """Make all changes durable together, in order. May be called from the storage thread.
+
+        `puts` are of the table `key`, behind all changes: a mapping is what the store has of them.
 
         Raises OSError or the library's error when the disk refuses; the caller ends the process.
         """

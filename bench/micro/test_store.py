@@ -57,7 +57,7 @@ class Loaded:
         store.take_events()
         batch = store.seal(AppliedMark(self.index, 1))
         if batch is not None:
-            self.backend.commit(batch.changes())
+            self.backend.commit(batch.changes(), batch.puts)
             store.committed(batch)
 
 

@@ -20,6 +20,7 @@ owes the answer encodes it (`kvstore.apply.responses`).
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -51,6 +52,8 @@ Result: TypeAlias = tuple[Any, ...] | Exception
 _REFUSALS = (RequestError, LeaseError, RefusedError)
 
 _PUT = op_kinds.PUT
+_BYTES_ONLY = {bytes}
+_NO_PREVIOUS = repeat(None)
 
 
 class Entry(Protocol):
@@ -127,16 +130,23 @@ class Applier:
         results: list[Result] = []
         append = results.append
         alarms = self._alarms
-        # The loop is flat for puts, which are most operations: every call counts on every member.
-        put = self._store.put_bytes
         restricted = alarms.nospace or alarms.corrupt
-        for op in ops:
+        puts = _puts(ops)
+        position, end = 0, len(ops)
+        while position < end:
+            op = ops[position]
             try:
-                if op[0] == _PUT and not restricted:
-                    append(put(op[1]))
-                else:
-                    append(self._apply(op[0], op[1], entry.term))
-                    restricted = alarms.nospace or alarms.corrupt
+                if puts and not restricted:
+                    # Puts in a row at once: every call counts on every member.
+                    store = self._store
+                    count = store.put_run(puts, position)
+                    if count:
+                        first = store.revision - count + 1
+                        results += zip(range(first, first + count), _NO_PREVIOUS, strict=False)
+                        position += count
+                        continue
+                append(self._apply(op[0], op[1], entry.term))
+                restricted = alarms.nospace or alarms.corrupt
             except _REFUSALS as error:
                 append(error.with_traceback(None))  # the frames would keep the whole batch alive
             except DecodeError as error:
@@ -145,6 +155,9 @@ class Applier:
                 # It may be no operation at all: whoever wrote the entry was wrong.
                 kind = op[0] if isinstance(op, tuple) and op else op
                 raise ApplyFailed(entry.index, len(results), kind, error) from error
+            position += 1
+        if puts:
+            return Applied(entry.index, origin, incarnation, first_sequence, results, [_PUT] * end)
         kinds = [op[0] if op[0] != op_kinds.IN_TERM else op[1][8] for op in ops]
         return Applied(entry.index, origin, incarnation, first_sequence, results, kinds)
 
@@ -206,6 +219,20 @@ class Applier:
         if request.action == rpc_pb2.AlarmRequest.DEACTIVATE:
             return self._alarms.deactivate(request.alarm, request.memberID)
         return self._alarms.get(request.alarm)
+
+
+def _puts(ops: tuple[Any, ...]) -> tuple[bytes, ...]:
+    """Return the requests of an entry that holds nothing but puts; nothing of any other."""
+    try:
+        columns = tuple(zip(*ops, strict=False))
+    except TypeError:
+        return ()  # some operation is none
+    is_put_only = (
+        len(columns) >= 2
+        and columns[0].count(_PUT) == len(ops)
+        and set(map(type, columns[1])) == _BYTES_ONLY
+    )
+    return columns[1] if is_put_only else ()
 
 
 _REFUSED_WHEN_CORRUPT = frozenset(

@@ -22,6 +22,7 @@ from kvstore.client.methods import DELETE_RANGE, PUT, RANGE, TXN, Method, Reques
 from kvstore.client.namespace import Namespace
 from kvstore.client.pages import Pages
 from kvstore.client.pipeline import Pipeline
+from kvstore.client.plain import plain_put
 from kvstore.client.recipes.calls import PAGE_SIZE_DEFAULT, RecipeCalls
 from kvstore.client.telemetry import Traced
 from kvstore.client.transport import CONNECT_TIMEOUT_S, Mode, Transport
@@ -39,6 +40,7 @@ from kvstore.client.types import (
     put_result,
     range_result,
     txn_result,
+    written,
 )
 from kvstore.client.watch import Watcher
 from kvstore.pb import rpc_pb2 as pb
@@ -244,6 +246,18 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
 
         Source: etcd v3 KV.Put (proto/rpc.proto).
         """
+        is_plain = not (lease or prev_kv or ignore_value or ignore_lease) and timeout_s is None
+        payload = plain_put(key, value) if is_plain else None
+        sent = self._transport.begin_put(payload) if payload is not None else None
+        if payload is not None and sent is not None:
+            try:
+                answer = await sent[0]
+            except asyncio.CancelledError:
+                sent[1].cancel(sent[2])
+                raise
+            if type(answer) is int:
+                return written(answer)
+            return put_result(await self._transport.end_put(sent, answer, payload))
         request = pb.PutRequest(
             key=key,
             value=value,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from kvstore.client.errors import KvError
     from kvstore.client.link import Link
     from kvstore.client.methods import Method
-    from kvstore.client.transport import PipelineCall
+    from kvstore.client.transport import PipelineCall, Sent
+    from kvstore.pb.rpc_pb2 import PutResponse
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -57,6 +58,12 @@ class Carrier(Protocol):
         require_leader: bool = True,
     ) -> Response:
         """Make one unary call."""
+
+    def begin_put(self, payload: bytes) -> Sent | None:
+        """Send a plain put in the session that stands; None when `call` has to find its way."""
+
+    async def end_put(self, sent: Sent, answer: Any, payload: bytes) -> PutResponse:
+        """Return the response to a put whose answer was more than a revision, as `call` would."""
 
     async def pipeline(
         self, calls: Sequence[PipelineCall], timeout_s: float | None = None
@@ -140,6 +147,14 @@ class View:
             endpoint=endpoint,
             require_leader=require_leader,
         )
+
+    def begin_put(self, payload: bytes) -> Sent | None:
+        """Let it go by `call`, where views see and change what they are for."""
+        return None
+
+    async def end_put(self, sent: Sent, answer: Any, payload: bytes) -> PutResponse:
+        """As `Carrier.end_put`."""
+        return await self._carrier.end_put(sent, answer, payload)
 
     async def pipeline(
         self, calls: Sequence[PipelineCall], timeout_s: float | None = None

@@ -22,6 +22,8 @@ from kvstore.client.errors import (
     UnsupportedError,
     error_from,
 )
+from kvstore.client.methods import PUT
+from kvstore.client.session_frames import FORMAT, MALFORMED, read_hello, turns, without
 from kvstore.client.session_stream import SessionStream
 from kvstore.pb import session_pb2
 from kvstore.pb.session_pb2 import Frame
@@ -32,17 +34,15 @@ if TYPE_CHECKING:
     from kvstore.client.methods import Method
 
 OPEN_PATH = "/kvstore.Session/Open"
-_FORMAT = 1
 _CALL = session_pb2.CALL
 _REPLY = session_pb2.REPLY
+_PUTS = session_pb2.PUTS
+_WRITTEN = session_pb2.WRITTEN
 
 _ITEM_BYTES = 32
 # Upper bound of what an operation takes in a frame besides its payload.
 _FRAME_BYTES_MAX = 1 << 20
 # A frame is no longer than this, so that answers of its first operations do not wait for its last.
-_TURN_ITEMS = 128
-# Answers taken in one turn of the loop: those who got theirs send their next operations while the
-# rest is taken, so client and server work at the same time.
 _OTHERS_BYTES = 128 << 10
 # What a frame may hold besides its largest operation.
 _SWEEP_S = 0.025
@@ -52,10 +52,7 @@ _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 _GOES_ELSEWHERE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 # Refusals of the stream that do not mean that this server has no sessions.
 
-_HELLO_NUMBERS = ("frame_bytes", "operations", "bytes")
-
-_MALFORMED = (ValueError, TypeError, LookupError, msgpack.UnpackException)
-# What taking apart something that is no frame raises. The session then ends as a broken one does.
+_NO_FLAG = session_pb2.NO_FLAG
 
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
@@ -92,6 +89,14 @@ class Session:
         self._frame_bytes_max = min(_FRAME_BYTES_MAX, self.payload_bytes_max)
         # Servers before parts do not name their size, and must not be asked for them.
         self._flags = session_pb2.PARTS if "part_bytes" in hello else session_pb2.NO_FLAG
+        self._puts_max: int = hello.get("puts", 0)
+        self.takes_puts = self._puts_max > 0 and PUT.path in self.methods
+        """Whether `submit_put` may be used; servers of earlier releases take no such items."""
+        self._put_item: tuple[Any, ...] = (_PUTS,)
+        """Takes more puts while it is the last one of the next frame."""
+        self._put_payloads: list[bytes] = []
+        self._put_end = 0
+        """The id behind its last put's."""
         self.last_id = 0
         self.is_over = False
         self.is_leaving = False
@@ -109,7 +114,7 @@ class Session:
         """What has come of long replies."""
         self._inflight = 0
         self._inflight_bytes = 0
-        self._out: list[Any] = [_FORMAT]
+        self._out: list[Any] = [FORMAT]
         self._out_bytes = 0
         self._admitted_id = 0
         self._sent_id = 0
@@ -150,6 +155,46 @@ class Session:
             self._out.append(item)
             if self._sleeping is not None:
                 self._wake()
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            self._loop.call_later(_SWEEP_S, self._sweep)
+        return future
+
+    def submit_put(self, payload: bytes, deadline_s: float, left_s: float) -> asyncio.Future[Any]:
+        """Send a put that wants no more than to be done, together with those that come with it.
+
+        As `submit`, but the future may also end with the revision that the put made.
+        """
+        size_bytes = len(payload) + _ITEM_BYTES
+        if (
+            self._backlog
+            or self._inflight >= self._operations_max
+            or self._out_bytes + size_bytes > self._frame_bytes_max
+            or self._inflight_bytes + size_bytes > self._bytes_max
+        ):
+            return self.submit(self.methods[PUT.path], payload, deadline_s, left_s, _NO_FLAG)
+        self.last_id = self._admitted_id = call_id = self.last_id + 1
+        future = self._loop.create_future()
+        self._calls[call_id] = (future, deadline_s, size_bytes)
+        self._inflight += 1
+        self._inflight_bytes += size_bytes
+        self._out_bytes += size_bytes
+        payloads = self._put_payloads
+        left_ms = int(left_s * 1000) or 1
+        if (
+            self._out[-1] is self._put_item
+            and self._put_end == call_id
+            and self._put_item[2] == left_ms
+            and len(payloads) < self._puts_max
+        ):
+            payloads.append(payload)
+        else:
+            self._put_payloads = [payload]
+            self._put_item = (_PUTS, call_id, left_ms, self._flags, self._put_payloads)
+            self._out.append(self._put_item)
+        self._put_end = call_id + 1
+        if self._sleeping is not None:
+            self._wake()
         if not self._is_sweeping:
             self._is_sweeping = True
             self._loop.call_later(_SWEEP_S, self._sweep)
@@ -288,7 +333,7 @@ class Session:
                     await self._sleeping
                     continue
                 items = self._out
-                self._out = [_FORMAT]
+                self._out = [FORMAT]
                 self._out_bytes = 0
                 self._sent_id = self._admitted_id
                 await write(Frame(body=_pack(items)))
@@ -305,13 +350,14 @@ class Session:
         try:
             while (frame := await read()) is not grpc.aio.EOF:
                 items = _unpack(frame.body, use_list=False, strict_map_key=False)
-                for first in range(1, len(items), _TURN_ITEMS):
-                    self._take(items[first : first + _TURN_ITEMS])
-                    if first + _TURN_ITEMS < len(items):
-                        await asyncio.sleep(0)
+                first, *later = turns(items, self._operations_max)
+                self._take(first)
+                for turn in later:
+                    await asyncio.sleep(0)
+                    self._take(turn)
         except grpc.aio.AioRpcError as error:
             text = f"the session broke: {error.details() or error.code().name}"
-        except _MALFORMED as error:
+        except MALFORMED as error:
             text = f"the server sent a frame that makes no sense ({error!r})"
         except asyncio.CancelledError:
             text = "the session was closed"
@@ -320,7 +366,7 @@ class Session:
         finally:
             self._break(text)
 
-    def _take(self, items: tuple[Any, ...]) -> None:
+    def _take(self, items: list[tuple[Any, ...]]) -> None:
         calls = self._calls
         for item in items:
             kind = item[0]
@@ -337,6 +383,8 @@ class Session:
                         payload = b"".join((*parts, payload))
                     if not future.done():
                         future.set_result(payload)
+            elif kind == _WRITTEN:
+                self._written(item[1], item[2], item[3])
             elif kind == session_pb2.MESSAGE:
                 if type(item[2]) is not bytes:
                     raise TypeError("a message without bytes")
@@ -356,6 +404,19 @@ class Session:
         if self._backlog:
             self._admit()
         self._leave_if_done()
+
+    def _written(self, first_id: int, revision: int, count: int) -> None:
+        calls = self._calls
+        freed_bytes = 0
+        for call_id in range(first_id, first_id + count):
+            call = calls.pop(call_id, None)
+            if call is not None:
+                self._inflight -= 1
+                freed_bytes += call[2]
+                if not call[0].done():
+                    call[0].set_result(revision)
+            revision += 1
+        self._inflight_bytes -= freed_bytes
 
     def _ended(self, call_id: int, code: int, text: str) -> None:
         stream = self._streams.pop(call_id, None)
@@ -380,10 +441,10 @@ class Session:
         unsent = {call_id for call_id in late if call_id > self._sent_id}
         if unsent:
             # Never sent, so it must not be sent now. A pipeline's operations are late together.
-            kinds = (_CALL, session_pb2.PIPELINE)
-            self._out[1:] = [
-                item for item in self._out[1:] if not (item[0] in kinds and item[1] in unsent)
-            ]
+            out = self._out[1:]
+            del self._out[1:]
+            for item in out:
+                self._out += without(item, unsent)
         for call_id in late:
             if call_id in unsent:
                 text = f"{self._target}: no time left to send"
@@ -467,20 +528,8 @@ async def open_session(
     if frame is grpc.aio.EOF:
         raise UnreachableError(f"{target}: the server ended the session")
     try:
-        hello = _hello(_unpack(frame.body))
-    except _MALFORMED as error:
+        hello = read_hello(_unpack(frame.body))
+    except MALFORMED as error:
         stream.cancel()
         raise UnsupportedError(f"{target}: no hello of a session: {error}") from error
     return Session(target, stream, hello, on_end)
-
-
-def _hello(items: list[Any]) -> dict[str, Any]:
-    if items[0] != _FORMAT:
-        raise ValueError(f"sessions of format {items[0]}")
-    kind, hello = items[1]
-    paths = all(type(path) is str for path in hello["methods"])
-    numbers = all(type(hello[name]) is int for name in _HELLO_NUMBERS)
-    if kind != session_pb2.HELLO or not (paths and numbers):
-        raise ValueError("it makes no sense")
-    found: dict[str, Any] = hello
-    return found

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import grpc
@@ -45,7 +46,7 @@ from kvstore.client.errors import (
     error_from_rpc,
 )
 from kvstore.client.link import Link
-from kvstore.client.methods import AUTHENTICATE, Method
+from kvstore.client.methods import AUTHENTICATE, PUT, Method
 from kvstore.client.session import Session
 from kvstore.client.timeouts import checked_s, positive_s
 from kvstore.pb import session_pb2
@@ -53,11 +54,15 @@ from kvstore.pb import session_pb2
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from kvstore.pb.rpc_pb2 import PutResponse
+
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 Result = TypeVar("Result")
 
 PipelineCall: TypeAlias = tuple[Method[Any, Any], Message, bool]
+Sent: TypeAlias = "tuple[asyncio.Future[Any], Session, int, Link, str | None, float]"
+"""A put that was sent: its answer to come, session and id, link, token, end of its time."""
 Mode = Literal["auto", "session", "unary"]
 
 CONNECT_TIMEOUT_S = 2.0
@@ -71,6 +76,7 @@ _GROUP_BYTES_MAX = 1 << 20
 # What one entry of the log holds: a longer group would be cut there.
 PIPELINE_STOPPED_TEXT = "kvstore: not applied: an operation before it in the pipeline failed"
 
+_PUT_PATH = PUT.path
 _NOT_APPLIED = (NoLeaderError, UnreachableError, PipelineStoppedError, ReadFailedError)
 _REQUIRE_LEADER = (("hasleader", "true"),)
 # A member cut off from its leader refuses at once instead of after etcd's 7 s, with a refusal that
@@ -124,6 +130,7 @@ class Transport:
         self.counters = Counters()
         self._closed_because = ""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
 
     def enter(self) -> asyncio.AbstractEventLoop:
         """Return the running loop, which is the client's from the first use on.
@@ -137,6 +144,7 @@ class Transport:
                 raise ClosedError(f"the client is closed{self._closed_because}")
             self.check_loop()
             self._loop = loop
+            self._loop_thread = get_ident()
         return loop
 
     def check_loop(self) -> None:
@@ -225,6 +233,42 @@ class Transport:
                     return await self._repeat(attempt, deadline_s, first=first)
         attempt = partial(self._attempt, method, request, write, flags)
         return await self._repeat(attempt, loop.time() + limit_s, endpoint)
+
+    def begin_put(self, payload: bytes) -> Sent | None:
+        """Send a plain put in the session that stands; None when `call` has to find its way."""
+        link = self.links[self._preferred]
+        session = link.session
+        loop = self._loop
+        if (
+            session is None
+            or loop is None
+            or not (link.is_ready and session.takes_puts)
+            or self._is_login_due
+            or self.is_closed
+            # As asking for the running loop, which is a system call each time in Python 3.11.
+            or self._loop_thread != get_ident()
+            or not loop.is_running()
+            or len(payload) > session.payload_bytes_max
+        ):
+            return None
+        self.counters.calls[_PUT_PATH] += 1
+        deadline_s = session.time_s() + self.timeout_s
+        future = session.submit_put(payload, deadline_s, self.timeout_s)
+        return future, session, session.last_id, link, self._token, deadline_s
+
+    async def end_put(self, sent: Sent, answer: Any, payload: bytes) -> PutResponse:
+        """Return the response to a put whose answer was more than a revision, as `call` would."""
+        _, _, _, link, token, deadline_s = sent
+        if answer.__class__ is bytes:
+            parsed = parse_answer(PUT, answer, write=True)
+            if not isinstance(parsed, KvError):
+                return parsed
+            failure = parsed
+        else:
+            failure = self._unless_closed(answer.error(write=True), write=True)
+        request = PUT.request.FromString(payload)
+        attempt = partial(self._attempt, PUT, request, True, session_pb2.NO_FLAG)
+        return await self._repeat(attempt, deadline_s, first=(link, token, failure))
 
     async def _repeat(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -177,6 +178,16 @@ def put_result(response: pb.PutResponse) -> PutResult:
     """Read the answer of a put."""
     previous = key_value(response.prev_kv) if response.HasField("prev_kv") else None
     return PutResult(response.header.revision, previous)
+
+
+_new = partial(tuple.__new__, PutResult)
+
+
+def written(revision: int) -> PutResult:
+    """Return the result of a put that made this revision."""
+    # As PutResult(revision, None), which is a call of Python code once more.
+    result: PutResult = _new((revision, None))
+    return result
 
 
 def delete_result(response: pb.DeleteRangeResponse) -> DeleteResult:

@@ -15,7 +15,7 @@ from kvstore.mvcc.errors import CorruptStore, NewerFormat, StorageError
 from kvstore.ports import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lmdb import _Database
 
@@ -181,8 +181,10 @@ class LmdbBackend:
 
     # the storage thread
 
-    def commit(self, changes: Sequence[Change]) -> None:
+    def commit(self, changes: Sequence[Change], puts: Mapping[bytes, bytes] | None = None) -> None:
         """Make all changes durable together, in order: returns after the disk has them.
+
+        `puts` are of the table `key`, behind all changes.
 
         Raises:
             lmdb.Error: The disk refused or the map is full. The caller ends the process.
@@ -193,10 +195,13 @@ class LmdbBackend:
                 with transaction.cursor(database) as cursor:
                     for is_put, part in groupby(run, _is_put):
                         if is_put:
-                            _put_all(cursor, [(key, value or b"") for _, key, value in part])
+                            _put_all(cursor, {key: value or b"" for _, key, value in part})
                         else:
                             for _, key, _ in part:
                                 transaction.delete(key, db=database)
+            if puts:
+                with transaction.cursor(self._tables["key"]) as cursor:
+                    _put_all(cursor, puts)
         self._commits += 1
 
     # accounts
@@ -224,12 +229,12 @@ def _is_put(change: Change) -> bool:
     return change[2] is not None
 
 
-def _put_all(cursor: lmdb.Cursor[bytes], items: list[tuple[bytes, bytes]]) -> None:
+def _put_all(cursor: lmdb.Cursor[bytes], records: Mapping[bytes, bytes]) -> None:
     # One call for the whole run: a Python loop would take the interpreter lock from the loop for
     # every record. A run above the table's last key is appended, which fills pages fully.
-    append = not cursor.last() or cursor.key() < items[0][0]
-    consumed, added = cursor.putmulti(items, append=append)
-    if consumed == added == len(items):
+    append = not cursor.last() or cursor.key() < next(iter(records))
+    consumed, added = cursor.putmulti(records.items(), append=append)
+    if consumed == added == len(records):
         return
     # Append skips what is out of order without an error. Put the run again, without.
-    cursor.putmulti(items)
+    cursor.putmulti(records.items())

@@ -9,7 +9,7 @@ from sortedcontainers import SortedDict
 from kvstore.ports import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from kvstore.ports import Change, Table
 
@@ -61,7 +61,7 @@ class MemoryBackend:
         found = [(key, records[key]) for key in records.irange(start, end, inclusive=(True, False))]
         yield from found
 
-    def commit(self, changes: Sequence[Change]) -> None:
+    def commit(self, changes: Sequence[Change], puts: Mapping[bytes, bytes] | None = None) -> None:
         """Apply all changes in order."""
         tables = self._tables
         for table, key, value in changes:
@@ -69,6 +69,7 @@ class MemoryBackend:
                 tables[table].pop(key, None)
             else:
                 tables[table][key] = value
+        tables["key"].update(puts or {})
         self.commits += 1
 
     def view(self) -> MemoryView:

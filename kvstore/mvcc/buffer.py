@@ -46,13 +46,12 @@ class Generation:
         return not (self.records or self.deleted or self.others)
 
     def changes(self) -> list[Change]:
-        """Return everything as backend changes: deletions, then puts, then the other tables.
+        """Return everything but the records as backend changes.
 
-        Deletions first, so that the puts are one unbroken ascending run at the table's end. They
+        Records come behind them, one unbroken ascending run at the end of their table. Deletions
         never name a record of the same generation.
         """
         changes: list[Change] = [(KEY_TABLE, key, None) for key in self.deleted]
-        changes += [(KEY_TABLE, key, value) for key, value in self.records.items()]
         changes += [(table, key, value) for (table, key), value in self.others.items()]
         return changes
 

@@ -238,18 +238,15 @@ class Index:
 
     # rebuild
 
-    def load(self, histories: dict[bytes, History]) -> None:
-        """Replace everything by histories built elsewhere (`kvstore.mvcc.rebuild`)."""
+    def load(self, histories: dict[bytes, History], gone: set[bytes]) -> None:
+        """Replace everything by histories built elsewhere (`kvstore.mvcc.rebuild`).
+
+        `gone` are the keys whose newest change is a deletion.
+        """
         self.histories = histories
         live: Iterable[bytes] = histories
-        gone = [
-            key
-            for key, history in histories.items()
-            if len(history) != _RECORD and history[-9] == _TOMBSTONE
-        ]
         if gone:
-            dead = set(gone)
-            live = (key for key in histories if key not in dead)
+            live = (key for key in histories if key not in gone)
         self.live = SortedList(live)
         self.deleted = SortedList(gone)
 

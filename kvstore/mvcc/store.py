@@ -7,6 +7,7 @@ entry.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from kvstore.mvcc import keyvalue, revision, txn
@@ -24,7 +25,7 @@ from kvstore.mvcc.revision import pack_fields
 from kvstore.pb import rpc_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from kvstore.mvcc.results import RangeResult, TxnResult
     from kvstore.ports import Backend, Change, Table
@@ -46,11 +47,11 @@ class LeaseBook(Protocol):
 class Batch:
     """A sealed write buffer on its way to the backend.
 
-    Run `backend.commit(batch.changes())` on the storage thread, then `store.committed(batch)` on
-    the loop.
+    Run `backend.commit(batch.changes(), batch.puts)` on the storage thread, then
+    `store.committed(batch)` on the loop.
     """
 
-    __slots__ = ("_generation", "applied", "records", "size_bytes")
+    __slots__ = ("_generation", "applied", "puts", "records", "size_bytes")
 
     def __init__(self, generation: Generation, applied: AppliedMark) -> None:
         self._generation = generation
@@ -58,11 +59,14 @@ class Batch:
         self.applied = applied
         """The end of the last entry whose changes are in the batch."""
 
+        self.puts = generation.records
+        """Key-values by revision key, in their order."""
+
         self.records = len(generation.records) + len(generation.deleted) + len(generation.others)
         self.size_bytes = generation.size_bytes
 
     def changes(self) -> list[Change]:
-        """Return the backend changes; call it on the storage thread, the list takes a while."""
+        """Return the other changes, which come before the puts; on the storage thread."""
         return self._generation.changes()
 
 
@@ -111,6 +115,9 @@ class Store:
 
         Inside a transaction it moves with the first change, as headers in its replies do.
         """
+
+        self.watched = True
+        """Whether anybody takes events. `put_run` makes none for nobody; all else does."""
 
         self._events: list[Revision] = []
         self._txn_events: list[Event] = []
@@ -176,6 +183,45 @@ class Store:
         self.revision = main
         self.puts += 1
         return main, None
+
+    def put_run(self, requests: Sequence[bytes], start: int) -> int:
+        """Carry out encoded PutRequests, from a place on, as `put_bytes` each but in one go.
+
+        Most entries are nothing but plain puts: what is looked up and called once for all of them
+        is a third of what each costs alone.
+
+        Returns:
+            How many there were before the first that is not plain, or the end. They have made as
+            many revisions, up to the current one, and returned no replaced KeyValue.
+        """
+        put = self.index.put
+        lease_of = self._lease_of
+        live = self.buffer.live
+        records, add = live.records, live.order.append
+        events = self._events if self.watched else None
+        main = self.revision
+        size_bytes = 0
+        for request in islice(requests, start, None):
+            key_end = plain_put(request)
+            if not key_end:
+                break
+            main += 1
+            key = request[2:key_end]
+            revision_key = pack_fields(main, b"_", 0)
+            created, version = put(key, main, revision_key)
+            record = encode_parts(request[:key_end], created, main, version, request[key_end + 1 :])
+            records[revision_key] = record
+            add(revision_key)
+            size_bytes += len(record)
+            if key in lease_of:
+                self._move_lease(key, 0)
+            if events is not None:
+                events.append((main, [new_event((PUT, key, record, main))]))
+        count = main - self.revision
+        live.size_bytes += size_bytes + count * revision.KEY_BYTES
+        self.revision = main
+        self.puts += count
+        return count
 
     def delete_range(self, request: rpc_pb2.DeleteRangeRequest) -> tuple[int, int, list[bytes]]:
         """Delete a range; return the revision, the number of keys, and their KeyValues if asked.

@@ -81,6 +81,7 @@ class WatchHub:
         jitter: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self.store = store
+        store.watched = False
 
         self.revision = store.revision
         """Revision up to which changes were taken. Synced watchers have everything up to it."""
@@ -123,14 +124,15 @@ class WatchHub:
         return stream
 
     def notify(self, changes: Sequence[Revision]) -> None:
-        """Take the changes of an applied entry, in order of revision, and serve synced watchers."""
-        if changes:
+        """Take the changes of an applied entry, in order of revision, and serve synced watchers.
+
+        Without watchers the store may leave changes out (`WatchSource.watched`).
+        """
+        if not self._matcher:
+            self.revision = self.store.revision
+        elif changes:
             first = changes[0][0]
             assert first > self.revision
-            if not self._matcher:
-                self.revision = changes[-1][0]
-                self._progress.answer()
-                return
             match = self._matcher.match
             touched: dict[Group, list[WatchEvent]] = {}
             for _, events in changes:
@@ -201,6 +203,7 @@ class WatchHub:
         """
         next_revision = self.revision + 1
         self.store = store
+        store.watched = bool(self._matcher)
         self.revision = store.revision
         for stream in list(self._streams):
             for watcher in stream.watchers.values():
@@ -245,6 +248,7 @@ class WatchHub:
         if group is None:
             group = Group(start, end)
             self._matcher.add(start, end, group)
+            self.store.watched = True
         group.size += 1
         watcher = stream.watchers[watch_id] = Watcher(stream, group, request, watch_id)
         if watcher.progress_notify:
@@ -279,6 +283,7 @@ class WatchHub:
         group.size -= 1
         if not group.size:
             self._matcher.remove(group.start, group.end)
+            self.store.watched = bool(self._matcher)
 
     def close(self, stream: WatchStream) -> None:
         """Forget a stream and its watchers."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class WatchSource(Protocol):
     """What the hub needs of the store."""
 
+    watched: bool
+    """Whether events are wanted. The hub says so; it takes none while it has no watchers."""
+
     @property
     def revision(self) -> int:
         """Current revision."""

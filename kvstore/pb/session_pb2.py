@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvstore/pb/session.proto\x12\x07kvstore\"\x15\n\x05\x46rame\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c*\xa0\x01\n\x04Item\x12\t\n\x05HELLO\x10\x00\x12\x08\n\x04\x43\x41LL\x10\x01\x12\t\n\x05REPLY\x10\x02\x12\x07\n\x03\x45ND\x10\x03\x12\x08\n\x04OPEN\x10\x04\x12\x0b\n\x07MESSAGE\x10\x05\x12\x0e\n\nHALF_CLOSE\x10\x06\x12\n\n\x06\x43\x41NCEL\x10\x07\x12\n\n\x06\x43REDIT\x10\x08\x12\x0c\n\x08METADATA\x10\t\x12\x0c\n\x08PIPELINE\x10\n\x12\n\n\x06GOAWAY\x10\x0b\x12\x08\n\x04PART\x10\x0c*.\n\x04\x46lag\x12\x0b\n\x07NO_FLAG\x10\x00\x12\x0e\n\nANY_MEMBER\x10\x01\x12\t\n\x05PARTS\x10\x02\x32\x35\n\x07Session\x12*\n\x04Open\x12\x0e.kvstore.Frame\x1a\x0e.kvstore.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvstore/pb/session.proto\x12\x07kvstore\"\x15\n\x05\x46rame\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c*\xb7\x01\n\x04Item\x12\t\n\x05HELLO\x10\x00\x12\x08\n\x04\x43\x41LL\x10\x01\x12\t\n\x05REPLY\x10\x02\x12\x07\n\x03\x45ND\x10\x03\x12\x08\n\x04OPEN\x10\x04\x12\x0b\n\x07MESSAGE\x10\x05\x12\x0e\n\nHALF_CLOSE\x10\x06\x12\n\n\x06\x43\x41NCEL\x10\x07\x12\n\n\x06\x43REDIT\x10\x08\x12\x0c\n\x08METADATA\x10\t\x12\x0c\n\x08PIPELINE\x10\n\x12\n\n\x06GOAWAY\x10\x0b\x12\x08\n\x04PART\x10\x0c\x12\x08\n\x04PUTS\x10\r\x12\x0b\n\x07WRITTEN\x10\x0e*.\n\x04\x46lag\x12\x0b\n\x07NO_FLAG\x10\x00\x12\x0e\n\nANY_MEMBER\x10\x01\x12\t\n\x05PARTS\x10\x02\x32\x35\n\x07Session\x12*\n\x04Open\x12\x0e.kvstore.Frame\x1a\x0e.kvstore.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvstore.pb.session_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ITEM']._serialized_start=61
-  _globals['_ITEM']._serialized_end=221
-  _globals['_FLAG']._serialized_start=223
-  _globals['_FLAG']._serialized_end=269
+  _globals['_ITEM']._serialized_end=244
+  _globals['_FLAG']._serialized_start=246
+  _globals['_FLAG']._serialized_end=292
   _globals['_FRAME']._serialized_start=37
   _globals['_FRAME']._serialized_end=58
-  _globals['_SESSION']._serialized_start=271
-  _globals['_SESSION']._serialized_end=324
+  _globals['_SESSION']._serialized_start=294
+  _globals['_SESSION']._serialized_end=347
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,8 @@ class Item(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PIPELINE: _ClassVar[Item]
     GOAWAY: _ClassVar[Item]
     PART: _ClassVar[Item]
+    PUTS: _ClassVar[Item]
+    WRITTEN: _ClassVar[Item]
 
 class Flag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -39,6 +41,8 @@ METADATA: Item
 PIPELINE: Item
 GOAWAY: Item
 PART: Item
+PUTS: Item
+WRITTEN: Item
 NO_FLAG: Flag
 ANY_MEMBER: Flag
 PARTS: Flag

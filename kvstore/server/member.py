@@ -428,6 +428,7 @@ class Member:
             self.health,
         ):
             service.register(guard)
+        self.sessions.open_door(self.writes, lambda: bool(self.node.leader) and not self.is_learner)
         self.sessions.register()
         if config.metrics == "extensive":
             self.server.time_calls(self.metrics.handled())
@@ -620,9 +621,7 @@ class Member:
 
     def _applied(self, applied: Applied) -> None:
         self.metrics.applied(applied)
-        events = self.store.take_events()
-        if events:
-            self.watches.notify(events)
+        self.watches.notify(self.store.take_events())
         if self.store.compacted != self._compacted:
             self._compacted = self.store.compacted
             self.watches.compacted(self._compacted)

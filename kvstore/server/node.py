@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kvstore.apply.applier import Applied, Applier
+from kvstore.apply.ops import Op
 from kvstore.peer.codec import CodecError, decode, encode
 from kvstore.peer.link import Channel
 from kvstore.ports import Clock
@@ -33,7 +34,7 @@ from kvstore.raft.messages import (
     Role,
 )
 from kvstore.raft.raft import Raft
-from kvstore.server.proposals import Done, Proposals
+from kvstore.server.proposals import Done, Proposals, Run, answer
 from kvstore.server.reads import Reads
 
 log = logging.getLogger("kvstore.node")
@@ -195,6 +196,18 @@ class Node:
         """
         op = (kind, payload, user, auth_revision) if user else (kind, payload)
         self.proposals.add(op, len(payload), done, self.clock.monotonic_ns())
+        if not self._scheduled:
+            self._wake()
+
+    def propose_run(self, ops: list[Op], size_bytes: int, run: Run) -> None:
+        """Bring operations that came together into the log, in their order.
+
+        They end as with `propose`, many at a time: `run.done` takes ids and what became of them.
+
+        Raises:
+            TooManyRequestsError: Nothing was queued.
+        """
+        self.proposals.add_run(ops, size_bytes, run, self.clock.monotonic_ns())
         if not self._scheduled:
             self._wake()
 
@@ -400,6 +413,9 @@ class Node:
                 self._applying.extend(ready.apply)
             for read in ready.reads:
                 self.reads.ready(read.read_id, read.index, self.applied_index)
+                if read.index is not None and self.reads.are_waiting and not self._scheduled:
+                    # What came during the round waits for nothing else to happen.
+                    self._wake()
 
     def _role_changed(self, ready: Ready) -> None:
         if ready.leader and ready.leader != self.leader:
@@ -482,5 +498,4 @@ class Node:
             waiters = self.proposals.applied(
                 applied.incarnation, applied.first_sequence, applied.results
             )
-            for done, result in zip(waiters, applied.results, strict=False):
-                done(result)
+            answer(waiters, applied.results)

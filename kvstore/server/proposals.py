@@ -7,10 +7,10 @@ applied, or outcome unknown. Nothing here knows Raft's messages or the store.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvstore.apply.ops import ENTRY_BYTES_MAX, ENTRY_OPS_MAX, Op, encode_batch, op_size_bytes
 from kvstore.server.errors import NoLeaderError, StoppedError, TimedOutError, TooManyRequestsError
@@ -18,11 +18,32 @@ from kvstore.server.errors import NoLeaderError, StoppedError, TimedOutError, To
 Done = Callable[[Any], None]
 """Takes the result, or the exception that says how the operation ended."""
 
+DoneAll = Callable[[range, Any], None]
+"""Takes ids of a `Run` and a list of their results, or the exception that ended all of them."""
+
 PENDING_MAX = 20_000
 """Operations accepted and not yet answered; beyond it the edge refuses."""
 
 PENDING_SIZE_MAX = 256 << 20
 """The same bound in bytes of request."""
+
+
+class Run:
+    """Operations that came together and are answered together, by ids of their owner's.
+
+    One waiter for many: a callable for each operation, made and called, is a tenth of a put.
+    """
+
+    __slots__ = ("done", "ids")
+
+    def __init__(self, done: DoneAll, ids: range) -> None:
+        self.done = done
+        """Called once, or once for each batch that the ids were cut into, in order."""
+
+        self.ids = ids
+
+
+Waiter: TypeAlias = Done | Run
 
 
 @dataclass(slots=True)
@@ -34,7 +55,9 @@ class Batch:
     """The term in which the batch was proposed or forwarded; it can be appended in no other."""
 
     ops: list[Op]
-    waiters: list[Done]
+    waiters: list[Waiter]
+    """In the order of the operations; a run waits for as many as it has ids."""
+
     size_bytes: int
     deadline_ns: int
 
@@ -64,7 +87,7 @@ class Proposals:
         # The core wants the ids of forwarded batches to ascend across restarts.
         self._sequence = incarnation << 32
         self._ops: list[Op] = []
-        self._waiters: list[Done] = []
+        self._waiters: list[Waiter] = []
         self._ops_bytes = 0
         self._ops_deadline_ns = 0
         self._groups: list[tuple[int, int]] = []
@@ -88,6 +111,23 @@ class Proposals:
         self._ops_bytes += size_bytes
         self.size_bytes += size_bytes
         self.count += 1
+
+    def add_run(self, ops: list[Op], size_bytes: int, run: Run, now_ns: int) -> None:
+        """Queue operations that came together, as `add` each; a batch may be cut between them.
+
+        Raises:
+            TooManyRequestsError: A bound is reached; none of them was queued.
+        """
+        assert len(ops) == len(run.ids)
+        if self.count + len(ops) > PENDING_MAX or self.size_bytes + size_bytes > PENDING_SIZE_MAX:
+            raise TooManyRequestsError
+        if not self._ops:
+            self._ops_deadline_ns = now_ns + self._timeout_ns
+        self._ops += ops
+        self._waiters.append(run)
+        self._ops_bytes += size_bytes
+        self.size_bytes += size_bytes
+        self.count += len(ops)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -141,9 +181,10 @@ class Proposals:
             count += 1
         count = self._outside_groups(count)
         size = sum(len(op[1]) for op in ops[:count])
-        self._ops, self._waiters = ops[count:], waiters[count:]
+        self._ops = ops[count:]
+        first, self._waiters = _split(waiters, count)
         self._ops_bytes -= size
-        return Batch(0, 0, ops[:count], waiters[:count], size, self._ops_deadline_ns)
+        return Batch(0, 0, ops[:count], first, size, self._ops_deadline_ns)
 
     def _outside_groups(self, count: int) -> int:
         """Move a cut out of the group that it would split, and count the rest from there."""
@@ -156,14 +197,16 @@ class Proposals:
         ]
         return count
 
-    def applied(self, incarnation: int, first_sequence: int, results: Sequence[Any]) -> list[Done]:
-        """Return the waiters of a batch that came out of the log, in the order of its results."""
+    def applied(
+        self, incarnation: int, first_sequence: int, results: Sequence[Any]
+    ) -> list[Waiter]:
+        """Return the waiters of a batch that came out of the log, for `answer`."""
         if incarnation != self.incarnation:
             return []
         batch = self._sent.pop(first_sequence, None)
         if batch is None:
             return []
-        assert len(batch.waiters) == len(results)
+        assert len(batch.ops) == len(results)
         self._forget(batch)
         return batch.waiters
 
@@ -216,10 +259,43 @@ class Proposals:
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         self._forget(batch)
-        self.failed += len(batch.waiters)
-        for done in batch.waiters:
-            done(error)
+        self.failed += len(batch.ops)
+        for waiter in batch.waiters:
+            if isinstance(waiter, Run):
+                waiter.done(waiter.ids, error)
+            else:
+                waiter(error)
 
     def _forget(self, batch: Batch) -> None:
         self.size_bytes -= batch.size_bytes
-        self.count -= len(batch.waiters)
+        self.count -= len(batch.ops)
+
+
+def answer(waiters: Iterable[Waiter], results: Sequence[Any]) -> None:
+    """Give each waiter its result; they are in the same order."""
+    position = 0
+    for waiter in waiters:
+        if isinstance(waiter, Run):
+            end = position + len(waiter.ids)
+            waiter.done(waiter.ids, results[position:end])
+            position = end
+        else:
+            waiter(results[position])
+            position += 1
+
+
+def _split(waiters: list[Waiter], count: int) -> tuple[list[Waiter], list[Waiter]]:
+    """Cut behind the waiters of so many operations, and through the run that has the place."""
+    position = 0
+    for number, waiter in enumerate(waiters):
+        left = count - position
+        if not left:
+            return waiters[:number], waiters[number:]
+        if not isinstance(waiter, Run):
+            position += 1
+        elif len(waiter.ids) <= left:
+            position += len(waiter.ids)
+        else:
+            head, tail = Run(waiter.done, waiter.ids[:left]), Run(waiter.done, waiter.ids[left:])
+            return [*waiters[:number], head], [tail, *waiters[number + 1 :]]
+    return waiters, []

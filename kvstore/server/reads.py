@@ -44,6 +44,11 @@ class Reads:
         """Queue one read for the next round."""
         self._waiting.append((self._clock.monotonic_ns() + self._timeout_ns, fresh))
 
+    @property
+    def are_waiting(self) -> bool:
+        """Whether reads wait for a round to begin."""
+        return bool(self._waiting)
+
     def start(self) -> None:
         """Begin a round if reads wait and none is under way."""
         if self._waiting and not self._round:

@@ -146,7 +146,7 @@ class Storage:
 
     def _write(self, batch: Batch) -> None:
         try:
-            self.backend.commit(batch.changes())
+            self.backend.commit(batch.changes(), batch.puts)
         except Exception as error:  # noqa: BLE001 (every failure of the store's disk ends the process)
             self._fatal(error)
 

@@ -65,6 +65,8 @@ class HostFirewall:
         self._on_report = on_report
         self._last = FirewallReport()
         self._told: tuple[IPv4Network, frozenset[IPv4Address]] | None = None
+        self._rules: Rules | None = None
+        """Of the subnet that was told last."""
         self._is_placed = False
         """The chains of others have been looked at."""
         self._late: set[asyncio.Task[Any]] = set()
@@ -87,7 +89,12 @@ class HostFirewall:
         if self._told == (subnet, vteps):
             return
         self._told = subnet, vteps
-        if not await self._bounded(self._own.apply(self._wanted.rules(subnet), vteps)):
+        if self._rules is None or self._rules.subnet != subnet:
+            self._rules = self._wanted.rules(subnet)
+        written = self._own.step(self._rules, vteps)
+        if written is not None:
+            self._report(written=Counter(firewall=written))
+        elif not await self._bounded(self._own.apply(self._rules, vteps)):
             self._report(
                 problem=f"nftables have not answered within {PATIENCE_S:g} s; somebody may be"
                 " writing very many rules"

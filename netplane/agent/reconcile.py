@@ -75,6 +75,8 @@ class Reconciler:
         # Before anything is read, or a change right behind the reading is not told.
         self._monitor = Monitor(namespace) if listen else None
         self._connection = Connection(namespace)
+        if self._monitor is not None:
+            self._monitor.leave_out(self._connection.port)
         self._kernel = Kernel(self._connection)
         self._links = LinkKeeper(scope, self._kernel)
         self._desired: Desired | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,11 @@ LINKS_AND_ADDRESSES = (1, 5)
 """For who keeps nothing else: a thousand peers are three thousand notifications of the others."""
 
 BUFFER_BYTES = 16 * 1024 * 1024
+SO_ATTACH_FILTER = 26
+BPF_LD_W_ABS, BPF_JEQ, BPF_RET = 0x20, 0x15, 0x06
+PORT_OFFSET = 12
+"""Of nlmsg_pid in a message's header."""
+
 REMOVALS = {Type.DELLINK, Type.DELADDR, Type.DELROUTE, Type.DELNEIGH}
 
 
@@ -87,6 +94,10 @@ class Monitor:
         """Give the socket back."""
         self._socket.close()
 
+    def leave_out(self, port: int) -> None:
+        """Hear no more of what is written by the socket with this port: nobody is woken by it."""
+        leave_out(self._socket, port)
+
     async def read(self, names: Mapping[int, str], own_port: int) -> list[Change]:
         """Wait for notifications and return them, oldest first.
 
@@ -111,6 +122,24 @@ class Monitor:
                 return found
             except OSError as error:
                 found += _overrun(error)
+
+
+def leave_out(monitor: socket.socket, port: int) -> None:
+    """Have the kernel drop, for this socket, what carries a port. Once for each socket."""
+    # linux/filter.h: load the header's port, as big endian; equal: drop, else take all of it.
+    meant = int.from_bytes(struct.pack("=I", port), "big")
+    program = b"".join(
+        struct.pack("=HBBI", *step)
+        for step in (
+            (BPF_LD_W_ABS, 0, 0, PORT_OFFSET),
+            (BPF_JEQ, 0, 1, meant),
+            (BPF_RET, 0, 0, 0),
+            (BPF_RET, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    kept = ctypes.create_string_buffer(program, len(program))
+    filter_program = struct.pack("HP", len(program) // 8, ctypes.addressof(kept))
+    monitor.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_program)
 
 
 def _overrun(error: OSError) -> list[Change]:

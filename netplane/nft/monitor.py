@@ -19,7 +19,7 @@ from netplane.netlink.connection import (
     SOL_NETLINK,
     open_socket,
 )
-from netplane.netlink.monitor import BUFFER_BYTES, NETLINK_ADD_MEMBERSHIP, Overrun
+from netplane.netlink.monitor import BUFFER_BYTES, NETLINK_ADD_MEMBERSHIP, Overrun, leave_out
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,22 @@ class TableChange:
 class NftMonitor:
     """A socket that hears of every change of nftables in a namespace. End with `close`.
 
+    Args:
+        namespace: a path, as `/run/netns/a`; None is the one we are in.
+        buffer_bytes: what may wait to be read.
+        but_of_port: of a socket whose changes are not to be heard.
+
     Raises:
         OSError: The kernel has no nf_tables, or we may not listen.
     """
 
-    def __init__(self, namespace: str | None = None, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        namespace: str | None = None,
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        but_of_port: int | None = None,
+    ) -> None:
         with opening:
             self._socket = open_socket(namespace, NETLINK_NETFILTER)
         with contextlib.ExitStack() as undo:
@@ -69,6 +80,9 @@ class NftMonitor:
                 self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
             except PermissionError:  # as far as we may: an overrun costs a look, nothing is missed
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+            if but_of_port is not None:
+                # All that one transaction tells carries the port of who wrote it.
+                leave_out(self._socket, but_of_port)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
             undo.pop_all()
         self._changed: dict[tuple[int, str], bool] = {}

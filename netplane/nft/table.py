@@ -185,10 +185,15 @@ class KeptTable:
 
     # hearing
 
+    def _quiet_port(self) -> int | None:
+        """Return the port of a socket whose changes are not to be heard. Raises OSError."""
+        return None
+
     async def _listen(self) -> None:
         while True:
             try:
-                with contextlib.closing(NftMonitor(self._namespace)) as monitor:
+                monitor = NftMonitor(self._namespace, but_of_port=self._quiet_port())
+                with contextlib.closing(monitor):
                     self._note("start")  # what came before was not heard
                     self._on_other(Overrun())
                     while True:

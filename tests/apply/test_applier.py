@@ -71,7 +71,7 @@ class Member:
     def restart(self) -> None:
         batch = self.state.store.seal(AppliedMark(self.index, 1, b""))
         assert batch is not None
-        self.backend.commit(batch.changes())
+        self.backend.commit(batch.changes(), batch.puts)
         self.state.store.committed(batch)
         self.state = open_state(self.backend, minimum_ttl_s=2)
 
@@ -146,10 +146,10 @@ def test_an_unknown_kind_ends_the_member_naming_the_place(member: Member) -> Non
 def test_an_unexpected_exception_ends_the_member(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(request: object) -> None:
+    def broken(requests: object, start: int) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(member.state.store, "put_bytes", broken)
+    monkeypatch.setattr(member.state.store, "put_run", broken)
 
     with pytest.raises(ApplyFailed, match="ZeroDivisionError: a bug"):
         member.put(b"k")
@@ -160,10 +160,10 @@ def test_damaged_stored_data_ends_the_member(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # StorageError is of the store's error tree, but no client's fault: it must not be a result.
-    def damaged(request: object) -> None:
+    def damaged(requests: object, start: int) -> None:
         raise mvcc_errors.CorruptStore("a record is missing")
 
-    monkeypatch.setattr(member.state.store, "put_bytes", damaged)
+    monkeypatch.setattr(member.state.store, "put_run", damaged)
 
     with pytest.raises(ApplyFailed, match="a record is missing"):
         member.put(b"k")

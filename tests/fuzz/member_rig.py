@@ -172,9 +172,7 @@ class MemberRig:
         return True
 
     def _applied(self, applied: Any) -> None:
-        events = self.store.take_events()
-        if events:
-            self.hub.notify(events)
+        self.hub.notify(self.store.take_events())
 
     def _role(self, role: Role, leader: int, term: int) -> None:
         self.leases.role(role)

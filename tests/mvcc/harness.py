@@ -65,7 +65,7 @@ class Member:
         self.applied += 1
         batch = self.store.seal(AppliedMark(self.applied, 1))
         assert batch is not None
-        self.backend.commit(batch.changes())
+        self.backend.commit(batch.changes(), batch.puts)
         self.store.committed(batch)
 
     def purge(self, records_max: int = 1000) -> None:

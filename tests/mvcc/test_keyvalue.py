@@ -90,6 +90,76 @@ def test_encoded_puts_do_what_parsed_ones_do(requests: list[bytes]) -> None:
     assert quick.buffer.live.records == plain.buffer.live.records
 
 
+class Book:
+    """Leases that are all there, and what they hold."""
+
+    def __init__(self) -> None:
+        self.held: set[tuple[int, bytes]] = set()
+
+    def exists(self, lease_id: int) -> bool:
+        return True
+
+    def attach(self, lease_id: int, key: bytes) -> None:
+        self.held.add((lease_id, key))
+
+    def detach(self, lease_id: int, key: bytes) -> None:
+        self.held.remove((lease_id, key))
+
+
+few_keys = st.sampled_from([b"a", b"b", b"c" * 127, b"d" * 128])
+steps = st.tuples(
+    st.sampled_from(["put"] * 8 + ["lease", "delete"]),
+    few_keys,
+    values.filter(lambda v: len(v) < 500),
+)
+
+
+@given(
+    st.lists(st.lists(steps, min_size=1, max_size=40), min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from([0, 1 << 14, 1 << 28]),
+)
+def test_puts_in_a_run_do_what_they_do_alone(
+    entries: list[list[tuple[str, bytes, bytes]]], watched: bool, revision: int
+) -> None:
+    # Runs that meet fresh, long, deleted and leased keys, and requests that are not plain.
+    run_book, book = Book(), Book()
+    run, alone = (Store(MemoryBackend(), leases=each) for each in (run_book, book))
+    run.watched = watched
+    for store in (run, alone):
+        store.revision = max(1, revision - 30)
+    for entry in entries:
+        requests = []
+        for kind, key, value in entry:
+            if kind == "delete":
+                for store in (run, alone):
+                    store.delete_range(rpc_pb2.DeleteRangeRequest(key=key))
+            lease = 7 if kind == "lease" else 0
+            message = rpc_pb2.PutRequest(key=key, value=value, lease=lease)
+            requests.append(message.SerializeToString())
+        position = 0
+        while position < len(requests):
+            before = run.revision
+            count = run.put_run(tuple(requests), position)
+            assert run.revision == before + count
+            position += count
+            if position < len(requests):
+                assert not keyvalue.plain_put(requests[position])
+                run.put_bytes(requests[position])
+                position += 1
+        for request in requests:
+            alone.put_bytes(request)
+        events, expected = run.take_events(), alone.take_events()
+        assert events == expected if watched else set(map(str, events)) <= set(map(str, expected))
+    assert (run.puts, run.revision) == (alone.puts, alone.revision)
+    assert list(run.buffer.live.records.items()) == list(alone.buffer.live.records.items())
+    assert run.buffer.live.order == alone.buffer.live.order
+    assert run.buffered_bytes == alone.buffered_bytes
+    assert run.index.histories == alone.index.histories
+    assert list(run.index.live) == list(alone.index.live)
+    assert run_book.held == book.held
+
+
 @given(keys, revisions)
 def test_tombstones(key: bytes, modified: int) -> None:
     assert keyvalue.encode_tombstone(key) == kv_pb2.KeyValue(key=key).SerializeToString()

@@ -58,6 +58,63 @@ def test_long_keys_and_lengths_at_varint_borders(tmp_path: Path) -> None:
             assert rebuilt.leases == dict.fromkeys(member.leases.keys[7], 7)
 
 
+def test_a_load_in_one_layout_and_what_interrupts_it(tmp_path: Path) -> None:
+    # Batches of first puts alone are taken by columns; every change among them ends that, and a key
+    # that comes back after a deletion keeps its old history.
+    def grown(member: Member) -> None:
+        member.commit()
+        rebuilt = rebuild(stored(member))
+        index = member.store.index
+        assert {key: bytes(h) for key, h in rebuilt.index.histories.items()} == {
+            key: bytes(h) for key, h in index.histories.items()
+        }
+        assert list(rebuilt.index.live) == list(index.live)
+        assert list(rebuilt.index.deleted) == list(index.deleted)
+        held = dict.fromkeys(member.leases.keys[7], 7)
+        assert rebuilt.leases == held
+
+    member = Member("memory", tmp_path, 7)
+    for value in (b"v", b"v" * 127, b"v" * 128, b"v" * 16383, b"v" * 16384, b""):
+        for number in range(300):
+            member.put(b"%d/%03d" % (len(value), number), value)
+    grown(member)
+    for number in range(300):  # version 2, 3
+        member.put(b"128/%03d" % number, b"w" * 128)
+        member.put(b"128/%03d" % (number // 2), b"w" * 128)
+    grown(member)
+    member.put(b"128/000", b"w", lease=7)
+    assert member.delete(b"1", b"2") > 600
+    for number in range(300):  # first puts again, of keys with a history
+        member.put(b"128/%03d" % number, b"w" * 128)
+    grown(member)
+    for number in range(300):  # the same size, with a lease in the place of value bytes
+        member.put(b"200/%03d" % number, b"w" * 126, lease=7 if number == 200 else 0)
+        member.put(b"201/%03d" % number, b"w" * 128)
+    for number in range(400):
+        member.put(b"128/%03d" % number, b"w" * 128)
+    grown(member)
+
+
+@pytest.mark.parametrize("row", [250, 255])  # within a batch, and its last
+def test_a_damaged_record_in_a_load_is_found(row: int, tmp_path: Path) -> None:
+    member = Member("memory", tmp_path)
+    for number in range(300):
+        member.put(b"%03d" % number, b"v" * 200)
+    member.commit()
+    records = list(stored(member))
+    key, record = records[row]
+    tags = [0, 5, 8, 11]  # of key, create revision, mod revision, version
+    assert bytes(record[at] for at in tags) == b"\x0a\x10\x18\x20"
+    for damaged in (
+        (key, record[:-1]),
+        (key[:8] + b"?" + key[9:], record),
+        (key + b"?", record),
+        *((key, record[:at] + b"\x7f" + record[at + 1 :]) for at in tags),
+    ):
+        with pytest.raises(CorruptStore):
+            rebuild([*records[:row], damaged, *records[row + 1 :]])
+
+
 @pytest.mark.parametrize(
     ("key", "record"),
     [

@@ -170,7 +170,7 @@ def test_reads_merge_live_sealed_and_committed(member: Member) -> None:
 
     check()
     assert member.store.seal(AppliedMark(3, 1)) is None, "one batch at a time"
-    member.backend.commit(batch.changes())
+    member.backend.commit(batch.changes(), batch.puts)
     check()
     member.store.committed(batch)
     check()
@@ -208,7 +208,7 @@ def test_seal_without_changes_is_nothing_to_commit(member: Member) -> None:
 def test_the_configuration_survives(member: Member) -> None:
     batch = member.store.seal(AppliedMark(5, 2, b"voters"))
     assert batch is not None
-    member.backend.commit(batch.changes())
+    member.backend.commit(batch.changes(), batch.puts)
     member.store.committed(batch)
     member.restart()
     assert member.store.applied == AppliedMark(5, 2, b"voters")

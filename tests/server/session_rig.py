@@ -10,16 +10,25 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import msgpack
 
+from kvstore.apply.ops import Op
+from kvstore.apply.state import open_state
+from kvstore.mvcc.backend_memory import MemoryBackend
 from kvstore.pb import session_pb2
 from kvstore.pb.session_pb2 import Frame
 from kvstore.rpc import Limits, Server
+from kvstore.server.errors import TooManyRequestsError
+from kvstore.server.header import Headers
+from kvstore.server.proposals import Run
 from kvstore.server.services.session import OPEN_PATH, SessionService
+from kvstore.server.services.writes import Writes
 from tests.rpc.conftest import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 MESSAGE_BYTES_MAX = 2 << 20
+SIZE_MAX = 10_000
+"""Bytes that a put may have to pass the door."""
 
 
 class KvHold:
@@ -52,6 +61,38 @@ class KvHold:
 
     def seen(self) -> list[tuple[str, bytes]]:
         return [(name, data) for name, data, _ in self.calls]
+
+
+class PutLog:
+    """Takes runs of puts as the node does, and holds them for the test to answer."""
+
+    def __init__(self, sessions: SessionService) -> None:
+        self.runs: list[tuple[list[Op], int, Run]] = []
+        self.is_full = False
+        self.is_serving = True
+        self.size_bytes = 0
+        self.a_turn_later: list[int] = []
+        """How many runs there were in the turn after each."""
+
+        state = open_state(MemoryBackend(), minimum_ttl_s=1)
+        writes = Writes(
+            self, state.store, Headers(1, 2),
+            size_bytes=lambda: self.size_bytes, request_size_max=SIZE_MAX, quota_bytes=1 << 20,
+        )  # fmt: skip
+        sessions.open_door(writes, lambda: self.is_serving)
+
+    def propose(self, kind: int, payload: bytes, done: Any) -> None:
+        raise AssertionError("one by one they go to the handler")
+
+    def propose_run(self, ops: list[Op], size_bytes: int, run: Run) -> None:
+        if self.is_full:
+            raise TooManyRequestsError
+        self.runs.append((ops, size_bytes, run))
+        later = asyncio.get_running_loop().call_soon
+        later(lambda: self.a_turn_later.append(len(self.runs)))
+
+    def linearizable(self, done: Any) -> None:
+        raise AssertionError("puts are no reads")
 
 
 class Client:

@@ -20,6 +20,7 @@ from kvstore.raft.messages import (
     Entry,
     Forward,
     Heartbeat,
+    HeartbeatResponse,
     InstallSnapshot,
     Message,
     PreVoteResponse,
@@ -271,6 +272,25 @@ def proposed(world: World, *, answered: Callable[[Any], None]) -> None:
     [entry] = next(m for m in world.sent if isinstance(m, AppendRequest)).entries
     world.applier.batches[entry.data] = decode_batch(entry.data).first_sequence
     world.sent.clear()
+
+
+def test_a_read_that_came_during_a_round_starts_the_next_at_once() -> None:
+    # When the answers of both followers come together nothing else wakes the node: such reads, and
+    # renewals of leases, waited for the next request or the next tick.
+    world = leading()
+    served: list[str] = []
+    world.node.linearizable(lambda error: served.append(f"early {error}"))
+    world.turn()
+    world.node.linearizable(lambda error: served.append(f"late {error}"))
+    world.turn()
+    for name in ("early", "late"):
+        asked = [message for message in world.sent if isinstance(message, Heartbeat)]
+        assert {message.target for message in asked} == {OLD, NEW}, name
+        world.sent.clear()
+        world.hear(*(HeartbeatResponse(m.target, SELF, 1, m.round) for m in asked))
+        world.turn()
+        assert served.pop() == f"{name} None"
+        assert not served
 
 
 def test_a_commit_notice_leaves_after_the_reply() -> None:

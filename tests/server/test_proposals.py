@@ -8,7 +8,7 @@ import pytest
 
 from kvstore.apply.ops import ENTRY_BYTES_MAX, ENTRY_OPS_MAX, PUT, decode_batch
 from kvstore.server.errors import NoLeaderError, StoppedError, TimedOutError, TooManyRequestsError
-from kvstore.server.proposals import PENDING_MAX, Proposals
+from kvstore.server.proposals import PENDING_MAX, Proposals, Run, answer
 
 TIMEOUT_NS = 7_000
 ORIGIN = 5
@@ -39,8 +39,11 @@ class Desk:
 
     def apply(self, first: int, results: list[Any]) -> None:
         waiters = self.proposals.applied(INCARNATION, first, results)
-        for done, result in zip(waiters, results, strict=True):
-            done(result)
+        answer(waiters, results)
+
+
+def op(number: int) -> tuple[int, bytes]:
+    return PUT, number.to_bytes(4) + bytes(10)
 
 
 def test_results_reach_their_own_waiters() -> None:
@@ -217,3 +220,69 @@ def test_what_was_cut_counts_as_much_at_its_end_as_at_its_beginning() -> None:
         first, sent = desk.send()
         desk.apply(first, ["ok"] * len(sent))
     assert desk.proposals.count == desk.proposals.size_bytes == 0
+
+
+def test_a_run_is_answered_as_one_and_cut_where_batches_end() -> None:
+    # Its ids stay with their operations through a cut, a refusal, and a failure of the rest.
+    desk = Desk()
+    ended: list[tuple[list[int], Any]] = []
+    ids = range(100, 100 + ENTRY_OPS_MAX)
+
+    def done(some: range, results: Any) -> None:
+        ended.append((list(some), results))
+
+    desk.add(1)
+    desk.proposals.add_run([op(number) for number in ids], 14 * len(ids), Run(done, ids), 0)
+    desk.add(2)
+    first, sent = desk.send()
+    assert sent == [1, *ids[:-1]]
+    desk.proposals.refused(first)
+    first, sent = desk.send()
+    assert sent == [1, *ids[:-1]]
+    desk.apply(first, [f"result {number}" for number in sent])
+    assert desk.ended[1] == ["result 1"]
+    assert ended == [(list(ids[:-1]), [f"result {number}" for number in ids[:-1]])]
+    _, sent = desk.send()
+    assert sent == [ids[-1], 2]
+    assert desk.proposals.count == 2
+    desk.proposals.stop()
+    [_, (rest, error)] = ended
+    assert rest == [ids[-1]]
+    assert isinstance(error, TimedOutError)
+    assert isinstance(desk.ended[2][0], TimedOutError)
+    assert desk.proposals.count == desk.proposals.size_bytes == 0
+    assert desk.proposals.failed == 2
+
+
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_runs_are_cut_at_any_place(before: int) -> None:
+    desk = Desk()
+    got: list[tuple[int, str]] = []
+
+    def done(some: range, results: Any) -> None:
+        got.extend(zip(some, results, strict=True))
+
+    desk.add(*range(1, before + 1))
+    starts = range(1_000, 9_000, 700)
+    for start in starts:
+        ids = range(start, start + 700)
+        desk.proposals.add_run([op(number) for number in ids], 14 * 700, Run(done, ids), 0)
+    while desk.proposals.waiting():
+        first, sent = desk.send()
+        assert len(sent) <= ENTRY_OPS_MAX
+        desk.apply(first, [str(number) for number in sent])
+    assert got == [(number, str(number)) for number in range(1_000, starts[-1] + 700)]
+    assert desk.proposals.count == desk.proposals.size_bytes == 0
+
+
+def test_a_run_that_has_no_room_is_refused_whole() -> None:
+    desk = Desk()
+    full = range(PENDING_MAX - 1)
+    run = Run(lambda _ids, _results: None, full)
+    desk.proposals.add_run([op(number) for number in full], 14 * len(full), run, 0)
+    with pytest.raises(TooManyRequestsError):
+        desk.proposals.add_run([op(1), op(2)], 28, Run(run.done, range(2)), 0)
+    assert desk.proposals.count == len(full)
+    desk.add(1)
+    with pytest.raises(TooManyRequestsError):
+        desk.add(2)

@@ -174,14 +174,14 @@ async def test_our_client_takes_long_replies(
     served: Rig, monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
     if not cut:  # a server of the time before
-        read = client_session._hello
+        read = client_session.read_hello
 
         def without_parts(items: list[Any]) -> dict[str, Any]:
             hello = read(items)
             del hello["part_bytes"]
             return hello
 
-        monkeypatch.setattr(client_session, "_hello", without_parts)
+        monkeypatch.setattr(client_session, "read_hello", without_parts)
     async with AsyncClient([served.endpoint], transport="session") as client:
         waiting = asyncio.create_task(client.get(b"k", timeout_s=30))
         await served.until(lambda: served.kv.calls)

@@ -17,13 +17,16 @@ from google.protobuf.message import DecodeError
 from kvstore.pb import session_pb2
 from kvstore.server.errors import Code, TooManyRequestsError
 from kvstore.server.services.session_call import PART_BYTES, SessionCall, SessionStream
-from kvstore.server.services.session_outbound import FORMAT, SessionOutbound
+from kvstore.server.services.session_outbound import FORMAT
 from kvstore.server.services.session_pipeline import Pipeline, PipelineCall
+from kvstore.server.services.session_puts import PUTS_MAX, PutDoor, SessionPuts
 
 if TYPE_CHECKING:
     from kvstore.server.services.base import Routes, ServiceCall, Stream, Unary
+    from kvstore.server.services.writes import Writes
 
 OPEN_PATH = "/kvstore.Session/Open"
+PUT_PATH = "/etcdserverpb.KV/Put"
 OPERATIONS_MAX = 8_192
 """Calls of one session without an answer; beyond it new ones are refused."""
 
@@ -37,6 +40,7 @@ TURN_ITEMS = 1_024
 """Items taken in one turn of the loop, so that a large frame does not hold it."""
 
 _CALL = session_pb2.CALL
+_PUTS = session_pb2.PUTS
 _NUMBER_MAX = 1 << 63
 
 
@@ -102,6 +106,8 @@ class SessionService:
         self.sessions: set[Session] = set()
         self.queued_bytes = 0
         self.traffic = Traffic()
+        self.door: PutDoor | None = None
+        """Lets plain puts in without a handler; None where nobody opened it."""
         self.together = together
         self.later = later
         self.later_s = later_s
@@ -119,6 +125,14 @@ class SessionService:
         """Serve a method with streams, in sessions too."""
         self.methods.append(Served(path, stream=handler))
         self._routes.stream(path, handler)
+
+    def open_door(self, writes: Writes, is_serving: Callable[[], bool]) -> None:
+        """Let clients send puts many to an item; the method is registered already.
+
+        See `PutDoor` for the arguments.
+        """
+        put = next(method for method in self.methods if method.path == PUT_PATH)
+        self.door = PutDoor(put, writes, is_serving)
 
     def register(self) -> None:
         """Serve sessions."""
@@ -139,7 +153,7 @@ class SessionService:
             "frame_bytes": self._frame_bytes_max,
             "streams": STREAMS_MAX,
             "part_bytes": PART_BYTES,
-        }
+        } | ({"puts": PUTS_MAX} if self.door is not None else {})
 
     def drain(self) -> None:
         """Ask all clients to go elsewhere: the member is about to stop."""
@@ -147,7 +161,7 @@ class SessionService:
             session.push((session_pb2.GOAWAY,))
 
 
-class Session(SessionOutbound):
+class Session(SessionPuts):
     """The handler of one Open stream: takes its items. Answers leave by the base."""
 
     def __init__(self, service: SessionService, call: ServiceCall) -> None:
@@ -202,16 +216,20 @@ class Session(SessionOutbound):
 
     def _take(self, items: tuple[Any, ...], position: int) -> None:
         """Take items from `position` on, a bounded number in this turn. Raises Fault."""
-        end = min(len(items), position + TURN_ITEMS)
+        end, puts = position, 0
         methods = self.service.methods
         now_s = self.service.time_s()
-        calls = self.calls
         try:
-            for item in items[position:end]:
+            for item in items[position : position + TURN_ITEMS]:
+                end += 1
                 if item[0] != _CALL:
                     _TAKERS[item[0]](self, *item[1:])
                     if self.over:
                         return
+                    if item[0] == _PUTS:
+                        puts += len(item[4])
+                        if puts >= TURN_ITEMS:
+                            break
                     continue
                 _, call_id, number, timeout_ms, flags, payload = item
                 self._check_id(call_id)
@@ -223,22 +241,8 @@ class Session(SessionOutbound):
                     self.push_end(call_id, Code.UNIMPLEMENTED, f"no unary method {number}")
                     continue
                 served.started += 1
-                call = calls[call_id] = SessionCall(
-                    self,
-                    call_id,
-                    served.path,
-                    flags,
-                    len(payload),
-                    now_s + timeout_ms * 0.001 if timeout_ms > 0 else None,
-                )
-                self.unanswered_bytes += len(payload)
-                if self._is_over_window():
-                    call.fail(TooManyRequestsError.code, TooManyRequestsError.text)
-                    continue
-                try:
-                    handler(call, payload)
-                except Exception as error:  # noqa: BLE001  # a handler's bug ends its call only
-                    self.handler_failed(call, error)
+                deadline_s = now_s + timeout_ms * 0.001 if timeout_ms > 0 else None
+                self._start(served.path, handler, call_id, flags, deadline_s, payload)
         except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
             raise Fault(f"malformed item: {error}") from error
         self.sweep_later()
@@ -246,6 +250,26 @@ class Session(SessionOutbound):
             self.pause(1)
             self._behind = (items, end)
             self.later(self._go_on)
+
+    def _start(
+        self,
+        path: str,
+        handler: Unary,
+        call_id: int,
+        flags: int,
+        deadline_s: float | None,
+        payload: bytes,
+    ) -> None:
+        call = SessionCall(self, call_id, path, flags, len(payload), deadline_s)
+        self.calls[call_id] = call
+        self.unanswered_bytes += len(payload)
+        if self._is_over_window():
+            call.fail(TooManyRequestsError.code, TooManyRequestsError.text)
+            return
+        try:
+            handler(call, payload)
+        except Exception as error:  # noqa: BLE001  # a handler's bug ends its call only
+            self.handler_failed(call, error)
 
     def _go_on(self) -> None:
         if self.over:
@@ -297,8 +321,38 @@ class Session(SessionOutbound):
         else:
             pipeline.start()
 
+    def _take_puts(self, first_id: Any, timeout_ms: Any, flags: Any, payloads: Any) -> None:
+        door = self.service.door
+        if door is None:
+            raise Fault("no puts were offered")
+        if type(payloads) is not tuple or not payloads or type(flags) is not int:
+            raise Fault("puts are payloads in an array, flags are a number")
+        if len(payloads) > PUTS_MAX:
+            raise Fault(f"an item has at most {PUTS_MAX} puts")
+        self._check_id(first_id)
+        self._last_id += len(payloads) - 1
+        served = door.put
+        served.started += len(payloads)
+        end_s = self.service.time_s() + timeout_ms * 0.001 if timeout_ms > 0 else 0.0
+        if (
+            len(payloads) <= OPERATIONS_MAX - len(self.calls) - len(self.puts)
+            and door.lets_in(payloads)
+            and self.unanswered_bytes + sum(map(len, payloads)) <= UNANSWERED_BYTES_MAX
+        ):
+            self.propose_puts(door, range(first_id, first_id + len(payloads)), end_s, payloads)
+            return
+        handler = served.unary
+        assert handler is not None
+        for call_id, payload in enumerate(payloads, first_id):
+            if type(payload) is not bytes:
+                raise Fault("a payload must be binary")
+            self._start(served.path, handler, call_id, flags, end_s or None, payload)
+
     def _is_over_window(self) -> bool:
-        return len(self.calls) > OPERATIONS_MAX or self.unanswered_bytes > UNANSWERED_BYTES_MAX
+        return (
+            len(self.calls) + len(self.puts) > OPERATIONS_MAX
+            or self.unanswered_bytes > UNANSWERED_BYTES_MAX
+        )
 
     def _open_stream(self, call_id: Any, number: Any, flags: Any, credit_bytes: Any) -> None:
         self._check_id(call_id)
@@ -341,6 +395,8 @@ class Session(SessionOutbound):
         call = self.calls.get(call_id) or self.streams.get(call_id)
         if call is not None:
             self.guard(call, call.drop)
+        elif call_id in self.puts:
+            self.forget_put(call_id)
 
     def _credit(self, call_id: Any, size_bytes: Any) -> None:
         if type(size_bytes) is not int or size_bytes <= 0:
@@ -374,7 +430,7 @@ class Session(SessionOutbound):
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        busy = self.calls or self.streams or self.long or self._behind
+        busy = self.calls or self.puts or self.streams or self.long or self._behind
         idle = not busy and len(self.out) == 1
         if self._half_closed and idle and not self.over:
             self._close()
@@ -390,6 +446,7 @@ class Session(SessionOutbound):
         self.over = True
         self._behind = None
         self.service.sessions.discard(self)
+        self.puts.clear()
         for call in [*self.calls.values(), *self.streams.values()]:
             self.guard(call, call.drop)
         for call_id in list(self.long):
@@ -404,6 +461,7 @@ _TAKERS: dict[int, Callable[..., None]] = {
     session_pb2.CREDIT: Session._credit,  # noqa: SLF001
     session_pb2.METADATA: Session._set_metadata,  # noqa: SLF001
     session_pb2.PIPELINE: Session._pipeline,  # noqa: SLF001
+    session_pb2.PUTS: Session._take_puts,  # noqa: SLF001
 }
 
 

@@ -52,6 +52,8 @@ class SessionOutbound:
         self.call = call
         self.calls: dict[int, SessionCall] = {}
         self.streams: dict[int, SessionStream] = {}
+        self.puts: dict[int, int] = {}
+        """Bytes of the plain puts that wait for the log, by id (`session_puts`)."""
         self.unanswered_bytes = 0
         self.out: list[Any] = [FORMAT]
         """The next frame. Items of one turn leave together."""
@@ -169,6 +171,10 @@ class SessionOutbound:
             self._send_frame()
         self.sent()
 
+    def expire_puts(self, now_s: float) -> None:
+        """End the puts whose time is over."""
+        raise NotImplementedError
+
     def sent(self) -> None:
         """The turn's frame is out."""
         raise NotImplementedError
@@ -209,7 +215,7 @@ class SessionOutbound:
 
     def sweep_later(self) -> None:
         """Look for late calls soon, if there are calls and nobody does."""
-        if self.calls and not self._sweeping:
+        if (self.calls or self.puts) and not self._sweeping:
             self._sweeping = True
             self.service.later_s(SWEEP_S, self._sweep)
 
@@ -223,6 +229,8 @@ class SessionOutbound:
             if call.deadline_s is not None and call.deadline_s <= now_s
         ]:
             self.guard(call, call.expire)
+        if self.puts:
+            self.expire_puts(now_s)
         self.sweep_later()
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from kvstore.apply import ops
+from kvstore.apply.ops import Op
 from kvstore.apply.responses import encode
 from kvstore.mvcc.store import Store
 from kvstore.pb import rpc_pb2
@@ -17,7 +18,7 @@ from kvstore.server.errors import (
     TooManyRequestsError,
 )
 from kvstore.server.header import Headers
-from kvstore.server.proposals import Done
+from kvstore.server.proposals import Done, Run
 from kvstore.server.services.base import ServiceCall, fail
 
 
@@ -26,6 +27,9 @@ class Proposer(Protocol):
 
     def propose(self, kind: int, payload: bytes, done: Done) -> None:
         """Bring one operation into the log; TooManyRequestsError when nothing was queued."""
+
+    def propose_run(self, ops: list[Op], size_bytes: int, run: Run) -> None:
+        """Bring operations that came together into the log; as above."""
 
     def linearizable(self, done: Callable[[Exception | None], None]) -> None:
         """Run `done(None)` when the store holds every write acknowledged before this call."""
@@ -114,6 +118,10 @@ class Writes:
             call.reply(b"\x0a" + bytes((len(header),)) + header)
         else:
             call.reply(encode(ops.PUT, result, header))
+
+    def room_bytes(self, cost_bytes: int) -> int:
+        """Return how long a request may be that costs so much more than itself; 0 or less: none."""
+        return min(self._size_max, self._quota_bytes - self._size_bytes() - cost_bytes)
 
     def has_room(self, call: ServiceCall, cost_bytes: int) -> bool:
         """Tell whether the quota allows that much more; if not, raise the alarm and answer.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -436,12 +436,13 @@ class SimBackend:
         found = [(key, records[key]) for key in records.irange(start, end, inclusive=(True, False))]
         yield from found
 
-    def commit(self, changes: Sequence[Change]) -> None:
+    def commit(self, changes: Sequence[Change], puts: Mapping[bytes, bytes] | None = None) -> None:
         disk = self._handle.check()
         if disk.full:
             raise _error(errno.ENOSPC, "store")
         store = self._store
-        for table, key, value in changes:
+        puts_of_key: list[Change] = [("key", key, value) for key, value in (puts or {}).items()]
+        for table, key, value in [*changes, *puts_of_key]:
             records = self._tables[table]
             old = records.pop(key, None) if value is None else records.get(key)
             if old is not None:

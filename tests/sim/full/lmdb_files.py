@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kvstore.mvcc.backend_lmdb import LmdbBackend
@@ -69,10 +69,10 @@ class FileBackend(LmdbBackend):
         self._file.user = self
         files.open[self] = None
 
-    def commit(self, changes: Sequence[Change]) -> None:
+    def commit(self, changes: Sequence[Change], puts: Mapping[bytes, bytes] | None = None) -> None:
         if self._handle.check().full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "store")
-        super().commit(changes)
+        super().commit(changes, puts)
 
     def close(self) -> None:
         if self in self._files.open:

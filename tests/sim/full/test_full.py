@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.sim, pytest.mark.timeout(600)]
 PROFILES = tuple(name for name in profile.PROFILES if name != "calm")
 
 REACHED_MIN = 3
-SEEDS = {"rot": 7, "lmdb": 7, "members": 24, "client": 6}
+SEEDS = {"rot": 7, "lmdb": 7, "members": 32, "client": 6}
 """How many of each profile in the quick suite, else 4. The disks of one run in ten fail, the power
 seldom goes in the middle of a batch, and members have many states."""
 
