@@ -96,6 +96,25 @@ async def test_a_monitor_tells_kinds_objects_and_losses(host: Host) -> None:
         monitor.close()
 
 
+async def test_a_monitor_is_not_woken_by_the_socket_that_it_leaves_out(host: Host) -> None:
+    eth0 = host.indices()["eth0"]
+    names = {eth0: "eth0"}
+    async with Connection(host.path) as connection:
+        monitor = Monitor(host.path)
+        try:
+            monitor.leave_out(connection.port)
+            [outcome] = await connection.perform(
+                [messages.add(Route("eth0", bytes([10, 9, 0, 0]), 24, b""), eth0)]
+            )
+            host.do("ip route add 10.9.1.0/24 dev eth0")
+            [change] = await monitor.read(names, own_port=0xFFFFFFFF)
+        finally:
+            monitor.close()
+    assert outcome.code == 0
+    assert isinstance(change, ObjectChange)
+    assert str(change.item) == "route 10.9.1.0/24 dev eth0"
+
+
 def test_other_namespaces_are_entered_without_leaving_ones_own(host: Host) -> None:
     own = os.readlink("/proc/thread-self/ns/net")
     there = inside(host.path, lambda: os.readlink("/proc/thread-self/ns/net"))
