@@ -180,7 +180,8 @@ class Run:
         number = 0
         world = self.cluster.world
         pause_ms = world.random.choice((20, 200, 10_000))
-        while not self.healed:
+        # Without any there is no network to settle, and faults may last as long as this has tried.
+        while not (self.healed and number):
             try:
                 await self._client.put(LAYOUT.config, CONFIGS[number % 2])
                 number += 1
