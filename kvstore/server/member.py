@@ -122,6 +122,8 @@ class Member:
 
         self.failpoints: Failpoints | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._meeting: set[int] = set()
+        """Members that we look for."""
         self.is_learner = False
         """Kept beside the cluster's list: it is looked at for every request."""
 
@@ -565,8 +567,29 @@ class Member:
                 log.info("waiting for data, told of members", extra={"fields": fields})
             await asyncio.sleep(ASK_AGAIN_S)
 
+    async def _meet(self, stranger: int) -> None:
+        """Find out where a member is that was added after all that we have.
+
+        A leader among such, who gets no answer of ours, cannot bring us what we lack.
+        """
+        while not self.peers.knows(stranger):
+            told = await ask_again(self.cluster, self.id)
+            member = None if told is None else members_of(told).get(stranger)
+            if member is not None:
+                self.peers.meet(member)
+                log.info("told of a member", extra={"fields": {"member": f"{stranger:x}"}})
+                break
+            await asyncio.sleep(ASK_AGAIN_S)
+        self._meeting.discard(stranger)
+
     def receive(self, sender: int, payloads: list[bytes]) -> None:
         """Take what a peer sent on one read (`kvstore.peer.link.Receiver`)."""
+        if sender not in self.cluster.members and not (
+            # Who has no data follows the members anyway.
+            self.cluster.is_joining or sender in self._meeting or self.peers.knows(sender)
+        ):
+            self._meeting.add(sender)
+            self._keep_running(self._meet(sender))
         if any(payload[:1] == CALL_HEAD for payload in payloads):
             raft_payloads = []
             for payload in payloads:

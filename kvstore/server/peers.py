@@ -10,6 +10,7 @@ from kvstore.raft.membership import Change, ChangeKind
 from kvstore.raft.raft import Raft
 from kvstore.server.cluster import Cluster
 from kvstore.server.config import ServerConfig, parse_urls
+from kvstore.server.identity import Member
 from kvstore.server.reconfig import Sight
 
 SETTLED_ELECTIONS = 5
@@ -34,11 +35,26 @@ class Peers:
         self._leaving: list[tuple[int, int]] = []
         """Index of the removal, and who: removals that are not in the store on disk yet."""
 
+        self._strangers: dict[int, Member] = {}
+        """Members that were added after what we have applied."""
+
         self._partings: dict[int, asyncio.TimerHandle] = {}
         self._settled_s = SETTLED_ELECTIONS * config.election_timeout / 1000
 
+    def knows(self, member: int) -> bool:
+        """Tell whether we dial a member, did so, or never will again."""
+        cluster = self._cluster
+        return member in cluster.members or member in cluster.removed or member in self._strangers
+
+    def meet(self, member: Member) -> None:
+        """Dial a member that another one told us of, until the log or a snapshot tells more."""
+        self._strangers[member.id] = member
+        self.refresh()
+
     def refresh(self) -> None:
         """Dial the members that there are now, and those that have not been told that they left."""
+        for member_id in [*self._cluster.members, *self._cluster.removed]:
+            self._strangers.pop(member_id, None)
         links = self._links
         leaving = {member for _, member in self._leaving}
         # Of these a snapshot has told, or the store at the start.
@@ -49,7 +65,7 @@ class Peers:
             {member: endpoint for member, endpoint in kept.items() if endpoint is not None}
             | {
                 member.id: Endpoint(url.host, url.port)
-                for member in self._cluster.list_plain()
+                for member in (*self._cluster.list_plain(), *self._strangers.values())
                 if member.id != self._raft.id
                 for url in [parse_urls("peer URL", member.peer_urls[0])[0]]
             }

@@ -16,6 +16,7 @@ from kvstore.server import membership as server_membership
 from kvstore.server import reconfig
 from kvstore.server.cluster import Cluster
 from kvstore.server.farewell import Farewell
+from kvstore.server.member import Member
 from kvstore.server.membership import Membership
 from kvstore.server.reconfig import Request, Sight
 from tests.sim.full.members import ONE_CHANGE
@@ -96,6 +97,10 @@ def only_goodbye(self: Farewell, entry: Entry, done: Callable[[], None]) -> None
     self._later(0.02, done)
 
 
+async def meets_nobody(self: Member, stranger: int) -> None:
+    """Hear of a member that was added after all that this one has, and do not look for it."""
+
+
 BUGS = (
     FullBug(
         "two membership changes at a time",
@@ -166,5 +171,17 @@ BUGS = (
         run_events=5_000,
         liveness=True,
         slow=True,
+    ),
+    FullBug(
+        "a member answers only whom it has heard of",
+        "membership",
+        "found here: a learner that lay behind never got data of a leader that was added meanwhile",
+        ((Member, "_meet", meets_nobody),),
+        "members",
+        1_800_000,
+        run_events=5_000,
+        liveness=True,
+        slow=True,
+        seeds=(2_000,),
     ),
 )
