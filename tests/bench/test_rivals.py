@@ -31,6 +31,7 @@ def test_what_is_not_installed_is_named_with_what_to_do(monkeypatch: pytest.Monk
     assert "pip install" in reason
 
 
+@pytest.mark.alone  # what is counted is what is done within half a second
 def test_a_chain_keeps_so_many_puts_under_way_and_counts_failures() -> None:
     under_way: list[Done] = []
     most = 0
