@@ -584,10 +584,8 @@ class Member:
 
     def receive(self, sender: int, payloads: list[bytes]) -> None:
         """Take what a peer sent on one read (`kvstore.peer.link.Receiver`)."""
-        if sender not in self.cluster.members and not (
-            # Who has no data follows the members anyway.
-            self.cluster.is_joining or sender in self._meeting or self.peers.knows(sender)
-        ):
+        # Who has no data follows the members anyway.
+        if not (self.peers.knows(sender) or sender in self._meeting or self.cluster.is_joining):
             self._meeting.add(sender)
             self._keep_running(self._meet(sender))
         if any(payload[:1] == CALL_HEAD for payload in payloads):

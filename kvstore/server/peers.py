@@ -53,8 +53,8 @@ class Peers:
 
     def refresh(self) -> None:
         """Dial the members that there are now, and those that have not been told that they left."""
-        for member_id in [*self._cluster.members, *self._cluster.removed]:
-            self._strangers.pop(member_id, None)
+        known = {*self._cluster.members, *self._cluster.removed}
+        self._strangers = {one: who for one, who in self._strangers.items() if one not in known}
         links = self._links
         leaving = {member for _, member in self._leaving}
         # Of these a snapshot has told, or the store at the start.

@@ -60,6 +60,22 @@ def open_socket(namespace: str | None, protocol: int = NETLINK_ROUTE) -> socket.
     return opened
 
 
+def drain(requests: socket.socket) -> None:
+    """Take what is left of the answers to requests that were given up.
+
+    After an overflow the kernel throws away all that comes until the socket is empty, and that
+    would be the next answer.
+    """
+    while True:
+        try:
+            requests.recv(READ_MAX_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+
+
 class Connection:
     """A socket for requests. One caller at a time has it: others wait for their turn.
 
@@ -214,24 +230,12 @@ class Connection:
 
     def _send(self, encoded: list[bytes]) -> None:
         if not self._is_clean:
-            self._drain()
+            drain(self._socket)
         self._is_clean = False
         # The kernel does the work within this call; it never answers "try again later" here.
         data = b"".join(encoded)
         if self._socket.send(data) != len(data):
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-
-    def _drain(self) -> None:
-        # What is left of requests that were given up. After an overflow the kernel throws away all
-        # that comes until the socket is empty, and that would be our next answer.
-        while True:
-            try:
-                self._socket.recv(READ_MAX_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
 
     async def _read(self) -> list[Message]:
         try:

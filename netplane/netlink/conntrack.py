@@ -11,11 +11,10 @@ from typing import NamedTuple
 from netplane.netlink import decode
 from netplane.netlink.connection import Connection, NetlinkError
 from netplane.netlink.kernel import GONE
-from netplane.netlink.messages import ACK, DUMP, Request, attribute, u32
+from netplane.netlink.messages import ACK, DUMP, NESTED, Request, attribute, u32
 
 GET, DELETE = 0x101, 0x102  # subsystem 1 in the upper byte
 HEADER = bytes([2, 0, 0, 0])  # family IPv4, version, resource id
-NESTED = 0x8000
 
 ORIGINAL, ID, ZONE, FILTER = 1, 12, 18, 25
 IP, PROTOCOL = 1, 2

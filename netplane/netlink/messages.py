@@ -27,6 +27,8 @@ AF_OF_LENGTH = {4: 2, 16: 10}
 
 ACK, DUMP, REQUEST = 0x4, 0x300, 0x1
 REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
+NESTED = 0x8000
+"""Of an attribute that holds attributes."""
 
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02

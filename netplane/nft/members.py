@@ -19,9 +19,10 @@ from netplane.netlink.connection import (
     NETLINK_CAP_ACK,
     READ_MAX_BYTES,
     SOL_NETLINK,
+    drain,
     open_socket,
 )
-from netplane.netlink.messages import Request, Type, attribute
+from netplane.netlink.messages import ACK, CREATE, NESTED, Request, Type, attribute
 from netplane.nft.monitor import FAMILY_IP, NETLINK_NETFILTER, SUBSYSTEM, opening
 from netplane.nft.rules import NftError
 
@@ -30,8 +31,6 @@ BATCH_BEGIN, BATCH_END = 0x10, 0x11
 NEWSETELEM, DELSETELEM = SUBSYSTEM << 8 | 12, SUBSYSTEM << 8 | 14
 LIST_TABLE, LIST_SET, LIST_ELEMENTS = 1, 2, 3
 LIST_ELEMENT, ELEMENT_KEY, DATA_VALUE = 1, 1, 1
-NESTED = 0x8000
-ACK, CREATE = 0x4, 0x400
 
 MEMBERS_MAX = 256
 """In one transaction: more are for libnftables. The message stays far below 64 KiB."""
@@ -74,7 +73,7 @@ class MemberSocket:
         try:
             opened = self._opened()
             if not self._is_clean:
-                _drain(opened)
+                drain(opened)
             data, last = self._transaction(came, gone)
             self._is_clean = False
             # The kernel does the work within this call, and its answers are there after it.
@@ -134,16 +133,3 @@ def _answers(opened: socket.socket) -> Iterator[decode.Message]:
             for message in decode.messages(opened.recv(READ_MAX_BYTES)):
                 if message.type == Type.ERROR:
                     yield message
-
-
-def _drain(opened: socket.socket) -> None:
-    """Take what is left of a transaction that failed: it is none of the next one's."""
-    while True:
-        try:
-            for _ in _answers(opened):
-                pass
-        except OSError as error:  # after an overflow, until the socket is empty
-            if error.errno != errno.ENOBUFS:
-                raise
-        else:
-            return

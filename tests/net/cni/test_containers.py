@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,6 @@ pytestmark = [
 def overlay() -> Iterator[Overlay]:
     with Overlay(2, flags=("--heal-interval", "1h")) as made:
         yield made
-
-
-@pytest.fixture
-def runtimes(overlay: Overlay) -> Iterator[list[Runtime]]:
-    """One on each host; nothing is left of them after a test."""
-    with ExitStack() as stack:
-        made = [stack.enter_context(Runtime(agent)) for agent in overlay.agents]
-        yield made
-        for runtime in made:
-            assert runtime.collect().status == 0
-            assert runtime.ports() == {}
 
 
 @pytest.fixture

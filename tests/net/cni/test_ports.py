@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Self
 
 import pytest
@@ -24,15 +23,6 @@ TABLE = "netplane_ports"
 def overlay() -> Iterator[Overlay]:
     with Overlay(2) as made:
         yield made
-
-
-@pytest.fixture
-def runtimes(overlay: Overlay) -> Iterator[list[Runtime]]:
-    with ExitStack() as stack:
-        made = [stack.enter_context(Runtime(agent)) for agent in overlay.agents]
-        yield made
-        for runtime in made:
-            assert runtime.collect().status == 0
 
 
 def published(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
@@ -11,6 +13,7 @@ from netplane.agent.reconcile import Reconciler, Report
 from netplane.backend import External, Planned
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.netlink.namespace import inside
+from netplane.nft.table import KeptTable
 from netplane.subnet.lease import Lease
 from tests.net.namespaces import Namespace
 
@@ -156,3 +159,16 @@ def arrives(sender: Host, receiver: Host, *, wait_s: float = 2.0) -> bool:
         except (TimeoutError, OSError):
             return False
     return data == b"probe" and address[0] == str(sender.subnet.network_address)
+
+
+@contextlib.asynccontextmanager
+async def running(kept: Reconciler | KeptTable) -> AsyncIterator[None]:
+    """Let it heal meanwhile; that it ends by itself fails the test."""
+    task = asyncio.create_task(kept.run())
+    try:
+        yield
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

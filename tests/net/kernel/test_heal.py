@@ -15,12 +15,21 @@ from typing import Any
 import pytest
 
 from netplane.agent import reconcile
-from netplane.agent.reconcile import Reconciler, Report
+from netplane.agent.reconcile import Report
 from netplane.backend.vxlan import VxlanConfig
 from netplane.netlink.connection import SO_RCVBUFFORCE
 from netplane.netlink.heals import Heals
 from netplane.netlink.objects import KernelObject
-from tests.net.kernel.hosts import Host, arrives, assert_serves, clean, kinds, lease, peers
+from tests.net.kernel.hosts import (
+    Host,
+    arrives,
+    assert_serves,
+    clean,
+    kinds,
+    lease,
+    peers,
+    running,
+)
 
 pytestmark = [pytest.mark.net, pytest.mark.root]
 
@@ -134,18 +143,6 @@ async def watched(host: Host, **options: Any) -> AsyncIterator[Watched]:
     here = Watched(host, **options)
     with contextlib.closing(here.reconciler):
         yield here
-
-
-@contextlib.asynccontextmanager
-async def running(reconciler: Reconciler) -> AsyncIterator[None]:
-    task = asyncio.create_task(reconciler.run())
-    try:
-        yield
-        assert not task.done(), task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def disturb(host: Host, name: str) -> None:

@@ -20,7 +20,7 @@ from netplane.nft import library
 from netplane.nft import table as module
 from netplane.nft.firewall import Firewall, FirewallReport
 from netplane.nft.monitor import NftMonitor
-from tests.net.kernel.hosts import Host
+from tests.net.kernel.hosts import Host, running
 from tests.net.nft.ear import Ear
 from tests.net.nft.tables import RULES, said, vteps
 
@@ -89,18 +89,6 @@ class Watched:
     @property
     def heals(self) -> int:
         return sum(report.healed for report in self.reports)
-
-
-@contextlib.asynccontextmanager
-async def running(firewall: Firewall) -> AsyncIterator[None]:
-    task = asyncio.create_task(firewall.run())
-    try:
-        yield
-        assert not task.done(), task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @contextlib.asynccontextmanager
