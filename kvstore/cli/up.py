@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -103,7 +103,8 @@ class LocalCluster:
                 )
             name = f"m{number + 1}"
             self.members.append(LocalMember(name, port, port + 1, folder / name))
-        self._stopping = threading.Event()
+        self._is_stopping = False
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self, *, live: bool) -> int:
         """Run until Ctrl-C, SIGTERM or SIGHUP; return the exit code.
@@ -113,10 +114,10 @@ class LocalCluster:
         """
         # SIGHUP: somebody closed the terminal.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: self._stopping.set())
+            signal.signal(number, self._interrupted)
         try:
             if not self.start():
-                return 0 if self._stopping.is_set() else 1
+                return 0 if self._is_stopping else 1
             print(f"{len(self.members)} members, data in {self._folder}")
             for member in self.members:
                 print(f"  {member.name}  clients {member.client_url}  peers {member.peer_url}")
@@ -126,6 +127,18 @@ class LocalCluster:
             return self._watch(live=live)
         finally:
             self.stop()
+
+    def _interrupted(self, *_: object) -> None:
+        # It may run anywhere in `_wait`: an Event would wait for the lock that its `wait` holds.
+        self._is_stopping = True
+        self._wakes.put(None)
+
+    def _wait(self, at_most_s: float) -> bool:
+        """Wait until a signal tells to stop; tell whether one did."""
+        if not self._is_stopping:
+            with contextlib.suppress(queue.Empty):
+                self._wakes.get(timeout=at_most_s)
+        return self._is_stopping
 
     def start(self) -> bool:
         """Start all members and wait; tell whether they serve, having said which does not.
@@ -193,7 +206,7 @@ class LocalCluster:
         """Wait until these members, or all, serve; False, having said why, when one does not."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         waiting = list(self.members if members is None else members)
-        while waiting and not self._stopping.is_set():
+        while waiting and not self._is_stopping:
             for member in list(waiting):
                 assert member.process is not None
                 if (code := member.process.poll()) is not None:
@@ -205,21 +218,21 @@ class LocalCluster:
                 names = ", ".join(member.name for member in waiting)
                 print(f"not ready after {READY_TIMEOUT_S:.0f} s: {names}", file=sys.stderr)
                 return False
-            self._stopping.wait(POLL_S)
-        return not self._stopping.is_set()
+            self._wait(POLL_S)
+        return not self._is_stopping
 
     def _watch(self, *, live: bool) -> int:
         if live:
             from rich.live import Live
 
             with Live(self._view(), auto_refresh=False, transient=True) as view:
-                while not self._stopping.wait(VIEW_S):
+                while not self._wait(VIEW_S):
                     view.update(self._view(), refresh=True)
                     if not any(member.runs for member in self.members):
                         break
-            return 0 if self._stopping.is_set() else 1
+            return 0 if self._is_stopping else 1
         known_dead: set[str] = set()
-        while not self._stopping.wait(VIEW_S):
+        while not self._wait(VIEW_S):
             for member in self.members:
                 assert member.process is not None
                 code = member.process.poll()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
 import re
@@ -12,12 +13,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from kvstore.cli.up import LocalCluster
 from kvstore.client import Client, KvError
 from tests.servers import free_base_port, free_ports
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 pytestmark = pytest.mark.cluster
 
@@ -202,6 +207,38 @@ def test_however_it_ends_no_member_is_left(tmp_path: Path, port: int, number: in
     ended, _, _ = select.select([handle], [], [], STOP_S)
     os.close(handle)
     assert ended, "the member is still there"
+
+
+def test_a_signal_is_taken_wherever_it_comes() -> None:
+    # Python runs a handler between any two steps of the main thread. With an Event the command
+    # stood still when that was between two steps of its `wait`, which hold the lock of `set`.
+    step = 0
+    while ends_when_interrupted_at(step):
+        step += 1
+    assert step > 10
+
+
+def ends_when_interrupted_at(step: int) -> bool:
+    """Interrupt a wait at one of its steps; False when it has fewer."""
+    cluster = LocalCluster(1, Path("unused"), 2379, "info")
+    steps = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(steps) == step:
+            cluster._interrupted()
+        return trace
+
+    def wait() -> None:
+        sys.settrace(trace)
+        cluster._wait(0.01)
+        sys.settrace(None)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(STOP_S)
+    assert not waiting.is_alive(), f"it waits for itself at step {step}"
+    return cluster._wait(0)
 
 
 def test_the_live_view_shows_every_member(tmp_path: Path) -> None:
