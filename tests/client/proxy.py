@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from typing import Self
 
 
@@ -16,8 +18,6 @@ class Proxy:
     def __init__(self, target: str) -> None:
         host, _, port = target.partition(":")
         self._target = (host, int(port))
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = asyncio.Event()
         self._answers.set()
@@ -26,9 +26,13 @@ class Proxy:
         """Set when a client has sent something since `hold_answers`."""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        host, port = self._server.sockets[0].getsockname()
+        # A server of asyncio does not tell of a connection at once: it would outlive `refuse`.
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        host, port = listener.getsockname()
         self.endpoint = f"{host}:{port}"
+        self._accepting = asyncio.create_task(self._accept(listener))
+        self._accepting.add_done_callback(lambda _: listener.close())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -50,28 +54,33 @@ class Proxy:
 
     async def refuse(self) -> None:
         """Close every connection and take no new one."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
         await self.cut()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        writers = [writer]
-        try:
-            server_reader, server_writer = await asyncio.open_connection(*self._target)
-            writers.append(server_writer)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._copy(reader, server_writer, is_request=True))
-                group.create_task(self._copy(server_reader, writer, is_request=False))
-        except (asyncio.CancelledError, OSError, ExceptionGroup):
-            pass  # a cut, or either side has closed: the end of this connection in any case
-        finally:
-            self._tasks.discard(task)
-            for each in writers:
-                each.transport.abort()
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            client, _ = await asyncio.get_running_loop().sock_accept(listener)
+            task = asyncio.create_task(self._serve(client))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            # One that is cut before its first step has done nothing at all.
+            task.add_done_callback(lambda _, client=client: client.close())
+
+    async def _serve(self, client: socket.socket) -> None:
+        # A cut, or either side has closed: the end of this connection in any case.
+        with contextlib.suppress(asyncio.CancelledError, OSError, ExceptionGroup):
+            reader, writer = await asyncio.open_connection(sock=client)
+            try:
+                server_reader, server_writer = await asyncio.open_connection(*self._target)
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._copy(reader, server_writer, is_request=True))
+                        group.create_task(self._copy(server_reader, writer, is_request=False))
+                finally:
+                    server_writer.transport.abort()
+            finally:
+                writer.transport.abort()
 
     async def _copy(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_request: bool
