@@ -567,27 +567,27 @@ class Member:
                 log.info("waiting for data, told of members", extra={"fields": fields})
             await asyncio.sleep(ASK_AGAIN_S)
 
-    async def _meet(self, stranger: int) -> None:
-        """Find out where a member is that was added after all that we have.
+    async def _meet(self) -> None:
+        """Find out where members are that were added after all that we have.
 
-        A leader among such, who gets no answer of ours, cannot bring us what we lack.
+        A leader among such, who gets no answer of ours, cannot bring us what we lack. Whoever
+        stays unknown is asked for again when it speaks again.
         """
-        while not self.peers.knows(stranger):
-            told = await ask_again(self.cluster, self.id)
-            member = None if told is None else members_of(told).get(stranger)
-            if member is not None:
-                self.peers.meet(member)
-                log.info("told of a member", extra={"fields": {"member": f"{stranger:x}"}})
-                break
-            await asyncio.sleep(ASK_AGAIN_S)
-        self._meeting.discard(stranger)
+        told = await ask_again(self.cluster, self.id)
+        members = {} if told is None else members_of(told)
+        for stranger in self._meeting & members.keys():
+            self.peers.meet(members[stranger])
+            log.info("told of a member", extra={"fields": {"member": f"{stranger:x}"}})
+        await asyncio.sleep(ASK_AGAIN_S)
+        self._meeting.clear()
 
     def receive(self, sender: int, payloads: list[bytes]) -> None:
         """Take what a peer sent on one read (`kvstore.peer.link.Receiver`)."""
         # Who has no data follows the members anyway.
-        if not (self.peers.knows(sender) or sender in self._meeting or self.cluster.is_joining):
+        if not (self.peers.knows(sender) or self.cluster.is_joining):
+            if not self._meeting:
+                self._keep_running(self._meet())
             self._meeting.add(sender)
-            self._keep_running(self._meet(sender))
         if any(payload[:1] == CALL_HEAD for payload in payloads):
             raft_payloads = []
             for payload in payloads:

@@ -101,6 +101,8 @@ class MemberRig:
             TIMEOUT_NS,
         )  # fmt: skip
         self.calls = PeerCalls(self._send_call, 1)
+        # Nobody is there who could tell of a stranger; the simulator has some.
+        self.peers = SimpleNamespace(knows=lambda _: True)
         self.membership = Membership(
             self.node, self.cluster, self.calls,
             sight=self._sight, write=lambda record: self.store.write(*record),

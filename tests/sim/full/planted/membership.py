@@ -97,7 +97,7 @@ def only_goodbye(self: Farewell, entry: Entry, done: Callable[[], None]) -> None
     self._later(0.02, done)
 
 
-async def meets_nobody(self: Member, stranger: int) -> None:
+async def meets_nobody(self: Member) -> None:
     """Hear of a member that was added after all that this one has, and do not look for it."""
 
 
