@@ -12,7 +12,7 @@ A host is known by its id; its address may change, and so may the process that s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv6Address, IPv6Network
 
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import (
@@ -21,6 +21,7 @@ from netplane.subnet.errors import (
     SubnetMisfitError,
     SubnetTakenError,
 )
+from netplane.subnet.family import Address, Subnet
 from netplane.subnet.lease import Lease, address_problem
 from netplane.subnet.records import HostRecord, Registered
 
@@ -30,22 +31,26 @@ class Identity:
     """Who we are."""
 
     host_id: str
-    public_ip: IPv4Address
+    public_ip: Address
     session: str
     """Drawn at this start, never used before."""
     boot_id: str
     previous_session: str = ""
     """Of the last start on this host, from its state file."""
+    public_ip6: IPv6Address | None = None
+    """Beside an IPv4 one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What we would like to have."""
 
-    previous: IPv4Network | None = None
+    previous: Subnet | None = None
     """The subnet that this host had, from its state file or subnet.env."""
     keep: bool = False
     """Containers use `previous`: that or none."""
+    previous6: IPv6Network | None = None
+    """As `previous`, beside an IPv4 one."""
 
 
 @dataclass(frozen=True, slots=True)
