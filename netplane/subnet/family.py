@@ -64,7 +64,7 @@ def parse_subnet(text: str, *, strict: bool = True) -> Subnet:
 
 
 def ipv6_address(text: str) -> IPv6Address:
-    """Read an IPv6 address. Raises ValueError, also for one that means something on one link only."""
+    """Read an IPv6 address. Raises ValueError, also where it names the interface that it is on."""
     return IPv6Address(_unscoped(text))
 
 

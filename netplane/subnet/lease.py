@@ -104,21 +104,26 @@ def addresses(public_ip: Address, public_ip6: IPv6Address | None) -> tuple[Addre
     return (public_ip,) if public_ip6 is None else (public_ip, public_ip6)
 
 
+def public(address: Address) -> str:
+    """Name a host's address for an operator, as the lease does."""
+    return f"PublicIP{'v6' if address.version == VERSION6 else ''} {address}"
+
+
 def address_problem(address: Address, given: Range) -> str:
     """Say why no host of a network can have this PublicIP; "" when one can."""
-    name = f"Public{given.prefix or 'IP'}"
+    name = public(address)
     if address.is_unspecified or address.is_multicast or address.is_loopback:
-        return f"{name} {address} is no host's address"
+        return f"{name} is no host's address"
     if isinstance(address, IPv6Address):
         if address.is_link_local:
-            return f"{name} {address} is of one link only"
+            return f"{name} is of one link only"
         if address.ipv4_mapped is not None or not int(address) >> _IPV4_BITS:
-            return f"{name} {address} is an IPv4 address in disguise"
+            return f"{name} is an IPv4 address in disguise"
     elif address == _BROADCAST:
-        return f"{name} {address} is everybody's address"
+        return f"{name} is everybody's address"
     if address in given.network:
         network = f"{given.prefix}Network {given.network}"
-        return f"{name} {address} is inside of the overlay's own {network}"
+        return f"{name} is inside of the overlay's own {network}"
     return ""
 
 

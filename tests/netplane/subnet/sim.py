@@ -200,7 +200,7 @@ class Run:
         story.sort(key=lambda one: (one[0], one[2] is not None))
         owners: dict[IPv4Network, IPv4Address] = {}
         for revision, key, value in story:
-            subnet = parse_name(key.removeprefix(LAYOUT.subnets))
+            subnet = parse_name(key.removeprefix(LAYOUT.subnets)).first
             if value is None:
                 del owners[subnet]
                 continue

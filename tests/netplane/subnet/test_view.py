@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplane.subnet.config import parse_config
+from netplane.subnet.family import Pair
 from netplane.subnet.lease import View, encode_value
 from netplane.subnet.view import Local, ViewBuilder
 from tests.netplane.subnet.stores import Store, mac, vxlan
@@ -21,7 +22,7 @@ OURS = IPv4Network("10.5.100.0/24")
 def builder(store: Store, **others: Any) -> ViewBuilder:
     """Return the builder of host 100."""
     value = store.kvs[store.layout.config].value
-    local = Local(IPv4Address("192.0.2.100"), OURS, mac(100))
+    local = Local(IPv4Address("192.0.2.100"), pair=Pair(OURS), mac=mac(100))
     made = ViewBuilder(parse_config(value), local, **others)
     made.config_value = value
     return made
@@ -71,7 +72,7 @@ def test_a_view_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObje
             case "config":
                 change = store.put(store.layout.config, b"{")
             case "move":
-                quick.local.subnet = thorough.local.subnet = data.draw(st.just(OURS) | st.none())
+                quick.local.pair = thorough.local.pair = data.draw(st.just(Pair(OURS)) | st.none())
                 continue
             case _:
                 continue
