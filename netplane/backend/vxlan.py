@@ -11,10 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from netplane.backend import BackendError, External, Planned, Scope, Step
+from netplane.backend import (
+    FORWARDING,
+    BackendError,
+    External,
+    Planned,
+    Scope,
+    Step,
+    blackhole_of,
+)
 from netplane.netlink.objects import (
-    BLACKHOLE,
-    LAST,
     Address,
     FdbEntry,
     KernelObject,
@@ -164,7 +170,7 @@ class VxlanBackend:
                     learning=config.learning,
                     gbp=config.gbp,
                 ),
-                Sysctl("ipv4/ip_forward", "1"),
+                FORWARDING,
                 # Strict filtering drops what comes in from a host whose route is not yet there.
                 # 0 would not switch it off: the kernel takes the higher one of this and `all`.
                 Sysctl(f"ipv4/conf/{self.link}/rp_filter", LOOSE),
@@ -216,8 +222,7 @@ class VxlanBackend:
         objects: set[KernelObject] = set(self._own)
         objects.add(Address(self.link, subnet.network_address.packed, 32))
         if self._blackhole:
-            packed, length = subnet.network_address.packed, subnet.prefixlen
-            objects.add(Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE))
+            objects.add(blackhole_of(subnet))
         refused: dict[str, str] = {}
         owners = {packed_mac(self.mac) or b"": "us"}
         for peer in sorted(leases.values(), key=lambda peer: (peer.create_revision, peer.subnet)):
