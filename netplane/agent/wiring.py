@@ -32,7 +32,6 @@ from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
 from netplane.backend import Backend, BackendError, External, choose
-from netplane.backend.alloc import AllocBackend
 from netplane.backend.host_gw import HostGwBackend
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
@@ -134,8 +133,6 @@ class RealParts:
 
     def _lock(self, backend: Backend, config: NetworkConfig) -> None:
         """Keep other agents of this host away from what this one keeps."""
-        if backend.type == AllocBackend.type:
-            return  # nothing that two could take from each other
         names = {f"routes/{config.network}": f"routes into {config.network}"}
         if backend.scope.link:
             names = {backend.scope.link: ""} | names
@@ -178,8 +175,8 @@ def _check_public_ip(backend: Backend, settings: Settings, external: ExternalInt
     address = external.address.ip
     if backend.type == HostGwBackend.type and settings.public_ip not in (None, address):
         raise SettingsError(
-            f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}: the"
-            " others have no way around it, as the backend host-gw has them send to a neighbour",
+            f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}:"
+            " the others have no way around it, as the backend host-gw has them send to a neighbour",
             "leave it out, and choose the interface with --iface",
         )
 
@@ -320,8 +317,7 @@ class RealDataplane:
                     *(
                         (str(failure.item), failure.text)
                         for failure in report.failed
-                        if failure.item is not None
-                        and not isinstance(failure.item, _HOSTS_OWN)
+                        if failure.item is not None and not isinstance(failure.item, _HOSTS_OWN)
                     ),
                 ),
                 "; ".join(broken),
