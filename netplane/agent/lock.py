@@ -63,18 +63,22 @@ class LinkLock:
 
     Two that keep one device would take it from each other for ever. An abstract socket has just
     the reach of a device: the namespace.
+
+    Args:
+        name: of the device, or what else there can be one keeper of.
+        what: the same in words; empty: it is a device.
     """
 
-    def __init__(self, link: str) -> None:
+    def __init__(self, name: str, what: str = "") -> None:
         """Take it, or raise LockedError."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            self._socket.bind(f"\0netplane/{link}")
+            self._socket.bind(f"\0netplane/{name}")
         except OSError as error:
             self._socket.close()
             raise LockedError(
-                f"another agent of this host keeps the device {link}",
-                "stop it, or give each instance a network with a VNI of its own (and a prefix)",
+                f"another agent of this host keeps {what or f'the device {name}'}",
+                "stop it, or give each instance a network of its own (Network, VNI and prefix)",
             ) from error
 
     def close(self) -> None:
