@@ -452,7 +452,7 @@ class Agent:
             # Not before: there would be nothing yet to heal towards.
             self._healing = group.create_task(dataplane.run())
         text = subnet_env.render(
-            self._config.network, own.subnet, dataplane.mtu, ip_masq=self.settings.ip_masq
+            self._config.networks, own.pair, dataplane.mtu, ip_masq=self.settings.ip_masq
         )
         self.board.miss("subnet-file", await self._subnet_file.keep(text))
 

@@ -9,7 +9,7 @@ import contextlib
 import enum
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface
 from typing import Any, NamedTuple
 
 from netplane.agent.desired import Desired, link_problem, plan_link
@@ -20,6 +20,13 @@ from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostErr
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
 from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.family import (
+    Subnet,
+    ipv6_address,
+    ipv6_network,
+    parse_address,
+    parse_subnet,
+)
 from netplane.subnet.lease import Lease
 
 AF_INET = 2
@@ -54,7 +61,7 @@ class Known:
     config: NetworkConfig
     external: External
     own: Lease
-    peers: Mapping[IPv4Network, Lease]
+    peers: Mapping[Subnet, Lease]
     quarantined: Mapping[str, str]
     backend: Backend
     desired: Desired
@@ -108,11 +115,14 @@ def known_of(status: Mapping[str, Any]) -> Known | None:
 
 def _lease(fields: Mapping[str, Any]) -> Lease:
     return Lease(
-        IPv4Network(fields["subnet"]),
-        IPv4Address(fields["public_ip"]),
+        parse_subnet(fields["subnet"]),
+        parse_address(fields["public_ip"]),
         fields["backend"],
         fields["data"],
         create_revision=fields["created"],
+        subnet6=ipv6_network(fields["subnet6"]) if fields.get("subnet6") else None,
+        public_ip6=ipv6_address(fields["public_ip6"]) if fields.get("public_ip6") else None,
+        backend_data6=fields.get("data6"),
     )
 
 

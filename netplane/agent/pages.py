@@ -145,7 +145,7 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
 
 def show_lease(lease: Lease) -> dict[str, Any]:
     """Return a lease as JSON shows it."""
-    return {
+    shown = {
         "subnet": str(lease.subnet),
         "public_ip": str(lease.public_ip),
         "backend": lease.backend_type,
@@ -153,3 +153,10 @@ def show_lease(lease: Lease) -> dict[str, Any]:
         "reserved": not lease.expires,
         "created": lease.create_revision,
     }
+    if lease.subnet6 is not None:
+        shown |= {
+            "subnet6": str(lease.subnet6),
+            "public_ip6": str(lease.public_ip6),
+            "data6": lease.backend_data6,
+        }
+    return shown

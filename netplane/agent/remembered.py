@@ -18,7 +18,7 @@ log = logging.getLogger("netplane.agent")
 
 def describe(settings: Settings, state: State, external: ExternalInterface) -> Who:
     """Return what we say about ourselves when we ask for a subnet. Reads subnet.env."""
-    previous = state.own.subnet if state.own is not None else None
+    previous = state.own.pair if state.own is not None else None
     return Who(
         state.host_id,
         settings.public_ip or external.address.ip,
@@ -26,7 +26,7 @@ def describe(settings: Settings, state: State, external: ExternalInterface) -> W
         state.session,
         read_boot_id(),
         # Others may write the file, so it counts only where we remember nothing.
-        previous or subnet_env.read_subnet(settings.subnet_file),
+        previous or subnet_env.read_subnets(settings.subnet_file),
         state.peers,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import Any
 
 from netplane.agent.inspection import (
@@ -22,6 +22,7 @@ from netplane.netlink import sysctl
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import LOCAL, FdbEntry, Neighbour, Route, identity
+from netplane.subnet.family import Subnet
 from netplane.subnet.jsontext import FormatError
 from netplane.subnet.lease import Lease, parse_name
 
@@ -158,10 +159,10 @@ class _Trace:
         text = f"no host has a subnet with {destination}"
         for key, reason in self._known.quarantined.items():
             try:
-                subnet = parse_name(key.rpartition("/")[2].encode())
+                pair = parse_name(key.rpartition("/")[2].encode())
             except FormatError:
                 continue  # it names no subnet
-            if destination in subnet:
+            if any(destination in subnet for subnet in pair.all()):
                 text += f"; {key} is of no use: {reason}"
         return text
 
@@ -262,7 +263,7 @@ class _Trace:
         )
 
 
-def _wanted_route(known: Known, subnet: IPv4Network) -> Route | None:
+def _wanted_route(known: Known, subnet: Subnet) -> Route | None:
     packed = subnet.network_address.packed
     return next(
         (

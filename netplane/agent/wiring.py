@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
+from typing import cast
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
@@ -91,9 +92,14 @@ class RealParts:
                 EtcdRegistry(client),
                 layout,
                 Identity(
-                    who.host_id, who.public_ip, who.session, who.boot_id, who.previous_session
+                    who.host_id,
+                    who.public_ip,
+                    who.session,
+                    who.boot_id,
+                    who.previous_session,
+                    who.public_ip6,
                 ),
-                Wish(who.previous_subnet),
+                Wish.of(who.previous),
                 known=who.known,
             )
             yield RealSubnets(manager)
@@ -107,6 +113,8 @@ class RealParts:
         sysctls: Mapping[str, str],
     ) -> RealDataplane:
         """As `Parts.dataplane`."""
+        if not isinstance(config.network, IPv4Network) or config.second is not None:
+            raise SettingsError("packets over IPv6 are not carried yet", _CORRECT)
         try:
             backend = choose.make(
                 config,
@@ -244,12 +252,14 @@ class RealDataplane:
         plan = self._backend.plan(own.subnet, peers)
         self._refused = plan.refused
         wall, before = self._firewall(), self._vteps
-        either = before | plan.vteps
-        self._vteps = plan.vteps if remove else either
+        # `Parts.dataplane` makes none for other families.
+        subnet, vteps = cast("IPv4Network", own.subnet), cast("frozenset[IPv4Address]", plan.vteps)
+        either = before | vteps
+        self._vteps = vteps if remove else either
         # Who comes may send as soon as they are told of us, and who goes is still sent answers.
-        await wall.apply(own.subnet, either)
+        await wall.apply(subnet, either)
         await self._reconciler().apply(plan.objects, remove=remove, step=plan.step)
-        await wall.apply(own.subnet, self._vteps)
+        await wall.apply(subnet, self._vteps)
         await wall.place()
 
     async def run(self) -> None:

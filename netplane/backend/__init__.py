@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface
 from typing import Protocol
 
 from netplane.netlink.objects import BLACKHOLE, LAST, KernelObject, Route, Sysctl
+from netplane.subnet.family import Address, Subnet
 from netplane.subnet.lease import Lease
 
 FORWARDING = Sysctl("ipv4/ip_forward", "1")
@@ -64,14 +65,14 @@ class Planned:
     objects: frozenset[KernelObject]
     refused: dict[str, str]
     """Subnet to reason, for peers that cannot be served; the others are."""
-    vteps: frozenset[IPv4Address] = frozenset()
+    vteps: frozenset[Address] = frozenset()
     """Hosts whose packets may come in. A peer that cannot be served may yet send to us.
     Empty where nothing tells the packets of other hosts from those of others."""
     step: Step | None = field(default=None, compare=False)
     """How it comes from the plan before, where the backend knows."""
 
 
-def blackhole_of(subnet: IPv4Network) -> Route:
+def blackhole_of(subnet: Subnet) -> Route:
     """Return the route that ends packets to addresses of our subnet that no container has."""
     packed, length = subnet.network_address.packed, subnet.prefixlen
     return Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE)
@@ -89,7 +90,7 @@ class Backend(Protocol):
     def lease_data(self) -> dict[str, object] | None:
         """Return the BackendData of our own lease."""
 
-    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return all objects that serve these peers, our own link and address among them.
 
         Pure: the same arguments give the same plan. `subnet` is our own.

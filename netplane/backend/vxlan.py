@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 
 from netplane.backend import (
     FORWARDING,
@@ -29,6 +28,8 @@ from netplane.netlink.objects import (
     Sysctl,
     VxlanLink,
 )
+from netplane.subnet.family import Address as PublicAddress
+from netplane.subnet.family import Subnet
 from netplane.subnet.fields import vxlan
 from netplane.subnet.jsontext import FormatError, lowered
 from netplane.subnet.lease import Lease, packed_mac
@@ -96,7 +97,7 @@ class _Served:
 class _Plan:
     """The last plan, and what it was made of."""
 
-    subnet: IPv4Network | None
+    subnet: Subnet | None
     leases: dict[int, Lease]
     """By their ids."""
     served: dict[int, _Served]
@@ -132,7 +133,7 @@ class VxlanBackend:
         self,
         config: VxlanConfig,
         *,
-        network: IPv4Network,
+        network: Subnet,
         external: External,
         mac: str,
         subnet_len: int = 0,
@@ -184,7 +185,7 @@ class VxlanBackend:
         """Return the BackendData of our own lease."""
         return {"VNI": self.config.vni, "VtepMAC": self.mac}
 
-    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return all objects that serve these peers, our own link and address among them.
 
         Of two peers with one MAC the older is served: the kernel holds one destination for each.
@@ -219,7 +220,7 @@ class VxlanBackend:
         return planned
 
     def _planned(
-        self, subnet: IPv4Network, leases: Mapping[int, Lease], served: Mapping[int, _Served]
+        self, subnet: Subnet, leases: Mapping[int, Lease], served: Mapping[int, _Served]
     ) -> tuple[Planned, set[bytes]]:
         """Look at all peers. Returns the MACs that are in use, too."""
         objects: set[KernelObject] = set(self._own)
@@ -288,7 +289,7 @@ class VxlanBackend:
 
 def _vteps(
     last: _Plan, leases: Mapping[int, Lease], came: Iterable[int], gone: Iterable[int]
-) -> frozenset[IPv4Address]:
+) -> frozenset[PublicAddress]:
     """Return the hosts of all leases, going on from the last ones; see `VxlanBackend.plan`."""
     before = last.planned.vteps
     if len(before) != len(last.leases):  # one of two that have it may have gone

@@ -46,7 +46,7 @@ log = logging.getLogger("netplane")
 @interface_options
 @option(
     "--public-ip",
-    type=Address(),
+    type=Address(4),
     help="What other hosts reach us by, such as the outside of a NAT.  [default: the "
     "interface's address]",
 )

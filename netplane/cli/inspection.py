@@ -22,8 +22,8 @@ from netplane.cli.tables import write_json, write_table
 @click.command(cls=Command)
 @instance_options
 @output_option
-@click.argument("source", type=Address())
-@click.argument("destination", type=Address())
+@click.argument("source", type=Address(4))
+@click.argument("destination", type=Address(4))
 @click.pass_context
 def trace(
     ctx: click.Context,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from ipaddress import IPv6Address
 
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError, ContentionError, SubnetError
-from netplane.subnet.family import Address, Pair, Subnet
+from netplane.subnet.family import VERSION6, Address, Pair, Subnet
 from netplane.subnet.lease import address_problem, addresses, encode_value
 from netplane.subnet.plan import is_free
 from netplane.subnet.records import Layout, Registered
@@ -75,8 +76,7 @@ def _check_replacement(value: bytes, wanted: NetworkConfig, leases: int) -> None
     names = [
         name
         for name, same in (
-            ("Network", current.network == wanted.network),
-            ("IPv6Network", _second(current) == _second(wanted)),
+            *_changes(current, wanted),
             (
                 "Backend",
                 (current.backend_type, current.backend) == (wanted.backend_type, wanted.backend),
@@ -92,8 +92,9 @@ def _check_replacement(value: bytes, wanted: NetworkConfig, leases: int) -> None
         )
 
 
-def _second(config: NetworkConfig) -> Subnet | None:
-    return None if config.second is None else config.second.network
+def _changes(current: NetworkConfig, wanted: NetworkConfig) -> Iterator[tuple[str, bool]]:
+    for name, version in (("Network", 4), ("IPv6Network", VERSION6)):
+        yield name, current.networks.of(version) == wanted.networks.of(version)
 
 
 async def reserve(

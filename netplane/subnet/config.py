@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
@@ -125,6 +125,13 @@ class NetworkConfig:
     def subnet_max(self) -> Subnet:
         """See `Range`."""
         return self.first.subnet_max
+
+    @property
+    def networks(self) -> Pair:
+        """Return the addresses of both families."""
+        second = None if self.second is None else self.second.network
+        assert second is None or isinstance(second, IPv6Network)
+        return Pair(self.network, second)
 
     @property
     def ranges(self) -> tuple[Range, ...]:

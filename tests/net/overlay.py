@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from netplane.agent.ask import ask
-from netplane.agent.subnet_env import read_subnet
+from netplane.agent.subnet_env import read_subnets
 from tests.net.namespaces import CommandError
 from tests.net.packets import mesh, ping_all
 from tests.net.rig import Container, Host, Rig
@@ -116,9 +116,10 @@ class AgentProcess:
     @property
     def subnet(self) -> IPv4Network:
         """What subnet.env says."""
-        found = read_subnet(self.subnet_file)
+        found = read_subnets(self.subnet_file)
         assert found is not None
-        return found
+        assert isinstance(found.first, IPv4Network)
+        return found.first
 
     def remembers(self, *subnets: IPv4Network) -> bool:
         """Whether its state file has these peers: what changes fast is written once a second."""

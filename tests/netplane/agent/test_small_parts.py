@@ -22,6 +22,7 @@ from netplane.agent.lock import InstanceLock, LinkLock
 from netplane.agent.notify import notify
 from netplane.agent.ports import FirewallLook
 from netplane.agent.settings import Registry, Settings
+from netplane.subnet.family import Pair
 
 NETWORK, SUBNET = IPv4Network("10.5.0.0/16"), IPv4Network("10.5.72.0/24")
 FLANNELS = (
@@ -34,12 +35,12 @@ FLANNELS = (
 
 def test_subnet_env_is_what_flannel_writes(tmp_path: Path) -> None:
     path = tmp_path / "run" / "subnet.env"
-    text = subnet_env.render(NETWORK, SUBNET, 1450)
+    text = subnet_env.render(Pair(NETWORK), Pair(SUBNET), 1450)
     assert text == FLANNELS
     assert subnet_env.write(path, text)
     assert path.read_text() == FLANNELS
     assert path.stat().st_mode & 0o777 == 0o644  # CNI plugins may run as anybody
-    assert subnet_env.read_subnet(path) == SUBNET
+    assert subnet_env.read_subnets(path) == Pair(SUBNET)
 
 
 def test_subnet_env_is_left_alone_when_it_is_right(tmp_path: Path) -> None:
@@ -105,8 +106,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
 def test_a_subnet_env_of_no_use_tells_nothing(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "subnet.env"
     path.write_bytes(content)
-    assert subnet_env.read_subnet(path) is None
-    assert subnet_env.read_subnet(tmp_path / "missing") is None
+    assert subnet_env.read_subnets(path) is None
+    assert subnet_env.read_subnets(tmp_path / "missing") is None
     assert subnet_env.write(path, FLANNELS)
 
 
