@@ -365,7 +365,7 @@ async def test_a_network_that_only_divides_otherwise_keeps_what_is_programmed(
     world: World,
 ) -> None:
     remember(world, 2)
-    world.config = replace(CONFIG, subnet_len=25)
+    world.config = replace(CONFIG, first=replace(CONFIG.first, subnet_len=25))
     async with running(world, 0.01) as agent:
         await world.until_last("healing")
         world.registry_is_up.set()
