@@ -120,10 +120,6 @@ class Claim:
     subnet6: IPv6Network | None = None
     """In a network of both families; None there: any that is free."""
 
-    def has(self, pair: Pair) -> bool:
-        """Tell whether it is exactly these subnets."""
-        return (self.subnet, self.subnet6) == pair
-
 
 def plan(registered: Registered, config: NetworkConfig, who: Identity, wish: Wish) -> Claim:
     """Return what to claim.
@@ -135,7 +131,7 @@ def plan(registered: Registered, config: NetworkConfig, who: Identity, wish: Wis
     _check_address(registered, who)
     claim = _chosen(registered, config, who, wish)
     mine = _lease_of(registered, who)
-    if mine is not None and not claim.drops and not claim.has(mine.pair):
+    if mine is not None and not claim.drops and not _is_exactly(config, claim, mine.pair):
         # A reservation stays, unless it is what we want under another key.
         wanted = claim.subnet
         if mine.expires or (wanted is not None and mine.subnet.overlaps(wanted)):
@@ -251,11 +247,16 @@ def _kept(registered: Registered, config: NetworkConfig, who: Identity, pair: Pa
     if reason:
         raise SubnetMisfitError(pair, reason)
     claim = replace(claim, expires=not reserved, ends=None if is_ours else holder)
-    if claim.has(pair):
+    if _is_exactly(config, claim, pair):
         return replace(claim, replaces=kv.mod_revision)
     if lease is None:
         raise SubnetMisfitError(pair, "its lease cannot be read, and must get another key")
     return replace(claim, drops=(lease,))
+
+
+def _is_exactly(config: NetworkConfig, claim: Claim, pair: Pair) -> bool:
+    """Tell whether a pair is all that is claimed: in a claim None is any subnet, not none."""
+    return (claim.subnet, claim.subnet6) == pair and len(pair.all()) == len(config.ranges)
 
 
 def _parts(config: NetworkConfig, pair: Pair, *, reserved: bool) -> tuple[Claim, str]:
@@ -285,7 +286,7 @@ def _is_live_elsewhere(registered: Registered, who: Identity, holder: HostRecord
 
 def _fitting(config: NetworkConfig, mine: Lease, ends: HostRecord | None = None) -> Claim:
     claim, reason = _parts(config, mine.pair, reserved=not mine.expires)
-    if claim.has(mine.pair):
+    if _is_exactly(config, claim, mine.pair):
         return replace(claim, replaces=mine.mod_revision, expires=mine.expires, ends=ends)
     reason = reason or config.misfit(mine.pair, reserved=not mine.expires)
     why = f"subnet {mine.pair} is given back: {reason}"

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
-from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.config import NetworkConfig, Range, parse_config
 from netplane.subnet.errors import ConfigError
+from netplane.subnet.family import Pair
 
 
 def parsed(**fields: object) -> NetworkConfig:
@@ -63,6 +64,107 @@ def test_positions_and_subnets_are_each_others_inverse() -> None:
     assert config.first.subnet_at(0) == net("10.5.3.0/24")
     assert config.first.position(net("10.5.9.0/24")) == 6
     assert config.first.subnet_at(config.first.capacity - 1) == config.subnet_max
+
+
+V6 = {"EnableIPv6": True, "EnableIPv4": False}
+
+
+def test_defaults_of_ipv6_are_flannels() -> None:
+    config = parsed(**V6, IPv6Network="fd00:5:0:7::9/48")
+
+    assert config.second is None
+    assert config.first == Range(
+        IPv6Network("fd00:5::/48"), 64, IPv6Network("fd00:5:0:1::/64"),
+        IPv6Network("fd00:5:0:ffff::/64"),
+    )  # fmt: skip
+    assert config.network == config.networks.first == IPv6Network("fd00:5::/48")
+    assert config.first.capacity == 65_535
+
+
+@pytest.mark.parametrize(
+    ("network", "length"),
+    [("fd00::/32", 64), ("fd00::/62", 64), ("fd00::/63", 65), ("fd00::/124", 126)],
+)
+def test_the_default_length_of_ipv6_follows_from_the_network(network: str, length: int) -> None:
+    assert parsed(**V6, IPv6Network=network).subnet_len == length
+
+
+def test_a_network_of_both_families_has_ipv4_first() -> None:
+    config = parse_config(
+        b'{"enableipv6":true,"Network":"10.5.0.0/16","ipv6network":"fd00:5::/48","IPv6SubnetLen":56,'
+        b'"IPv6SubnetMin":"fd00:5:0:200::","IPv6SubnetMax":"FD00:5:0:0f00::"}'
+    )
+
+    assert config.network == net("10.5.0.0/16")
+    assert config.second is not None
+    assert config.ranges == (config.first, config.second)
+    assert config.networks == (net("10.5.0.0/16"), IPv6Network("fd00:5::/48"))
+    assert config.second.capacity == 14
+    assert config.second.subnet_at(13) == config.second.subnet_max
+    assert str(config.second.subnet_max) == "fd00:5:0:f00::/56"
+    assert config.second.position(IPv6Network("fd00:5:0:300::/56")) == 1
+
+
+def test_ipv6_counts_only_where_it_is_enabled() -> None:
+    # As by Flannel: what is said of a family that is off is not even read.
+    assert parsed(Network="10.5.0.0/16", IPv6Network="x").second is None
+    assert parsed(**V6, Network="x", IPv6Network="fd00::/48").network.version == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "IPv6Network is missing"),
+        ({"Network": "fd00::/48"}, "IPv6Network is missing"),
+        ({"IPv6Network": "fd00::"}, "not a CIDR"),
+        ({"IPv6Network": "10.5.0.0/16"}, "not an IPv6 CIDR"),
+        ({"IPv6Network": "fd00::%eth0/48"}, "not an IPv6 CIDR"),
+        ({"IPv6Network": 7}, "IPv6Network is not a string"),
+        ({"IPv6Network": "fd00::/125"}, "IPv6Network fd00::/125 is too small"),
+        ({"IPv6Network": "fd00::/48", "IPv6SubnetLen": 127}, "126 is the most"),
+        ({"IPv6Network": "fd00::/48", "IPv6SubnetLen": 129}, "not a whole number"),
+        ({"IPv6Network": "fd00::/48", "IPv6SubnetLen": 49}, "take 50 or more"),
+        ({"IPv6Network": "fd00::/48", "IPv6SubnetMin": "fd01::"}, "outside of IPv6Network"),
+        ({"IPv6Network": "fd00::/48", "IPv6SubnetMin": "10.5.1.0"}, "not an IPv6 address"),
+        ({"IPv6Network": "fd00::/48", "IPv6SubnetMax": "fd00::1"}, "not the first .* of a /64"),
+        (
+            {
+                "IPv6Network": "fd00::/48",
+                "IPv6SubnetMin": "fd00:0:0:2::",
+                "IPv6SubnetMax": "fd00:0:0:1::",
+            },
+            "IPv6SubnetMin fd00:0:0:2:: is above IPv6SubnetMax fd00:0:0:1::",
+        ),
+    ],
+)
+def test_what_cannot_be_used_of_ipv6_is_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parsed(**V6, **fields)
+    with pytest.raises(ConfigError):
+        # Beside IPv4 it is looked at no less.
+        parsed(**{"Network": "10.5.0.0/16", "EnableIPv6": True} | fields)
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (Pair(net("10.5.9.0/24"), IPv6Network("fd00:5:0:9::/64")), ""),
+        (Pair(net("10.6.9.0/24"), IPv6Network("fd00:5:0:9::/64")), "outside of Network"),
+        (Pair(net("10.5.9.0/24"), IPv6Network("fd00:6:0:9::/64")), "outside of IPv6Network"),
+        (Pair(net("10.5.9.0/24"), IPv6Network("fd00:5:0:9::/65")), "IPv6SubnetLen is 64"),
+        (Pair(net("10.5.9.0/24"), IPv6Network("fd00:5::/64")), "IPv6SubnetMin is fd00:5:0:1::"),
+        (Pair(net("10.5.9.0/24")), "it has no subnet of IPv6Network"),
+        (Pair(IPv6Network("fd00:5:0:9::/64")), "outside of Network"),
+    ],
+)
+def test_a_pair_of_subnets_fits_or_not(pair: Pair, words: str) -> None:
+    config = parsed(Network="10.5.0.0/16", EnableIPv6=True, IPv6Network="fd00:5::/48")
+
+    reason = config.misfit(pair)
+
+    assert words in reason if words else reason == ""
+    alone = parsed(Network="10.5.0.0/16").misfit(pair)
+    assert pair.second is None or alone
 
 
 @pytest.mark.parametrize(
