@@ -188,7 +188,7 @@ def _check_public_ip(backend: Backend, settings: Settings, external: ExternalInt
     if backend.type == HostGwBackend.type and settings.public_ip not in (None, address):
         raise SettingsError(
             f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}:"
-            " the others have no way around it, as the backend host-gw has them send to a neighbour",
+            " the others have no way around it, as host-gw has them send to a neighbour",
             "leave it out, and choose the interface with --iface",
         )
 
