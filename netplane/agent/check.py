@@ -111,8 +111,11 @@ def _look_at_settings(known: Known) -> list[Finding]:
     found = []
     for item in known.desired.sysctls:
         value = there.get(item.name)
-        text = str(item) if value == item.value else f"{item} is meant, it is {value}"
-        found.append(Finding("settings", State.OK if value == item.value else State.WRONG, text))
+        is_met = item.is_met_by(value)
+        text = f"{item} is meant, it is {value}"
+        if is_met:
+            text = f"sysctl net/{item.name} = {value}"
+        found.append(Finding("settings", State.OK if is_met else State.WRONG, text))
     return found
 
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from netplane.agent.desired import Desired, link_problem, plan_link
 from netplane.agent.errors import AgentError
 from netplane.backend import Backend, External, choose
-from netplane.backend.vxlan import OVERHEAD_BYTES
+from netplane.backend.vxlan import overhead_bytes
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
+from netplane.netlink.objects import VxlanLink
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.family import (
     Subnet,
@@ -177,7 +178,7 @@ def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
     if own.mac != wanted.mac:
         text = f"MAC of {own.name} is {own.mac.hex(':')}, the others send to {wanted.mac.hex(':')}"
         found.append(Finding("device", State.WRONG, text))
-    return found + _look_below(own, parent)
+    return found + _look_below(own, parent, wanted)
 
 
 def _look_at_external(known: Known, link: Link | None) -> list[Finding]:
@@ -191,11 +192,11 @@ def _look_at_external(known: Known, link: Link | None) -> list[Finding]:
     return [Finding("mtu", State.OK if fits else State.WRONG, text)]
 
 
-def _look_below(own: Link, parent: Link) -> list[Finding]:
+def _look_below(own: Link, parent: Link, wanted: VxlanLink) -> list[Finding]:
     found = []
     if not parent.up:
         found.append(Finding("interface", State.WRONG, f"{parent.name} is down"))
-    fits = parent.mtu - OVERHEAD_BYTES
+    fits = parent.mtu - overhead_bytes(wanted.local)
     text = f"{own.name} {own.mtu}, {parent.name} {parent.mtu}"
     if own.mtu > fits:
         text += f": packets of more than {fits} bytes do not fit"

@@ -109,7 +109,12 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
         "host_id": state.host_id,
         "interface": None
         if external is None
-        else {"name": external.name, "address": str(external.address), "mtu": external.mtu},
+        else {
+            "name": external.name,
+            "address": str(external.address),
+            "address6": str(external.address6) if external.address6 is not None else None,
+            "mtu": external.mtu,
+        },
         "network": {"config": state.config, "mac": state.vtep_mac},
         "own": None if agent.own is None else show_lease(agent.own),
         "peers": [show_lease(lease) for _, lease in sorted(agent.peers.items())],

@@ -161,6 +161,9 @@ class Dataplane(Protocol):
     def lease_data(self) -> object:
         """Return what our lease tells the others about us."""
 
+    def lease_data6(self) -> object:
+        """Return the same for IPv6 beside IPv4."""
+
     async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
         """Make the kernel have this; `remove` lets what it has beyond that go."""
 

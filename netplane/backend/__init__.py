@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Protocol
 
-from netplane.netlink.objects import BLACKHOLE, LAST, KernelObject, Route, Sysctl
-from netplane.subnet.family import Address, Subnet
+from netplane.netlink.objects import BLACKHOLE, LAST, METRIC6, KernelObject, Route, Sysctl
+from netplane.subnet.family import VERSION6, Address, Subnet
 from netplane.subnet.lease import Lease
 
 FORWARDING = Sysctl("ipv4/ip_forward", "1")
+FORWARDING6 = Sysctl("ipv6/conf/all/forwarding", "1")
 """What every backend needs: without it no packet of a container leaves its host."""
 
 
@@ -24,7 +25,7 @@ class External:
     """The interface to the other hosts."""
 
     name: str
-    address: IPv4Interface
+    address: IPv4Interface | IPv6Interface
     """With its prefix: peers inside it are on the same link."""
     mtu: int
 
@@ -76,6 +77,21 @@ def blackhole_of(subnet: Subnet) -> Route:
     """Return the route that ends packets to addresses of our subnet that no container has."""
     packed, length = subnet.network_address.packed, subnet.prefixlen
     return Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE)
+
+
+def forwarding_of(network: Subnet, external: External) -> frozenset[Sysctl]:
+    """Return the settings that every backend needs for networks of this family."""
+    if network.version != VERSION6:
+        return frozenset({FORWARDING})
+    # A host that forwards listens to no router, and forgets the default route that it has of one,
+    # unless it is told to by 2. Where 0 is set, nobody has listened before either.
+    listens = Sysctl(f"ipv6/conf/{external.name}/accept_ra", "2", also="0")
+    return frozenset({FORWARDING6, listens})
+
+
+def metric_of(network: Subnet) -> int:
+    """Return the metric of the routes to subnets, as the kernel shows it."""
+    return METRIC6 if network.version == VERSION6 else 0
 
 
 class Backend(Protocol):

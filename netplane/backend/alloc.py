@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from netplane.backend import FORWARDING, External, Planned, Scope, blackhole_of
+from netplane.backend import External, Planned, Scope, blackhole_of, forwarding_of
 from netplane.netlink.objects import KernelObject
 from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease
@@ -26,6 +26,7 @@ class AllocBackend:
         self.scope = Scope(
             "", external.name, ((network.network_address.packed, network.prefixlen),)
         )
+        self._external = external
         self._blackhole = blackhole
 
     def lease_data(self) -> None:
@@ -33,7 +34,7 @@ class AllocBackend:
 
     def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return what our own subnet needs; no peer is refused, as none is served."""
-        own: set[KernelObject] = {FORWARDING}
+        own: set[KernelObject] = set(forwarding_of(subnet, self._external))
         if self._blackhole:
             own.add(blackhole_of(subnet))
         return Planned(frozenset(own), {})

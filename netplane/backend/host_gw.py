@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from netplane.backend import FORWARDING, External, Planned, Scope, Step, blackhole_of
+from netplane.backend import (
+    External,
+    Planned,
+    Scope,
+    Step,
+    blackhole_of,
+    forwarding_of,
+    metric_of,
+)
 from netplane.netlink.objects import KernelObject, Route, Uplink
 from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease
@@ -94,7 +102,7 @@ class HostGwBackend:
     def _own(self, subnet: Subnet) -> Planned:
         """Return what is planned without peers."""
         objects: set[KernelObject] = {
-            FORWARDING,
+            *forwarding_of(subnet, self._external),
             Uplink(self._external.name, self._external.address.ip.packed),
         }
         if self._blackhole:
@@ -103,7 +111,8 @@ class HostGwBackend:
 
     def _route(self, peer: Lease) -> Route:
         packed, length = peer.subnet.network_address.packed, peer.subnet.prefixlen
-        return Route(self._external.name, packed, length, peer.public_ip.packed)
+        metric = metric_of(peer.subnet)
+        return Route(self._external.name, packed, length, peer.public_ip.packed, metric=metric)
 
     def _why_not(self, peer: Lease) -> str:
         """Return why a peer cannot be served, or ""."""

@@ -24,7 +24,6 @@ _OFF = {"", "0", "f", "false"}
 
 NOT_OFFERED: dict[str, str] = {
     "iface-can-reach": "name the interface with --iface",
-    "public-ipv6": "only IPv4 networks are supported",
     "subnet-lease-renew-margin": "leases are renewed long before they end",
     "net-config-path": "the configuration is kept in the registry: netplane ctl init",
     "kube-subnet-mgr": "subnets are kept in etcd or kvstore",

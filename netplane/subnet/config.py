@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType
 from typing import NamedTuple, cast
@@ -137,6 +137,13 @@ class NetworkConfig:
     def ranges(self) -> tuple[Range, ...]:
         """Return what there is of both families."""
         return (self.first,) if self.second is None else (self.first, self.second)
+
+    @property
+    def halves(self) -> tuple[NetworkConfig, ...]:
+        """Return a configuration for each family alone."""
+        if self.second is None:
+            return (self,)
+        return tuple(replace(self, first=one, second=None) for one in self.ranges)
 
     @property
     def vni(self) -> int:

@@ -70,11 +70,11 @@ def test_everything_says_why_it_is_there_and_fits() -> None:
 
 def test_members_are_written_in_order_and_none_is_no_command() -> None:
     hosts = {IPv4Address("10.0.0.3"), IPv4Address("10.0.0.2")}
-    assert elements("add", "netplane-b", "vteps", hosts) == (
+    assert elements("add", "ip netplane-b", "vteps", hosts) == (
         "add element ip netplane-b vteps { 10.0.0.2, 10.0.0.3 }\n"
     )
-    assert elements("delete", "netplane", "vteps", []) == ""
-    assert removal("netplane") == "add table ip netplane\ndelete table ip netplane\n"
+    assert elements("delete", "ip netplane", "vteps", []) == ""
+    assert removal("ip netplane") == "add table ip netplane\ndelete table ip netplane\n"
 
 
 @pytest.mark.parametrize("name", ["filter", "netplane x", "netplane-A", "netplane-", ""])
