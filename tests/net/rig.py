@@ -68,7 +68,7 @@ class Host:
         """Give the card an IPv6 address, and a default route of IPv6."""
         self.namespace.ip(
             f"addr add {address}/64 dev eth0 nodad",
-            f"-6 route add default via {UNDERLAY6}::ffff",
+            f"route add default via {UNDERLAY6}::ffff",
         )
 
     def unplug(self) -> None:
@@ -104,7 +104,7 @@ class Host:
                 for one, address in zip(subnets, addresses, strict=True)
             ),
             "link set eth0 up",
-            *(f"-{gateway.version} route add default via {gateway}" for gateway in gateways),
+            *(f"route add default via {gateway}" for gateway in gateways),
         )
         container = Container(self, namespace, *map(str, addresses))
         self.containers.append(container)
