@@ -9,16 +9,17 @@ import contextlib
 import enum
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
 from netplane.agent.desired import Desired, link_problem, plan_link
 from netplane.agent.errors import AgentError
 from netplane.backend import Backend, External, choose
-from netplane.backend.vxlan import overhead_bytes
+from netplane.backend.vxlan import overhead_bytes, second_mac
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
+from netplane.netlink.messages import AF_OF_LENGTH
 from netplane.netlink.objects import VxlanLink
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.family import (
@@ -29,8 +30,6 @@ from netplane.subnet.family import (
     parse_subnet,
 )
 from netplane.subnet.lease import Lease
-
-AF_INET = 2
 
 
 class State(enum.Enum):
@@ -57,7 +56,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an agent means to have, by its own words."""
+    """What an agent means to have of one family, by its own words."""
 
     config: NetworkConfig
     external: External
@@ -71,6 +70,11 @@ class Known:
     masquerade: bool = False
     """What leaves the overlay gets this host as its source."""
 
+    @property
+    def family(self) -> int:
+        """As the kernel numbers it."""
+        return AF_OF_LENGTH[len(self.own.subnet.network_address.packed)]
+
 
 @contextlib.asynccontextmanager
 async def reading() -> AsyncIterator[Kernel]:
@@ -82,24 +86,42 @@ async def reading() -> AsyncIterator[Kernel]:
         raise AgentError(f"cannot read the kernel's objects: {error}", "try again") from error
 
 
-def known_of(status: Mapping[str, Any]) -> Known | None:
-    """Read what `/v1/status` says; None when the agent has not joined a network yet."""
-    interface, own = status["interface"], status["own"]
-    if not (interface and own and status["network"]["config"]):
-        return None
+def known_of(status: Mapping[str, Any]) -> list[Known]:
+    """Read what `/v1/status` says, by family; none when the agent has not joined a network yet."""
+    own, mac = status["own"], status["network"]["mac"]
+    if not (status["interface"] and own and status["network"]["config"]):
+        return []
     config = parse_config(status["network"]["config"].encode())
+    mine, peers = _lease(own), list(map(_lease, status["peers"]))
+    first, *second = config.halves
+    found = [_half(status, first, mac, mine, peers)]
+    mine6 = mine.second()
+    if second and mine6 is not None:
+        peers6 = [half for lease in peers if (half := lease.second()) is not None]
+        found.append(_half(status, second[0], second_mac(mac), mine6, peers6))
+    return found
+
+
+def _half(
+    status: Mapping[str, Any], config: NetworkConfig, mac: str, mine: Lease, leases: list[Lease]
+) -> Known:
+    interface = status["interface"]
+    addresses = [
+        ip_interface(text) for text in (interface["address"], interface["address6"]) if text
+    ]
+    version = config.network.version
     external = External(
-        interface["name"], IPv4Interface(interface["address"]), int(interface["mtu"])
+        interface["name"],
+        next(one for one in addresses if one.version == version),
+        int(interface["mtu"]),
     )
     backend = choose.make(
         config,
         external=external,
-        mac=status["network"]["mac"],
+        mac=mac,
         blackhole=status["firewall"]["blackhole_route"],
     )
-    leases = map(_lease, status["peers"])
     peers = {lease.subnet: lease for lease in leases}
-    mine = _lease(own)
     plan = backend.plan(mine.subnet, peers)
     return Known(
         config,
@@ -214,7 +236,7 @@ async def look_at_source_address(known: Known, kernel: Kernel, links: Iterable[L
     name, address = known.external.name, known.external.address.ip
     index = index_of(name, links)
     if index is not None:
-        found = await kernel.addresses(AF_INET, index, name)
+        found = await kernel.addresses(known.family, index, name)
         if any(item.address == address.packed for item in found):
             return Finding("interface", State.OK, f"{name} has {address}")
     why = "which our packets leave with" if known.backend.scope.link else "which the others send to"

@@ -55,11 +55,12 @@ def write_status(status: dict[str, Any]) -> None:
         ("instance", status["instance"]),
         (
             "interface",
-            f"{external['name']} {external['address']}, MTU {external['mtu']}"
+            f"{external['name']} {_interface_addresses(external)}, MTU {external['mtu']}"
             if external
             else "not known yet",
         ),
-        ("subnet", f"{own['subnet']}, others send to {own['public_ip']}" if own else "none yet"),
+        ("subnet", _own(own) if own else "none yet"),
+        *([("", _own(own, "6"))] if own and "subnet6" in own else []),
         (
             "registry",
             f"cluster {registry['cluster_id']}, revision {registry['revision']}"
@@ -98,12 +99,24 @@ def write_status(status: dict[str, Any]) -> None:
         write_some(f"{title}: {name}: {reason}" for name, reason in junk.items())
 
 
+def _interface_addresses(external: dict[str, Any]) -> str:
+    both = dict.fromkeys((external["address"], external["address6"]))
+    return " and ".join(filter(None, both))
+
+
+def _own(own: dict[str, Any], second: str = "") -> str:
+    return f"{own[f'subnet{second}']}, others send to {own[f'public_ip{second}']}"
+
+
 def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:
     """Return why a peer, or one of its objects, is not in the kernel; "" when all are."""
-    subnet = str(peer["subnet"])
-    names = {subnet, subnet.partition("/")[0]}
-    if isinstance(peer["data"], dict):
-        names.add(str(peer["data"].get("VtepMAC")).lower())
+    names = set()
+    for second in ("", "6"):
+        subnet, data = peer.get(f"subnet{second}"), peer.get(f"data{second}")
+        if subnet is not None:
+            names |= {subnet, subnet.partition("/")[0]}
+        if isinstance(data, dict):
+            names.add(str(data.get("VtepMAC")).lower())
     # `10.5.2.0/24`, `route 10.5.2.0/24 via ...`, `fdb MAC dst ...`: see `netlink.objects`.
     return next((text for name, text in refused.items() if not names.isdisjoint(name.split())), "")
 

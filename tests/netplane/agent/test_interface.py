@@ -63,9 +63,7 @@ def test_two_equal_default_routes_are_refused_with_both_names() -> None:
 def test_without_a_default_route_the_candidates_are_named_and_not_the_loopback() -> None:
     with pytest.raises(InterfaceError, match=r"no default route") as refused:
         choose(host())
-    assert "eth0 (192.0.2.10/24), eth1 (198.51.100.7/24), eth2 (no address)" in str(
-        refused.value
-    )
+    assert "eth0 (192.0.2.10/24), eth1 (198.51.100.7/24), eth2 (no address)" in str(refused.value)
     assert "127.0.0.1" not in str(refused.value)
 
 
