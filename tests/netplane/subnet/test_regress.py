@@ -228,7 +228,7 @@ def test_new_peers_are_added_but_where_one_is_held_in_the_other_family() -> None
         )
 
     def seen(*leases: Lease, cluster: int) -> View:
-        return View(cluster, 1, None, {one.subnet: one for one in leases}, {}, config)
+        return View(cluster, 50, None, {one.subnet: one for one in leases}, {}, config)
 
     watch = Guard(None)
     watch.judge(seen(*(both(number, number) for number in range(1, 6)), cluster=1), 0.0)
