@@ -65,6 +65,10 @@ def make_client(registry: Registry) -> AsyncClient:
         ) from error
 
 
+TELL_S = 0.5
+"""After this, rounds without trouble are told of, many at once: counts and pages can wait, and each
+costs as much as a third of the round."""
+
 _CORRECT = "correct the configuration with `netplane ctl init --force`"
 
 
@@ -184,7 +188,7 @@ def _check_public_ip(backend: Backend, settings: Settings, external: ExternalInt
     if backend.type == HostGwBackend.type and settings.public_ip not in (None, address):
         raise SettingsError(
             f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}:"
-            " the others have no way around it, as the backend host-gw has them send to a neighbour",
+            " the others have no way around it, as host-gw has them send to a neighbour",
             "leave it out, and choose the interface with --iface",
         )
 
@@ -237,6 +241,11 @@ class RealDataplane:
         self._before = dict(sysctls)
         self._made: Reconciler | None = None
         self._refused: dict[str, str] = {}
+        self._untold: list[kernel.Report] = []
+        """Of rounds without any trouble; see `TELL_S`."""
+        self._telling: asyncio.TimerHandle | None = None
+        self._is_quiet = False
+        """Nothing was out of the ordinary in the last round."""
 
     @property
     def sysctls(self) -> dict[str, str]:
@@ -289,6 +298,7 @@ class RealDataplane:
             self._made.close()
         if self._wall is not None:
             self._wall.close()
+        self._tell()
 
     def _firewall(self) -> HostFirewall:
         if self._wall is None:
@@ -313,32 +323,49 @@ class RealDataplane:
         self.on_firewall(report)
 
     def _take(self, report: kernel.Report) -> None:
+        self._untold.append(report)
+        was_quiet = self._is_quiet
+        self._is_quiet = report.cause == "desired" and not (
+            report.failed or report.healed or report.contested or self._refused
+        )
+        if not (was_quiet and self._is_quiet):
+            self._tell()
+        elif self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_S, self._tell)
+
+    def _tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        untold, self._untold = self._untold, []
+        for report in untold:
+            self.on_report(self._told(report))
+
+    def _told(self, report: kernel.Report) -> Report:
         broken = [
             str(failure)
             for failure in report.failed
             if failure.item is None or isinstance(failure.item, _HOSTS_OWN)
         ]
-        self.on_report(
-            Report(
-                _kinds((*report.written, *report.removed)),
-                _kinds(report.healed),
-                (
-                    *self._refused.items(),
-                    *(
-                        (str(failure.item), failure.text)
-                        for failure in report.failed
-                        if failure.item is not None and not isinstance(failure.item, _HOSTS_OWN)
-                    ),
+        return Report(
+            _kinds((*report.written, *report.removed)),
+            _kinds(report.healed),
+            (
+                *self._refused.items(),
+                *(
+                    (str(failure.item), failure.text)
+                    for failure in report.failed
+                    if failure.item is not None and not isinstance(failure.item, _HOSTS_OWN)
                 ),
-                "; ".join(broken),
-                "; ".join(
-                    f"{contest.item} was changed {contest.heals} times in a minute by "
-                    f"{contest.writer or 'somebody'}"
-                    for contest in report.contested
-                ),
-                bool(broken) or report.cause in {"link", "address", "overrun"},
-                report.milliseconds,
-            )
+            ),
+            "; ".join(broken),
+            "; ".join(
+                f"{contest.item} was changed {contest.heals} times in a minute by "
+                f"{contest.writer or 'somebody'}"
+                for contest in report.contested
+            ),
+            bool(broken) or report.cause in {"link", "address", "overrun"},
+            report.milliseconds,
         )
 
 

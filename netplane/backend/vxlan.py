@@ -121,7 +121,7 @@ class VxlanBackend:
         external: the interface to the other hosts. Its address is the source of our packets, which
             behind NAT differs from the PublicIP that peers send to.
         mac: of our device, the same after every restart: peers have it in their kernels.
-        subnet_len: prefix length of the hosts' subnets; 0: Flannel's direct routes stay as they are.
+        subnet_len: prefix length of the hosts' subnets; 0: Flannel's direct routes are not adopted.
         adopts_flannel: whether the device of Flannel becomes ours, and its direct routes do.
         blackhole: whether packets to addresses of our subnet that no container has end here, where
             they would otherwise leave by the default route.
