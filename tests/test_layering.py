@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "netplane.backend": {
         "netplane.netlink",
         "netplane.subnet.config",
+        "netplane.subnet.family",
         "netplane.subnet.fields",
         "netplane.subnet.jsontext",
         "netplane.subnet.lease",
