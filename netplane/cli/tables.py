@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -38,6 +38,12 @@ def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def both_families(row: Mapping[str, object], name: str) -> str:
+    """Return a field of both families as a cell of a table."""
+    # Without a space: whoever cuts the table into columns finds them where they were.
+    return ",".join(str(row[key]) for key in (name, f"{name}6") if key in row)
+
+
 def write_json(content: object) -> None:
     """Print for programs."""
     click.echo(json.dumps(content, indent=2))
@@ -59,7 +65,7 @@ def write_status(status: dict[str, Any]) -> None:
             if external
             else "not known yet",
         ),
-        ("subnet", f"{own['subnet']}, others send to {own['public_ip']}" if own else "none yet"),
+        ("subnet", _own(own) if own else "none yet"),
         (
             "registry",
             f"cluster {registry['cluster_id']}, revision {registry['revision']}"
@@ -83,8 +89,8 @@ def write_status(status: dict[str, Any]) -> None:
             ("SUBNET", "PUBLIC IP", "BACKEND", "STATE"),
             [
                 (
-                    peer["subnet"],
-                    peer["public_ip"],
+                    both_families(peer, "subnet"),
+                    both_families(peer, "public_ip"),
                     peer["backend"] or "udp",
                     _refusal(peer, refused) or "routed",
                 )
@@ -96,6 +102,11 @@ def write_status(status: dict[str, Any]) -> None:
         ("refused by the kernel", status["kernel"]["refused"]),
     ):
         write_some(f"{title}: {name}: {reason}" for name, reason in junk.items())
+
+
+def _own(own: dict[str, Any]) -> str:
+    subnets, addresses = both_families(own, "subnet"), both_families(own, "public_ip")
+    return f"{subnets}, others send to {addresses}"
 
 
 def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:
