@@ -124,7 +124,7 @@ def _to_lease(fields: object) -> Lease:
         raise ValueError(f"a lease is {fields!r}")  # noqa: TRY004
     try:
         second = {}
-        if "subnet6" in fields:
+        if not fields.keys().isdisjoint(_SECOND):
             second = {
                 "subnet6": ipv6_network(fields["subnet6"]),
                 "public_ip6": ipv6_address(fields["public_ip6"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from netplane.cli.flags import (
     registry_of,
     registry_options,
 )
-from netplane.cli.tables import write_json, write_some, write_table
+from netplane.cli.tables import both_families, write_json, write_some, write_table
 from netplane.subnet import family
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
@@ -129,8 +129,8 @@ def hosts(write_out: str, **flags: Any) -> None:
         [
             (
                 str(row["host"]),
-                _cell(row, "subnet"),
-                _cell(row, "public_ip"),
+                both_families(row, "subnet"),
+                both_families(row, "public_ip"),
                 "runs" if row["alive"] else "silent",
             )
             for row in rows
@@ -166,8 +166,8 @@ def leases(write_out: str, **flags: Any) -> None:
         ("SUBNET", "PUBLIC IP", "BACKEND", "KIND", "HOST"),
         [
             (
-                _cell(row, "subnet"),
-                _cell(row, "public_ip"),
+                both_families(row, "subnet"),
+                both_families(row, "public_ip"),
                 str(row["backend"] or "udp"),
                 "reservation" if row["reserved"] else "lease",
                 str(row["host"] or "no record (Flannel's?)"),
@@ -183,11 +183,6 @@ def _both(one: HostRecord | Lease) -> dict[str, object]:
     if one.subnet6 is not None:
         shown |= {"subnet6": str(one.subnet6), "public_ip6": str(one.public_ip6)}
     return shown
-
-
-def _cell(row: Mapping[str, object], name: str) -> str:
-    # Without a space: whoever cuts the table into columns finds them where they were.
-    return ",".join(str(row[key]) for key in (name, f"{name}6") if key in row)
 
 
 @click.command(cls=Command)

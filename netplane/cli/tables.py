@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -38,6 +38,12 @@ def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def both_families(row: Mapping[str, object], name: str) -> str:
+    """Return a field of both families as a cell of a table."""
+    # Without a space: whoever cuts the table into columns finds them where they were.
+    return ",".join(str(row[key]) for key in (name, f"{name}6") if key in row)
+
+
 def write_json(content: object) -> None:
     """Print for programs."""
     click.echo(json.dumps(content, indent=2))
@@ -60,7 +66,6 @@ def write_status(status: dict[str, Any]) -> None:
             else "not known yet",
         ),
         ("subnet", _own(own) if own else "none yet"),
-        *([("", _own(own, "6"))] if own and "subnet6" in own else []),
         (
             "registry",
             f"cluster {registry['cluster_id']}, revision {registry['revision']}"
@@ -84,8 +89,8 @@ def write_status(status: dict[str, Any]) -> None:
             ("SUBNET", "PUBLIC IP", "BACKEND", "STATE"),
             [
                 (
-                    peer["subnet"],
-                    peer["public_ip"],
+                    both_families(peer, "subnet"),
+                    both_families(peer, "public_ip"),
                     peer["backend"] or "udp",
                     _refusal(peer, refused) or "routed",
                 )
@@ -104,8 +109,9 @@ def _interface_addresses(external: dict[str, Any]) -> str:
     return " and ".join(filter(None, both))
 
 
-def _own(own: dict[str, Any], second: str = "") -> str:
-    return f"{own[f'subnet{second}']}, others send to {own[f'public_ip{second}']}"
+def _own(own: dict[str, Any]) -> str:
+    subnets, addresses = both_families(own, "subnet"), both_families(own, "public_ip")
+    return f"{subnets}, others send to {addresses}"
 
 
 def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:

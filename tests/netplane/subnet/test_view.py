@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import combinations
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from netplane.subnet.config import parse_config
 from netplane.subnet.family import Pair
 from netplane.subnet.lease import View, encode_value
+from netplane.subnet.plan import Identity, Wish, plan
 from netplane.subnet.view import Local, ViewBuilder
 from tests.netplane.subnet.stores import (
     DUAL,
@@ -609,3 +611,53 @@ def test_in_a_network_of_ipv4_the_rest_of_a_lease_is_nothing() -> None:
 
     assert peers(view) == ["10.5.1.0/24", "10.5.2.0/24"]
     assert all(lease.second() is None for lease in view.peers.values())
+
+
+JUNK = st.binary(max_size=30) | st.text("0123456789abcdf.:-&", max_size=40).map(str.encode)
+ADDRESSES = st.sampled_from(["192.0.2.1", "10.5.1.1", "::1", "2001:db8::1", "x", "", 7, None])
+SUBNETS = st.sampled_from(["10.5.1.0/24", "fd00:5:0:1::/64", "fd00:5::/0", "10.5.1.1/24", "", 7])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [b"subnets/", b"netplane/hosts/", b"netplane/alive/", b"netplane/ipv6/"]
+            ),
+            JUNK
+            | st.sampled_from([b"10.5.1.0-24", b"10.5.1.0-24&fd00:5:0:1::-64", b"0.0.0.0-0&::-0"]),
+            JUNK
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "PublicIP": ADDRESSES,
+                    "PublicIPv6": ADDRESSES,
+                    "Subnet": SUBNETS,
+                    "IPv6Subnet": SUBNETS,
+                    "Session": ADDRESSES,
+                    "BootID": ADDRESSES,
+                    "BackendData": ADDRESSES,
+                    "BackendV6Data": ADDRESSES,
+                },
+            ).map(lambda fields: json.dumps(fields).encode()),
+        ),
+        max_size=6,
+    ),
+    st.sampled_from([None, DUAL, ONLY_IPV6]),
+)
+def test_no_contents_of_a_registry_keep_anybody_from_a_view_and_a_subnet(
+    puts: list[tuple[bytes, bytes, bytes]], config: dict[str, Any] | None
+) -> None:
+    store = Store(config)
+    registered = store.registered()
+    made = builder(store)
+    us = Identity(
+        "a name that is no junk", IPv4Address("192.0.2.9"), "s", "b", public_ip6=address6(9)
+    )
+    for kind, name, value in puts:
+        key = store.layout.everything + kind + name
+        registered.apply(store.revision + 1, [store.put(key, value)])
+        made.build(registered)
+        plan(registered, made.config, us, Wish.of(pair(1)))
+    # None of them says where it is reached.
+    assert not made.build(registered).peers
