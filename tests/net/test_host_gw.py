@@ -319,10 +319,24 @@ def test_a_second_agent_with_the_same_network_takes_nothing_from_the_first(
     assert ear.told == []
 
 
-def test_a_drained_host_goes_from_the_others_and_leaves_nothing(overlay: Overlay) -> None:
+def test_a_host_that_moves_is_followed_and_one_that_is_drained_leaves_nothing(
+    overlay: Overlay,
+) -> None:
     # Last: the host is not as it was.
     agent = overlay.agents.pop()
     subnet = agent.subnet
+    drift(
+        overlay, agent, "ip addr del {address}/16 dev eth0", "ip addr add 10.77.9.9/16 dev eth0",
+        f"ip {GATEWAY}",
+    )  # fmt: skip
+    moved = {(str(subnet), "10.77.9.9", "eth0")}
+    # The connection to the registry, which has lost its address, has to be given up first.
+    until(
+        lambda: all(moved <= routes(other.host) for other in overlay.agents), 60, "it is followed"
+    )
+    until(overlay.everybody_answers, 20, "every container answers every other")
+    agent.wait_ready()
+    assert agent.subnet == subnet
     agent.ctl("drain")
     until(lambda: not agent.is_running, 10, "the agent ends")
     assert routes(agent.host) == set()
