@@ -31,6 +31,7 @@ from kvstore.pb.session_pb2 import Frame
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kvstore.client.channel import Channel
     from kvstore.client.methods import Method
 
 OPEN_PATH = "/kvstore.Session/Open"
@@ -501,7 +502,7 @@ class Session:
 
 async def open_session(
     target: str,
-    channel: grpc.aio.Channel,
+    channel: Channel,
     metadata: Any,
     on_end: Callable[[Session], None],
 ) -> Session:

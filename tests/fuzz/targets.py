@@ -15,6 +15,7 @@ from typing import Any
 import google_crc32c
 import hpack as library
 
+from kvstore.http2.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
 from kvstore.mvcc.backend_memory import MemoryBackend
 from kvstore.mvcc.errors import StorageError
 from kvstore.mvcc.snapshot import SnapshotReceiver
@@ -22,7 +23,6 @@ from kvstore.peer import codec as peer_codec
 from kvstore.peer.describe import decode_description
 from kvstore.peer.link import HelloError, decode_hello
 from kvstore.rpc import grpc
-from kvstore.rpc.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
 from kvstore.wal import WalError, recovery
 from tests.fuzz.engine_rig import EngineRig
 from tests.fuzz.mutate import pieces
