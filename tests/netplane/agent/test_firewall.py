@@ -95,10 +95,11 @@ async def test_who_goes_last_is_shut_out_before_long(
     for vteps in (VTEPS, frozenset[IPv4Address]()):
         await wall.apply(SUBNET, vteps)
     assert told == [VTEPS]
+    is_written = asyncio.Event()
+    monkeypatch.setattr(Firewall, "step", lambda *_: is_written.set())
     running = asyncio.create_task(wall.run())
     async with asyncio.timeout(10):
-        while told[-1]:
-            await asyncio.sleep(0.01)
+        await is_written.wait()
     running.cancel()
     await asyncio.wait({running})
     assert told == [VTEPS, frozenset()]
