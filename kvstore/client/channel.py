@@ -1,4 +1,4 @@
-"""gRPC calls to one server, with the methods of grpc.aio's channel that the client uses.
+"""gRPC calls to one server.
 
 grpc.aio hands every event from one of its threads to the next until it is on the loop: a fifth of
 what an agent does for one. Here everything happens on the loop.
@@ -9,12 +9,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
-
 from kvstore.client.endpoint import Endpoint, Tls
-from kvstore.client.exchange import INTERNAL, OK, UNAVAILABLE, Exchange
+from kvstore.client.exchange import Exchange
 from kvstore.client.http2 import Connection
+from kvstore.client.status import (
+    DEADLINE_EXCEEDED,
+    EOF,
+    INTERNAL,
+    OK,
+    UNAVAILABLE,
+    CallError,
+    ChannelClosedError,
+)
 from kvstore.http2.hpack import encode
 
 if TYPE_CHECKING:
@@ -25,8 +31,7 @@ _PAUSE_FIRST_S = 0.1
 _PAUSE_MAX_S = 1.0
 """After an attempt to connect that failed the next one waits so long; calls then fail at once."""
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-_DEADLINE_EXCEEDED = 4
+__TIMEOUT_DIGITS = 8
 _TIMEOUT_DIGITS = 8
 _USER_AGENT = b"kvstore-python"
 
@@ -64,7 +69,7 @@ class Channel:
         if connection is not None:
             return connection
         if self._is_closed:
-            raise grpc.aio.UsageError("Channel is closed.")
+            raise ChannelClosedError("the channel is closed")
         if self._connecting is None:
             loop = asyncio.get_running_loop()
             if loop.time() < self._next_try_s:
@@ -153,16 +158,16 @@ class Channel:
                     exchange.send(payload, end=True)
                     await exchange.ended()
             except TimeoutError:
-                raise _error(_DEADLINE_EXCEEDED, "Deadline Exceeded") from None
+                raise CallError(DEADLINE_EXCEEDED, "Deadline Exceeded") from None
             finally:
                 if exchange is not None:
                     exchange.cancel()
             assert exchange.status is not None
             code, text = exchange.status
             if code != OK:
-                raise _error(code, text)
+                raise CallError(code, text)
             if not exchange.messages:
-                raise _error(INTERNAL, "the server ended the call without an answer")
+                raise CallError(INTERNAL, "the server ended the call without an answer")
             return response_deserializer(exchange.take())
 
         return call
@@ -191,7 +196,7 @@ class Channel:
             except ConnectionError as error:
                 # gRPC's words: nothing was sent.
                 text = f"failed to connect to all addresses; last error: {error}"
-                raise _error(UNAVAILABLE, text) from error
+                raise CallError(UNAVAILABLE, text) from error
             await connection.slot()
             if not connection.is_leaving:
                 break
@@ -249,7 +254,7 @@ class Stream:
         return await asyncio.shield(self._opening)
 
     async def read(self) -> Any:
-        """Return the next message; grpc.aio.EOF after the last. Raises AioRpcError."""
+        """Return the next message; EOF after the last. Raises CallError."""
         exchange = self._exchange or await self._ready()
         if not exchange.messages:
             await exchange.arrived()
@@ -258,12 +263,12 @@ class Stream:
                 if exchange.is_cancelled:
                     raise asyncio.CancelledError
                 if exchange.status[0] == OK:
-                    return grpc.aio.EOF
-                raise _error(*exchange.status)
+                    return EOF
+                raise CallError(*exchange.status)
         return self._parse(exchange.take())
 
     async def write(self, message: Any) -> None:
-        """Send a message, and wait until there is room for the next. Raises AioRpcError."""
+        """Send a message, and wait until there is room for the next. Raises CallError."""
         exchange = self._exchange or await self._ready()
         if exchange.status is None:
             exchange.send(self._serialize(message))
@@ -273,7 +278,7 @@ class Stream:
                 raise asyncio.CancelledError
             if exchange.status[0] == OK:
                 raise asyncio.InvalidStateError("the server has ended the stream")
-            raise _error(*exchange.status)
+            raise CallError(*exchange.status)
 
     async def done_writing(self) -> None:
         """Say that no more messages come from here."""
@@ -289,11 +294,6 @@ class Stream:
             return False
         self._exchange.cancel()
         return True
-
-
-def _error(code: int, text: str) -> grpc.aio.AioRpcError:
-    status = _CODES.get(code, grpc.StatusCode.UNKNOWN)
-    return grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details=text)
 
 
 def _timeout(seconds: float) -> bytes:

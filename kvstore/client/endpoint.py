@@ -26,6 +26,9 @@ class Tls(NamedTuple):
 
     def context(self) -> ssl.SSLContext:
         """Read the files. Raises OSError when one cannot be read or used."""
+        for path in (self.ca_file, self.cert_file, self.key_file):
+            if path is not None:
+                open(path, "rb").close()
         context = ssl.create_default_context(cafile=self.ca_file)
         if self.cert_file is not None:
             context.load_cert_chain(self.cert_file, self.key_file)

@@ -10,22 +10,26 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
+from kvstore.client.status import (
+    CANCELLED,
+    INTERNAL,
+    OK,
+    PERMISSION_DENIED,
+    RESOURCE_EXHAUSTED,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    UNIMPLEMENTED,
+    UNKNOWN,
+)
 from kvstore.http2 import frames
 
 if TYPE_CHECKING:
     from kvstore.client.http2 import Connection
     from kvstore.http2.hpack import Field
 
-OK: Final = 0
-CANCELLED: Final = 1
-UNKNOWN: Final = 2
-RESOURCE_EXHAUSTED: Final = 8
-INTERNAL: Final = 13
-UNAVAILABLE: Final = 14
-
 # gRPC over HTTP/2: what a status other than 200 means, and what a reset does.
 _OF_HTTP = {
-    b"400": INTERNAL, b"401": 16, b"403": 7, b"404": 12,
+    b"400": INTERNAL, b"401": UNAUTHENTICATED, b"403": PERMISSION_DENIED, b"404": UNIMPLEMENTED,
     b"429": UNAVAILABLE, b"502": UNAVAILABLE, b"503": UNAVAILABLE, b"504": UNAVAILABLE,
 }  # fmt: skip
 _OF_RESET = {

@@ -9,14 +9,10 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from kvstore.client.exchange import INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE, WINDOW, Exchange
+from kvstore.client.exchange import WINDOW, Exchange
+from kvstore.client.status import INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE
 from kvstore.http2 import frames
-from kvstore.http2.hpack import (
-    BombError,
-    Decoder,
-    HeaderListTooLargeError,
-    HpackError,
-)
+from kvstore.http2.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc.aio
 from google.protobuf.message import Message
 
 from kvstore.client.channel import Channel
@@ -13,6 +12,7 @@ from kvstore.client.endpoint import Endpoint, Tls
 from kvstore.client.errors import ClosedError, UnreachableError, UnsupportedError
 from kvstore.client.methods import Method
 from kvstore.client.session import Session, open_session
+from kvstore.client.status import ChannelClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +89,7 @@ class Link:
             await self.channel().connect()
         except ConnectionError as error:
             raise UnreachableError(f"{self.endpoint.target}: no connection: {error}") from error
-        except grpc.aio.UsageError as error:
+        except ChannelClosedError as error:
             raise ClosedError("the client is closed") from error
         self.is_ready = True
         self.is_without_sessions = False
