@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from kvstore.client.exchange import WINDOW, Exchange
 from kvstore.client.status import INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE
@@ -176,9 +176,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Speak first, as HTTP/2 has it."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(_OPENING)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not derived from it
+        self._transport.write(_OPENING)
 
     def pause_writing(self) -> None:
         """Have writers wait."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kvstore.client.status import CANCELLED, DEADLINE_EXCEEDED, EOF, CallError
+from kvstore.client.status import CANCELLED, DEADLINE_EXCEEDED, EOF, UNAVAILABLE, CallError
 from tests.sim.full.rpc import LOST, StreamCall
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 NEVER_SENT = "failed to connect to all addresses"
 ROOM_BYTES = 1 << 20
+
+
+def failure(code: int, text: str) -> CallError:
+    """Return what the library is told of the end of a call."""
+    return CallError(UNAVAILABLE if code == LOST else code, text)
 
 
 class Weather:
@@ -85,7 +90,7 @@ class SimChannel:
     def connected(self) -> Process:
         """Return the process at the other end. Raises CallError when nothing can be sent."""
         if self._is_closed or not self._is_up():
-            raise CallError(LOST, NEVER_SENT)
+            raise failure(LOST, NEVER_SENT)
         assert self._process is not None
         return self._process
 
@@ -114,9 +119,9 @@ class SimChannel:
                 async with asyncio.timeout(timeout):
                     code, body = await ended
             except TimeoutError:
-                raise CallError(DEADLINE_EXCEEDED, "Deadline") from None
+                raise failure(DEADLINE_EXCEEDED, "Deadline") from None
             if code:
-                raise CallError(code, body)
+                raise failure(code, body)
             return response_deserializer(body)
 
         return call
@@ -224,7 +229,7 @@ class SimStream:
                 code, text = self._end
                 if code == 0:
                     return EOF
-                raise CallError(code, text)
+                raise failure(code, text)
             self._waiter = self._loop.create_future()
             await self._waiter
         return self._parse(self._messages.popleft())
