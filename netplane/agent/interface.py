@@ -131,7 +131,8 @@ class ExternalInterface:
 
     def of(self, version: int) -> IPv4Interface | IPv6Interface | None:
         """Return the address of a family; None: it has none."""
-        return self.address if self.address.version == version else self.address6
+        both = (self.address, self.address6)
+        return next((one for one in both if one is not None and one.version == version), None)
 
     def addresses(self) -> str:
         """Name what there is of both, for people."""

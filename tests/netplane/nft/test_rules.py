@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
@@ -47,6 +47,26 @@ def test_overlay_packets_are_told_from_others_by_port_and_number() -> None:
     assert chain(text(replace(RULES, vni=257)), "underlay") == [
         f"udp dport 8472 @th,96,24 257 fib daddr type local ip saddr != @vteps {drop}",
         f"udp dport 8472 @th,96,24 257 ip saddr 10.5.0.0/16 ip daddr != 10.5.0.0/16 {drop}",
+    ]
+
+
+def test_the_same_is_said_of_ipv6() -> None:
+    network, subnet = "fd00:5::/48", "fd00:5:0:1::/64"
+    said = text(replace(RULES, network=IPv6Network(network), subnet=IPv6Network(subnet), vni=257))
+    drop = "counter name unknown-vteps drop"
+    assert chain(said, "underlay") == [
+        f"udp dport 8472 @th,96,24 257 fib daddr type local ip6 saddr != @vteps {drop}",
+        f"udp dport 8472 @th,96,24 257 ip6 saddr {network} ip6 daddr != {network} {drop}",
+    ]
+    assert "type ipv6_addr" in said
+    assert chain(said, "postrouting") == [
+        "meta mark & 0x4000 == 0x4000 return",
+        "icmpv6 type 133-137 return",  # neighbours: what they say is of their own addresses
+        f"ip6 saddr {subnet} ip6 daddr {network} return",
+        f"ip6 saddr {network} ip6 daddr {subnet} return",
+        f"ip6 saddr != {network} ip6 daddr {subnet} return",
+        f"ip6 saddr {network} ip6 daddr != ff00::/8 masquerade fully-random",
+        f"ip6 saddr != {network} ip6 daddr {network} masquerade fully-random",
     ]
 
 
