@@ -90,6 +90,7 @@ def situation(agent: Agent) -> Situation:
     """Return what the network of the agent's host is now."""
     own = agent.own
     taken = "it was given back" if agent.is_drained else agent.board.missing.get("no-subnet", "")
-    # Containers get IPv4 addresses.
-    subnet = None if own is None or not isinstance(own.subnet, IPv4Network) else own.subnet
+    subnet = None if own is None else own.subnet
+    if subnet is not None and not isinstance(subnet, IPv4Network):
+        return Situation(None, agent.mtu, "the network has IPv6 only, and containers get IPv4")
     return Situation(subnet, agent.mtu, taken)
