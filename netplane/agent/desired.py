@@ -14,6 +14,7 @@ from netplane.netlink.messages import NetObject
 from netplane.netlink.monitor import ObjectChange
 from netplane.netlink.objects import (
     BLACKHOLE,
+    BOOT,
     PROTOCOL,
     Address,
     FdbEntry,
@@ -22,12 +23,16 @@ from netplane.netlink.objects import (
     Neighbour,
     Route,
     Sysctl,
+    Uplink,
     VxlanLink,
     identity,
 )
 
 Item = Address | Neighbour | FdbEntry | Route
 """What lives on a link."""
+
+NOT_ITEMS = VxlanLink | Sysctl | Uplink
+"""What else may be desired."""
 
 ORDER = {Address: 0, Neighbour: 1, FdbEntry: 2, Route: 3}
 """In which order they are written: no route leads to where nothing answers. Removed in reverse."""
@@ -56,18 +61,19 @@ class Desired:
         assert len(links) <= 1, "one reconciler keeps one link"
         self.link = links[0] if links else None
         self.sysctls = sorted(item for item in objects if isinstance(item, Sysctl))
+        self.uplink = next((item for item in objects if isinstance(item, Uplink)), None)
         self.items: frozenset[Item] = frozenset(
-            item for item in objects if not isinstance(item, VxlanLink | Sysctl)
+            item for item in objects if not isinstance(item, NOT_ITEMS)
         )
 
     def _goes_on(self, before: Desired, step: Step) -> bool:
         """Take over what is the same; False: more differs than items, or the step is another's."""
         came, gone = step.came, step.gone
         if step.since is not before.objects or any(
-            isinstance(item, VxlanLink | Sysctl) for item in came | gone
+            isinstance(item, NOT_ITEMS) for item in came | gone
         ):
             return False
-        self.link, self.sysctls = before.link, before.sysctls
+        self.link, self.sysctls, self.uplink = before.link, before.sysctls, before.uplink
         self.came: frozenset[Item] = came  # type: ignore[assignment]  # checked just now
         self.gone: frozenset[Item] = gone  # type: ignore[assignment]
         self.items = before.items - self.gone | self.came
@@ -97,18 +103,37 @@ def is_ours(item: Item, scope: Scope) -> bool:
         case Route():
             if item.protocol != PROTOCOL:
                 return False
-            # Other instances have their own links, and share the external interface.
-            is_shared = item.link == scope.external or item.kind == BLACKHOLE
-            return item.link == scope.link or (
+            # Other instances have their own links, and share the external interface. Where we have
+            # no link, what leads over any other is of an external interface that we had before.
+            is_shared = item.link == scope.external or item.kind == BLACKHOLE or not scope.link
+            return _is_on_ours(item, scope) or (
                 is_shared and _within(item.destination, item.prefix_len, scope)
             )
         case Neighbour():
-            return item.link == scope.link and item.protocol == PROTOCOL
+            return _is_on_ours(item, scope) and item.protocol == PROTOCOL
         case FdbEntry():
             # The kernel keeps no protocol number for these.
-            return item.link == scope.link
+            return _is_on_ours(item, scope)
         case Address():
-            return item.link == scope.link and _within(item.address, item.prefix_len, scope)
+            return _is_on_ours(item, scope) and _within(item.address, item.prefix_len, scope)
+
+
+def is_flannels(item: Item, scope: Scope) -> bool:
+    """Tell whether an object is one of Flannel's that we adopt, whoever may have written it."""
+    if scope.adopts and item.link == scope.link:
+        return True
+    return (
+        isinstance(item, Route)
+        and (item.link, item.protocol) == (scope.external, BOOT)
+        and item.prefix_len == scope.adopts_routes
+        and bool(item.gateway)
+        and _within(item.destination, item.prefix_len, scope)
+    )
+
+
+def _is_on_ours(item: Item, scope: Scope) -> bool:
+    # Routes over links that we do not know name none, as a scope without a device does.
+    return bool(scope.link) and item.link == scope.link
 
 
 def difference(
@@ -202,6 +227,25 @@ def external_problems(wanted: VxlanLink, external: Link, addresses: Iterable[Add
             " Backend.MTU"
         )
     return problems
+
+
+def link_problem(name: str, link: Link | None) -> str:
+    """Say why no route can lead over an interface; "" when one can."""
+    if link is None:
+        return f"there is no interface {name}"
+    return "" if link.up else f"{name} is down, and no route leads over it: ip link set {name} up"
+
+
+def uplink_problem(wanted: Uplink, link: Link | None, addresses: Iterable[Address]) -> str:
+    """Say why peers are not reached over the interface to the other hosts; "" when they are."""
+    name = wanted.name
+    problem = link_problem(name, link)
+    if not problem and wanted.address not in {item.address for item in addresses}:
+        problem = (
+            f"{Address(name, wanted.address, len(wanted.address) * 8)} is gone, and the others send"
+            " to it: put it back, or give the interface another"
+        )
+    return problem
 
 
 def occupant(links: Iterable[Link], name: str, vni: int, port: int) -> Link | None:

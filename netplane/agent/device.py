@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from netplane.agent.desired import LinkPlan, external_problems, plan_link
+from netplane.agent.desired import LinkPlan, external_problems, plan_link, uplink_problem
 from netplane.agent.report import Failure, PassLog
 from netplane.backend import Scope
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Change, Kernel
 from netplane.netlink.messages import AF_OF_LENGTH
-from netplane.netlink.objects import VxlanLink
+from netplane.netlink.objects import Uplink, VxlanLink
 
 
 class LinkKeeper:
@@ -40,18 +40,28 @@ class LinkKeeper:
             return before is None or not before.up or before.mtu != link.mtu
         return wanted is not None and plan_link(wanted, link, self._external, ()) != LinkPlan()
 
-    async def keep(self, wanted: VxlanLink | None, done: PassLog, *, remove: bool) -> bool:
-        """Make our link as desired; False: the objects on it have to wait."""
+    async def keep(
+        self,
+        wanted: VxlanLink | None,
+        done: PassLog,
+        *,
+        remove: bool,
+        uplink: Uplink | None = None,
+    ) -> bool:
+        """Make our link as desired; False: the objects on it have to wait.
+
+        `uplink` is what they need of the interface below, where they are on that.
+        """
         # Reading one link waits until who changes links has finished, and a link that goes down is
         # told before its routes are gone. So this comes first, and the routes are read after.
         external = self._external = await self._kernel.link(self._scope.external)
-        own = await self._kernel.link(self._scope.link)
+        own = await self._kernel.link(self._scope.link) if self._scope.link else None
         self._see(external, own)
         self.troubles = []
         if wanted is None:
             if remove and own is not None and own.vxlan is not None:
                 await self._write(_as_object(own), done, removed=True)
-            return True
+            return uplink is None or await self._is_usable(uplink, external, done)
         others = await self._kernel.vxlan_links()
         plan = plan_link(wanted, own, external, others, self._scope.adopts)
         if plan.adopt is not None:
@@ -92,6 +102,15 @@ class LinkKeeper:
             done.note_heal(wanted)
         self._right.add(wanted)
         return True
+
+    async def _is_usable(self, uplink: Uplink, external: Link | None, done: PassLog) -> bool:
+        found = []
+        if external is not None:
+            found = await self._kernel.addresses(self.family, external.index, external.name)
+        problem = uplink_problem(uplink, external, found)
+        if problem:
+            done.failed.append(Failure(uplink, problem))
+        return not problem
 
     async def _take_over(self, link: Link, wanted: VxlanLink, done: PassLog) -> Link | None:
         """Give a device the name of ours; what is on it stays, and packets go on."""

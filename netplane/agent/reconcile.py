@@ -15,6 +15,7 @@ from netplane.agent.desired import (
     Desired,
     Item,
     is_drift,
+    is_flannels,
     is_ours,
 )
 from netplane.agent.device import LinkKeeper
@@ -85,8 +86,8 @@ class Reconciler:
         """What was there at the end of the last pass; None: there was none yet."""
         self._stale = True
         """What is there has to be read before anything is written."""
-        self._adopting = bool(scope.adopts)
-        """What is on our link may be Flannel's yet, also when we were killed in between."""
+        self._adopting = bool(scope.adopts or scope.adopts_routes)
+        """Some of it may be Flannel's yet, also when we were killed in between."""
         self._heals = Heals()
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -131,7 +132,8 @@ class Reconciler:
             before, self._desired = self._desired, Desired(desired, self._desired, step)
             self._remove = remove
             if before is not None and (
-                (before.link, before.sysctls) != (self._desired.link, self._desired.sysctls)
+                (before.link, before.sysctls, before.uplink)
+                != (self._desired.link, self._desired.sysctls, self._desired.uplink)
             ):
                 self._stale = True
             report = await self._pass("desired", read=self._stale)
@@ -220,11 +222,14 @@ class Reconciler:
                 await self._keep_items(self._desired, self._known, done)
             else:
                 self._stale = True
-                if await self._links.keep(self._desired.link, done, remove=self._remove):
-                    self._sysctls.keep(self._desired.sysctls, done, remove=self._remove)
-                    found = await self._read(self._desired)
+                wanted = self._desired
+                if await self._links.keep(
+                    wanted.link, done, remove=self._remove, uplink=wanted.uplink
+                ):
+                    self._sysctls.keep(wanted.sysctls, done, remove=self._remove)
+                    found = await self._read(wanted)
                     self._stale = False
-                    await self._keep_items(self._desired, found, done)
+                    await self._keep_items(wanted, found, done)
                     if self._remove and not (done.failed or done.contested):
                         self._adopting = False
         except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
@@ -259,7 +264,7 @@ class Reconciler:
             for item in found
             if item in wanted
             or is_ours(item, self._scope)
-            or (self._adopting and item.link == name)
+            or (self._adopting and is_flannels(item, self._scope))
         )
 
     async def _keep_items(self, desired: Desired, found: frozenset[Item], done: PassLog) -> None:

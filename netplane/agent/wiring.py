@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
@@ -16,8 +16,9 @@ from netplane.agent.containers.records import Store
 from netplane.agent.desired import occupant, occupied_text
 from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.firewall import HostFirewall, Wanted
-from netplane.agent.interface import ExternalInterface, choose, read_host
-from netplane.agent.lock import LinkLock
+from netplane.agent.interface import ExternalInterface, read_host
+from netplane.agent.interface import choose as choose_interface
+from netplane.agent.lock import LinkLock, RoutesLock
 from netplane.agent.ports import (
     FirewallLook,
     FirewallReport,
@@ -30,11 +31,11 @@ from netplane.agent.ports import (
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
-from netplane.backend import BackendError, External
-from netplane.backend.vxlan import VxlanBackend, VxlanConfig
+from netplane.backend import Backend, BackendError, External, choose
+from netplane.backend.host_gw import HostGwBackend
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
-from netplane.netlink.objects import KernelObject, Sysctl, VxlanLink
+from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
 from netplane.subnet.lease import Lease
@@ -70,19 +71,10 @@ costs as much as a third of the round."""
 _CORRECT = "correct the configuration with `netplane ctl init --force`"
 
 
-def vxlan_config(config: NetworkConfig) -> VxlanConfig:
-    """Return the backend's part of a configuration.
-
-    Raises SettingsError for a backend that is not offered, or wrong values.
-    """
-    if config.backend_type != VxlanBackend.type:
-        default = ", the default where Backend is left out" if config.backend_type == "udp" else ""
-        raise SettingsError(
-            f"the network's backend is {config.backend_type!r}{default}; it is not offered",
-            f'{_CORRECT}: "Backend":{{"Type":"vxlan"}}',
-        )
+def check_backend(config: NetworkConfig) -> None:
+    """Raise SettingsError for a backend that is not offered, or wrong values."""
     try:
-        return VxlanConfig.parse(config.backend)
+        choose.check(config)
     except BackendError as error:
         raise SettingsError(str(error), _CORRECT) from error
 
@@ -93,6 +85,8 @@ class RealParts:
     def __init__(self) -> None:
         self._links: dict[str, LinkLock] = {}
         """Of the devices that this process keeps; held until it ends."""
+        self._routes: dict[IPv4Network, RoutesLock] = {}
+        """The same of networks."""
 
     @contextlib.asynccontextmanager
     async def subnets(self, settings: Settings, who: Who) -> AsyncIterator[RealSubnets]:
@@ -119,11 +113,9 @@ class RealParts:
         sysctls: Mapping[str, str],
     ) -> RealDataplane:
         """As `Parts.dataplane`."""
-        parsed = vxlan_config(config)
         try:
-            backend = VxlanBackend(
-                parsed,
-                network=config.network,
+            backend = choose.make(
+                config,
                 external=External(external.name, external.address, external.mtu),
                 mac=mac,
                 adopts_flannel=settings.adopt_flannel,
@@ -131,26 +123,37 @@ class RealParts:
             )
         except BackendError as error:
             raise SettingsError(str(error), _CORRECT) from error
-        if backend.link not in self._links:
-            self._links[backend.link] = LinkLock(backend.link)
+        _check_public_ip(backend, settings, external)
+        self._lock(backend, config)
+        vxlan = choose.vxlan(config)
         firewall = Wanted(
             settings.table,
             config.network,
-            parsed.port,
-            parsed.vni,
+            0 if vxlan is None else vxlan.port,
+            0 if vxlan is None else vxlan.vni,
             masquerade=settings.ip_masq,
             fully_random=not settings.ip_masq_fully_random_disable,
             forward_rules=settings.iptables_forward_rules,
         )
         return RealDataplane(backend, firewall, settings, sysctls)
 
+    def _lock(self, backend: Backend, config: NetworkConfig) -> None:
+        """Keep other agents of this host away from what this one keeps."""
+        link = backend.scope.link
+        if link and link not in self._links:
+            self._links[link] = LinkLock(link)
+        if config.network not in self._routes:
+            self._routes[config.network] = RoutesLock(config.network, self._routes)
+
     async def occupant(self, config: NetworkConfig) -> Occupant | None:
         """As `Parts.occupant`."""
         try:
-            wanted = vxlan_config(config)
+            wanted = choose.vxlan(config)
+            if wanted is None:
+                return None
             async with Connection() as connection:
                 links = await Kernel(connection).vxlan_links()
-        except (SettingsError, NetlinkError, NetlinkLostError):
+        except (BackendError, NetlinkError, NetlinkLostError):
             return None  # `dataplane` and the first round tell of it
         found = occupant(links, wanted.link, wanted.vni, wanted.port)
         if found is None:
@@ -160,7 +163,7 @@ class RealParts:
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """As `Parts.external`."""
-        return choose(await read_host(), settings.iface, settings.iface_regex)
+        return choose_interface(await read_host(), settings.iface, settings.iface_regex)
 
     async def clear_containers(self, settings: Settings) -> int:
         """As `Parts.clear_containers`."""
@@ -171,6 +174,16 @@ class RealParts:
             return await clear(settings.instance, store)
         except (CniError, OSError) as error:
             raise AgentError(str(error), "correct that and repeat") from error
+
+
+def _check_public_ip(backend: Backend, settings: Settings, external: ExternalInterface) -> None:
+    address = external.address.ip
+    if backend.type == HostGwBackend.type and settings.public_ip not in (None, address):
+        raise SettingsError(
+            f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}:"
+            " the others have no way around it, as host-gw has them send to a neighbour",
+            "leave it out, and choose the interface with --iface",
+        )
 
 
 class RealSubnets:
@@ -204,7 +217,7 @@ class RealDataplane:
 
     def __init__(
         self,
-        backend: VxlanBackend,
+        backend: Backend,
         firewall: Wanted,
         settings: Settings,
         sysctls: Mapping[str, str],
@@ -323,7 +336,7 @@ class RealDataplane:
         broken = [
             str(failure)
             for failure in report.failed
-            if failure.item is None or isinstance(failure.item, VxlanLink | Sysctl)
+            if failure.item is None or isinstance(failure.item, _HOSTS_OWN)
         ]
         return Report(
             _kinds((*report.written, *report.removed)),
@@ -333,7 +346,7 @@ class RealDataplane:
                 *(
                     (str(failure.item), failure.text)
                     for failure in report.failed
-                    if failure.item is not None and not isinstance(failure.item, VxlanLink | Sysctl)
+                    if failure.item is not None and not isinstance(failure.item, _HOSTS_OWN)
                 ),
             ),
             "; ".join(broken),
@@ -345,6 +358,10 @@ class RealDataplane:
             bool(broken) or report.cause in {"link", "address", "overrun"},
             report.milliseconds,
         )
+
+
+_HOSTS_OWN = VxlanLink | Sysctl | Uplink
+"""Without one of these no peer is reached."""
 
 
 def _kinds(items: Iterable[KernelObject]) -> Counter[str]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Protocol
 
-from netplane.netlink.objects import KernelObject
+from netplane.netlink.objects import BLACKHOLE, LAST, KernelObject, Route, Sysctl
 from netplane.subnet.lease import Lease
+
+FORWARDING = Sysctl("ipv4/ip_forward", "1")
+"""What every backend needs: without it no packet of a container leaves its host."""
 
 
 class BackendError(Exception):
@@ -34,11 +37,15 @@ class Scope:
     """
 
     link: str
+    """Empty: there is no device of ours."""
     external: str
     networks: tuple[tuple[bytes, int], ...]
     """Packed addresses and prefix lengths."""
     adopts: str = ""
     """A device of Flannel's that becomes our link, with all that is on it."""
+    adopts_routes: int = 0
+    """Prefix length of the routes that Flannel has made through the external interface and that
+    become ours; 0: none do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +65,16 @@ class Planned:
     refused: dict[str, str]
     """Subnet to reason, for peers that cannot be served; the others are."""
     vteps: frozenset[IPv4Address] = frozenset()
-    """Hosts whose packets may come in. A peer that cannot be served may yet send to us."""
+    """Hosts whose packets may come in. A peer that cannot be served may yet send to us.
+    Empty where nothing tells the packets of other hosts from those of others."""
     step: Step | None = field(default=None, compare=False)
     """How it comes from the plan before, where the backend knows."""
+
+
+def blackhole_of(subnet: IPv4Network) -> Route:
+    """Return the route that ends packets to addresses of our subnet that no container has."""
+    packed, length = subnet.network_address.packed, subnet.prefixlen
+    return Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE)
 
 
 class Backend(Protocol):

@@ -11,10 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from netplane.backend import BackendError, External, Planned, Scope, Step
+from netplane.backend import (
+    FORWARDING,
+    BackendError,
+    External,
+    Planned,
+    Scope,
+    Step,
+    blackhole_of,
+)
 from netplane.netlink.objects import (
-    BLACKHOLE,
-    LAST,
     Address,
     FdbEntry,
     KernelObject,
@@ -114,7 +120,8 @@ class VxlanBackend:
         external: the interface to the other hosts. Its address is the source of our packets, which
             behind NAT differs from the PublicIP that peers send to.
         mac: of our device, the same after every restart: peers have it in their kernels.
-        adopts_flannel: whether the device of Flannel becomes ours.
+        subnet_len: prefix length of the hosts' subnets; 0: Flannel's direct routes are not adopted.
+        adopts_flannel: whether the device of Flannel becomes ours, and its direct routes do.
         blackhole: whether packets to addresses of our subnet that no container has end here, where
             they would otherwise leave by the default route.
     """
@@ -128,6 +135,7 @@ class VxlanBackend:
         network: IPv4Network,
         external: External,
         mac: str,
+        subnet_len: int = 0,
         adopts_flannel: bool = False,
         blackhole: bool = False,
     ) -> None:
@@ -147,6 +155,7 @@ class VxlanBackend:
             external.name,
             ((network.network_address.packed, network.prefixlen),),
             config.flannels_link if adopts_flannel else "",
+            subnet_len if adopts_flannel and config.direct_routing else 0,
         )
         self._external = external
         self._blackhole = blackhole
@@ -164,7 +173,7 @@ class VxlanBackend:
                     learning=config.learning,
                     gbp=config.gbp,
                 ),
-                Sysctl("ipv4/ip_forward", "1"),
+                FORWARDING,
                 # Strict filtering drops what comes in from a host whose route is not yet there.
                 # 0 would not switch it off: the kernel takes the higher one of this and `all`.
                 Sysctl(f"ipv4/conf/{self.link}/rp_filter", LOOSE),
@@ -216,8 +225,7 @@ class VxlanBackend:
         objects: set[KernelObject] = set(self._own)
         objects.add(Address(self.link, subnet.network_address.packed, 32))
         if self._blackhole:
-            packed, length = subnet.network_address.packed, subnet.prefixlen
-            objects.add(Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE))
+            objects.add(blackhole_of(subnet))
         refused: dict[str, str] = {}
         owners = {packed_mac(self.mac) or b"": "us"}
         for peer in sorted(leases.values(), key=lambda peer: (peer.create_revision, peer.subnet)):

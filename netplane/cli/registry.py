@@ -12,7 +12,8 @@ import click
 
 from netplane.agent.errors import AgentError
 from netplane.agent.settings import Registry
-from netplane.agent.wiring import make_client, vxlan_config
+from netplane.agent.wiring import check_backend, make_client
+from netplane.backend import choose
 from netplane.cli.ctl import output_option
 from netplane.cli.flags import (
     Address,
@@ -23,7 +24,7 @@ from netplane.cli.flags import (
     registry_of,
     registry_options,
 )
-from netplane.cli.tables import write_json, write_some, write_table
+from netplane.cli.tables import unnamed_backend, write_json, write_some, write_table
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
 from netplane.subnet.admin import reserve as reserve_subnet
@@ -40,19 +41,28 @@ Result = TypeVar("Result")
 @click.command(cls=Command)
 @registry_options
 @click.argument("config", required=False, metavar="[JSON|@FILE]")
-@click.option("--network", metavar="CIDR", help="Instead of JSON: vxlan over this network.")
+@click.option("--network", metavar="CIDR", help="Instead of JSON: a backend over this network.")
+@click.option(
+    "--backend",
+    type=click.Choice(choose.OFFERED),
+    help="With --network: how packets travel between hosts.  [default: vxlan]",
+)
 @click.option(
     "--force", is_flag=True, help="Also if running hosts would be cut off, or no agent can use it."
 )
-def init(config: str | None, network: str | None, force: bool, **flags: Any) -> None:
+def init(
+    config: str | None, network: str | None, backend: str | None, force: bool, **flags: Any
+) -> None:
     """Write the network's configuration into the registry, where there is none.
 
     CONFIG is Flannel's, such as {"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}.
     """
     if (config is None) == (network is None):
         raise click.UsageError("give the configuration as JSON, as @FILE, or --network CIDR")
+    if backend is not None and network is None:
+        raise click.UsageError("--backend goes with --network; in JSON it is Backend.Type")
     if network is not None:
-        value = text_of({"Network": network, "Backend": {"Type": "vxlan"}})
+        value = text_of({"Network": network, "Backend": {"Type": backend or "vxlan"}})
     elif config is not None and config.startswith("@"):
         try:
             value = Path(config[1:]).read_bytes().strip()
@@ -63,7 +73,7 @@ def init(config: str | None, network: str | None, force: bool, **flags: Any) -> 
     if not force:
         # Flannel may serve more than our agents do, and its hosts and ours can share a network.
         try:
-            vxlan_config(parse_config(value))
+            check_backend(parse_config(value))
         except SubnetError as error:
             raise Failed(str(error)) from error
         except AgentError as error:
@@ -132,13 +142,15 @@ def leases(write_out: str, **flags: Any) -> None:
     if write_out == "json":
         write_json({"leases": rows, "junk": junk})
         return
+    config = registered.kvs.get(registered.layout.config)
+    unnamed = unnamed_backend(b"" if config is None else config.value)
     write_table(
         ("SUBNET", "PUBLIC IP", "BACKEND", "KIND", "HOST"),
         [
             (
                 str(row["subnet"]),
                 str(row["public_ip"]),
-                str(row["backend"] or "udp"),
+                str(row["backend"] or unnamed),
                 "reservation" if row["reserved"] else "lease",
                 str(row["host"] or "no record (Flannel's?)"),
             )

@@ -12,6 +12,9 @@ from typing import NamedTuple
 PROTOCOL = 181
 """The route protocol of all that we write; no other routing daemon is known to use it."""
 
+BOOT = 3
+"""The route protocol of whoever gives none, as Flannel."""
+
 UNICAST, LOCAL, BLACKHOLE = 1, 2, 6
 
 LAST = 2**32 - 1
@@ -95,6 +98,19 @@ class Route(NamedTuple):
         return f"route {_text(self.destination)}/{self.prefix_len}{via} dev {self.link}{onlink}"
 
 
+class Uplink(NamedTuple):
+    """What the interface to the other hosts has to be: up, with this address.
+
+    It is not ours to write, so it is looked at only.
+    """
+
+    name: str
+    address: bytes
+
+    def __str__(self) -> str:
+        return f"interface {self.name} with {_text(self.address)}"
+
+
 class Sysctl(NamedTuple):
     """A setting below /proc/sys/net, as `ipv4/ip_forward`."""
 
@@ -105,7 +121,7 @@ class Sysctl(NamedTuple):
         return f"sysctl net/{self.name} = {self.value}"
 
 
-KernelObject = VxlanLink | Address | Neighbour | FdbEntry | Route | Sysctl
+KernelObject = VxlanLink | Address | Neighbour | FdbEntry | Route | Sysctl | Uplink
 # Tuples of different classes compare equal when their items do. Here none can: they differ in
 # length, or in the lengths of the packed fields at one place, or in the types.
 
@@ -136,6 +152,8 @@ def identity(item: KernelObject) -> Identity:
             return Identity("link", item.name)
         case Sysctl():
             return Identity("sysctl", item.name)
+        case Uplink():
+            return Identity("uplink", item.name)
 
 
 def _text(packed: bytes) -> str:

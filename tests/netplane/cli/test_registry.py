@@ -66,8 +66,12 @@ def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
         (["{"], "not JSON"),
         (["@/nowhere"], "cannot read /nowhere: No such file"),
         (["--network", "10.5.0.0/29"], "too small to divide"),
+        ([CONFIG, "--backend", "host-gw"], "--backend goes with --network"),
         (['{"Network":"10.5.0.0/16"}'], "backend is 'udp', the default where Backend is left out"),
-        (['{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}'], "it is not offered"),
+        (
+            ['{"Network":"10.5.0.0/16","Backend":{"Type":"ipsec"}}'],
+            "not encrypted here; take vxlan, inside",
+        ),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":0}}'],
             "VNI 0 is not a whole number from 1",
@@ -81,8 +85,13 @@ def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], sa
     assert ctl.value("config") is None
 
 
+def test_init_takes_the_name_of_a_backend_instead_of_json(ctl: Ctl) -> None:
+    assert ctl("init", "--network", "10.5.0.0/16", "--backend", "host-gw").exit_code == 0
+    assert ctl.value("config") == b'{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}'
+
+
 def test_init_writes_for_flannel_what_only_flannel_serves(ctl: Ctl) -> None:
-    text = '{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}'
+    text = '{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}'
     assert "--force writes it for Flannel" in ctl("init", text).output
     assert ctl("init", text, "--force").exit_code == 0
     assert ctl.value("config") == text.encode()
@@ -102,6 +111,14 @@ def test_a_reservation_is_kept_shown_and_released(ctl: Ctl) -> None:
     assert ctl("release", "10.5.72.0/24").output == "10.5.72.0/24 is free\n"
     assert ctl.value("subnets/10.5.72.0-24") is None
     assert ctl("release", "10.5.72.0/24").exit_code == 1
+
+
+def test_leases_without_a_type_are_of_the_networks_backend(ctl: Ctl) -> None:
+    # Flannel leaves it out for udp and for alloc.
+    ctl.store.put(f"{PREFIX}/subnets/10.5.72.0-24".encode(), b'{"PublicIP":"192.0.2.1"}')
+    assert ctl("leases").output.splitlines()[1].split()[2] == "udp"
+    ctl("init", "--network", "10.5.0.0/16", "--backend", "alloc", "--force")
+    assert ctl("leases").output.splitlines()[1].split()[2] == "alloc"
 
 
 def test_hosts_tells_which_live(ctl: Ctl) -> None:

@@ -1,0 +1,84 @@
+"""Which backend a network's configuration asks for; one that is not offered is explained."""
+
+from __future__ import annotations
+
+from netplane.backend import Backend, BackendError, External
+from netplane.backend.alloc import AllocBackend
+from netplane.backend.host_gw import HostGwBackend
+from netplane.backend.vxlan import VxlanBackend, VxlanConfig
+from netplane.subnet.config import NetworkConfig
+
+OFFERED = (VxlanBackend.type, HostGwBackend.type, AllocBackend.type)
+
+_NOT_OFFERED = {
+    "extension": ("it runs commands of the configuration as root on every host", "vxlan"),
+    "ipip": ("it has one header less than vxlan, and no other use", "vxlan"),
+    "ipsec": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
+    "tencent-vpc": ("it writes the routes of one cloud", "vxlan"),
+    "udp": ("every packet would go through a process", "vxlan"),
+    "wireguard": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
+}
+"""Flannel's other backends: why not, and what to take instead."""
+
+
+def check(config: NetworkConfig) -> None:
+    """Raise BackendError for a backend that is not offered, or fields that it cannot have."""
+    kind = config.backend_type
+    if kind in OFFERED:
+        vxlan(config)
+        return
+    default = ", the default where Backend is left out" if kind == "udp" else ""
+    why, instead = _NOT_OFFERED.get(kind, ("nobody knows it", " or ".join(OFFERED)))
+    raise BackendError(
+        f"the network's backend is {kind!r}{default}, which is not offered: {why}; take {instead}"
+    )
+
+
+def vxlan(config: NetworkConfig) -> VxlanConfig | None:
+    """Return what is said to a vxlan backend; None: it is another one. Raises BackendError."""
+    if config.backend_type != VxlanBackend.type:
+        return None
+    return VxlanConfig.parse(config.backend)
+
+
+def make(
+    config: NetworkConfig,
+    *,
+    external: External,
+    mac: str,
+    adopts_flannel: bool = False,
+    blackhole: bool = False,
+) -> Backend:
+    """Make the backend of a network for one host; touches no kernel.
+
+    Args:
+        config: the network's.
+        external: the interface to the other hosts.
+        mac: of our own device, where there is one.
+        adopts_flannel: whether what Flannel has made for the same backend becomes ours.
+        blackhole: whether packets to addresses of our subnet that no container has end here.
+
+    Raises:
+        BackendError: as `check`, or the backend cannot work over this interface.
+    """
+    check(config)
+    parsed = vxlan(config)
+    if parsed is not None:
+        return VxlanBackend(
+            parsed,
+            network=config.network,
+            subnet_len=config.subnet_len,
+            external=external,
+            mac=mac,
+            adopts_flannel=adopts_flannel,
+            blackhole=blackhole,
+        )
+    if config.backend_type == HostGwBackend.type:
+        return HostGwBackend(
+            network=config.network,
+            subnet_len=config.subnet_len,
+            external=external,
+            adopts_flannel=adopts_flannel,
+            blackhole=blackhole,
+        )
+    return AllocBackend(network=config.network, external=external, blackhole=blackhole)

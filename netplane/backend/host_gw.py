@@ -1,0 +1,122 @@
+"""host-gw: a peer's subnet is routed to its host, which is on the same link; nothing is wrapped.
+
+There is no device of ours. So all depends on the interface to the other hosts: routes through it go
+without a word when it goes down or loses its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from netplane.backend import FORWARDING, External, Planned, Scope, Step, blackhole_of
+from netplane.netlink.objects import KernelObject, Route, Uplink
+from netplane.subnet.lease import Lease
+
+_NOTHING: frozenset[KernelObject] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The last plan, and what it was made of."""
+
+    subnet: IPv4Network | None
+    leases: dict[int, Lease]
+    """By their ids."""
+    planned: Planned
+
+
+class HostGwBackend:
+    """Plans the kernel objects of one host.
+
+    Args:
+        network: the whole overlay.
+        subnet_len: prefix length of the hosts' subnets.
+        external: the interface to the other hosts.
+        adopts_flannel: whether routes that Flannel has made become ours.
+        blackhole: whether packets to addresses of our subnet that no container has end here.
+    """
+
+    type = "host-gw"
+
+    def __init__(
+        self,
+        *,
+        network: IPv4Network,
+        subnet_len: int,
+        external: External,
+        adopts_flannel: bool = False,
+        blackhole: bool = False,
+    ) -> None:
+        self.mtu = external.mtu
+        self.scope = Scope(
+            "",
+            external.name,
+            ((network.network_address.packed, network.prefixlen),),
+            adopts_routes=subnet_len if adopts_flannel else 0,
+        )
+        self._external = external
+        self._blackhole = blackhole
+        self._last = _Plan(None, {}, Planned(_NOTHING, {}))
+
+    def lease_data(self) -> None:
+        """Return the BackendData of our own lease: none, as Flannel's."""
+
+    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+        """Return all objects that serve these peers.
+
+        No peer depends on another, so those that stayed the same since the last plan are not
+        looked at again. The leases are kept, so that no other gets the id of one.
+        """
+        leases = dict(zip(map(id, peers.values()), peers.values(), strict=True))
+        last = self._last if self._last.subnet == subnet else _Plan(subnet, {}, self._own(subnet))
+        left = [last.leases[key] for key in last.leases.keys() - leases.keys()]
+        came = [leases[key] for key in leases.keys() - last.leases.keys()]
+        refused = last.planned.refused.copy()
+        for peer in left:
+            refused.pop(str(peer.subnet), None)
+        served = []
+        for peer in came:
+            reason = self._why_not(peer)
+            if reason:
+                refused[str(peer.subnet)] = reason
+            else:
+                served.append(peer)
+        since = last.planned.objects
+        before = since.intersection(map(self._route, left))
+        after = _NOTHING.union(map(self._route, served))
+        step = Step(since, after - before, before - after)
+        planned = Planned(since - step.gone | step.came, refused, step=step)
+        self._last = _Plan(subnet, leases, planned)
+        return planned
+
+    def _own(self, subnet: IPv4Network) -> Planned:
+        """Return what is planned without peers."""
+        objects: set[KernelObject] = {
+            FORWARDING,
+            Uplink(self._external.name, self._external.address.ip.packed),
+        }
+        if self._blackhole:
+            objects.add(blackhole_of(subnet))
+        return Planned(frozenset(objects), {})
+
+    def _route(self, peer: Lease) -> Route:
+        packed, length = peer.subnet.network_address.packed, peer.subnet.prefixlen
+        return Route(self._external.name, packed, length, peer.public_ip.packed)
+
+    def _why_not(self, peer: Lease) -> str:
+        """Return why a peer cannot be served, or ""."""
+        if peer.backend_type != self.type:
+            return f"its backend is {peer.backend_type or 'udp'}, ours {self.type}"
+        external = self._external
+        link = external.address.network
+        # A lone address tells nothing of who else is on the link; there the kernel knows by its
+        # routes, and refuses what it cannot reach.
+        if link.num_addresses == 1 or peer.public_ip in link:
+            return ""
+        return (
+            f"its host {peer.public_ip} is not on the link of {external.name}"
+            f" ({external.address}), and host-gw sends to neighbours only: connect it there, or"
+            " take vxlan, with DirectRouting for those that are"
+        )
