@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "kvstore.testing": {"kvstore.embedded", "kvstore.cli", "kvstore.client"},
     "netplane.netlink": set(),
-    "netplane.nft": {"netplane.netlink"},
+    "netplane.nft": {"netplane.netlink", "netplane.subnet.family"},
     "netplane.subnet": {"kvstore.client"},
     "netplane.backend": {
         "netplane.netlink",
