@@ -170,6 +170,17 @@ def test_the_leases_are_as_flannel_writes_them(overlay: Overlay) -> None:
         assert ("BackendData" in lease) is is_dual
 
 
+def test_a_host_that_gets_another_ipv6_address_is_followed(overlay: Overlay) -> None:
+    host, other = overlay.rig.hosts[1], overlay.rig.hosts[0]
+    host.namespace.ip("addr add fd77::20/64 dev eth0 nodad", "addr del fd77::2/64 dev eth0")
+
+    def is_followed() -> bool:
+        return "dst fd77::20" in other.namespace.run(*["bridge", "fdb", "show", "dev", "np6.1"])
+
+    until(is_followed, 20, "the others send to the new address")
+    until(overlay.everybody_answers, 20, "every container answers every other")
+
+
 def test_a_host_that_is_given_up_is_as_it_was(overlay: Overlay) -> None:
     # Last, as it takes a host out. Before the agent forwards, the interface has to be told to go
     # on listening to routers; cleanup knows how both were.
