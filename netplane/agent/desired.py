@@ -10,7 +10,7 @@ from netplane.backend import Scope, Step
 from netplane.backend.vxlan import overhead_bytes
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Change
-from netplane.netlink.messages import NetObject
+from netplane.netlink.messages import IPV6_BYTES, NetObject
 from netplane.netlink.monitor import ObjectChange
 from netplane.netlink.objects import (
     BLACKHOLE,
@@ -153,8 +153,14 @@ def difference(
     ordered = sorted(missing, key=_order)
     if not extra:
         return [Change(item) for item in ordered]
-    replaced = set(map(identity, extra))
-    written = [Change(item, replace=identity(item) in replaced) for item in ordered]
+    replaced = {identity(item): item for item in extra}
+    written = []
+    for item in ordered:
+        before = replaced.get(identity(item))
+        if before is not None and _is_in_its_own_way(item, before):
+            written += [Change(before, removed=True), Change(item)]
+        else:
+            written.append(Change(item, replace=before is not None))
     if not remove:
         return written
     kept = {identity(change.item) for change in written}
@@ -164,6 +170,20 @@ def difference(
         if identity(item) not in kept
     ]
     return written + removed
+
+
+def _is_in_its_own_way(item: Item, before: Item) -> bool:
+    """Tell whether the kernel refuses a route for the one that it replaces.
+
+    For IPv6 it looks up the gateway, even one that is said to be on the link, and finds that by
+    the old route to be behind another.
+    """
+    return (
+        isinstance(item, Route)
+        and item.onlink
+        and len(item.gateway) == IPV6_BYTES
+        and item.link != before.link
+    )
 
 
 @dataclass(frozen=True, slots=True)
