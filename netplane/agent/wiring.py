@@ -19,7 +19,7 @@ from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.firewall import HostFirewall, Wanted
 from netplane.agent.interface import ExternalInterface, read_host
 from netplane.agent.interface import choose as choose_interface
-from netplane.agent.lock import LinkLock
+from netplane.agent.lock import LinkLock, RoutesLock
 from netplane.agent.ports import (
     FirewallLook,
     FirewallReport,
@@ -39,6 +39,7 @@ from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
+from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease
 from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
@@ -84,8 +85,10 @@ class RealParts:
     """`Parts` of a real host."""
 
     def __init__(self) -> None:
-        self._locks: dict[str, LinkLock] = {}
-        """Of devices and routes that this process keeps; held until it ends."""
+        self._links: dict[str, LinkLock] = {}
+        """Of the devices that this process keeps; held until it ends."""
+        self._routes: dict[Subnet, RoutesLock] = {}
+        """The same of networks."""
 
     @contextlib.asynccontextmanager
     async def subnets(self, settings: Settings, who: Who) -> AsyncIterator[RealSubnets]:
@@ -145,12 +148,11 @@ class RealParts:
 
     def _lock(self, backend: Backend, config: NetworkConfig) -> None:
         """Keep other agents of this host away from what this one keeps."""
-        names = {f"routes/{config.network}": f"routes into {config.network}"}
-        if backend.scope.link:
-            names = {backend.scope.link: ""} | names
-        for name, what in names.items():
-            if name not in self._locks:
-                self._locks[name] = LinkLock(name, what)
+        link = backend.scope.link
+        if link and link not in self._links:
+            self._links[link] = LinkLock(link)
+        if config.network not in self._routes:
+            self._routes[config.network] = RoutesLock(config.network, self._routes)
 
     async def occupant(self, config: NetworkConfig) -> Occupant | None:
         """As `Parts.occupant`."""

@@ -24,7 +24,13 @@ from netplane.cli.flags import (
     registry_of,
     registry_options,
 )
-from netplane.cli.tables import both_families, write_json, write_some, write_table
+from netplane.cli.tables import (
+    both_families,
+    unnamed_backend,
+    write_json,
+    write_some,
+    write_table,
+)
 from netplane.subnet import family
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
@@ -162,13 +168,15 @@ def leases(write_out: str, **flags: Any) -> None:
     if write_out == "json":
         write_json({"leases": rows, "junk": junk})
         return
+    config = registered.kvs.get(registered.layout.config)
+    unnamed = unnamed_backend(b"" if config is None else config.value)
     write_table(
         ("SUBNET", "PUBLIC IP", "BACKEND", "KIND", "HOST"),
         [
             (
                 both_families(row, "subnet"),
                 both_families(row, "public_ip"),
-                str(row["backend"] or "udp"),
+                str(row["backend"] or unnamed),
                 "reservation" if row["reserved"] else "lease",
                 str(row["host"] or "no record (Flannel's?)"),
             )

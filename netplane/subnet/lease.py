@@ -24,7 +24,7 @@ MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
 _BROADCAST = IPv4Address("255.255.255.255")
 _ONLY_IPV6 = "0.0.0.0-0"
 _NO_ADDRESS = "0.0.0.0"  # noqa: S104 (what Flannel writes where there is no IPv4)
-_WITHOUT_TYPE = frozenset(("udp", "alloc"))
+WITHOUT_TYPE = frozenset(("udp", "alloc"))
 # Flannel leaves BackendType out for these.
 _IPV4_BITS = 32
 
@@ -188,7 +188,7 @@ def encode_value(
         "PublicIP": public_ip4,
         "PublicIPv6": None if public_ip6 is None else str(public_ip6),
     }
-    if backend_type and backend_type not in _WITHOUT_TYPE:
+    if backend_type and backend_type not in WITHOUT_TYPE:
         fields["BackendType"] = backend_type
     if backend_data is not None:
         fields["BackendData"] = backend_data
