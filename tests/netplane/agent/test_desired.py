@@ -163,3 +163,15 @@ def test_objects_of_different_classes_are_never_one() -> None:
         NEIGHBOUR, FDB, ROUTE, Address("np.1", GATEWAY, 32), Uplink("np.1", GATEWAY),
     ]  # fmt: skip
     assert len(set(items)) == len({identity(item) for item in items}) == 5
+
+
+def test_a_route_of_ipv6_over_the_device_takes_no_place_but_waits_until_it_is_free() -> None:
+    # The kernel refuses it while its gateway is behind another link; see tests/net/kernel.
+    subnet = bytes.fromhex("fd00" + "00" * 14)
+    direct = Route("eth0", subnet, 64, bytes.fromhex("fd77" + "00" * 13 + "02"), metric=1024)
+    over = Route("np6.1", subnet, 64, subnet, onlink=True, metric=1024)
+    assert steps(frozenset({over}), frozenset({direct})) == [("remove", direct), ("add", over)]
+    assert steps(frozenset({direct}), frozenset({over})) == [("replace", direct)]
+    assert steps(frozenset({ROUTE}), frozenset({ROUTE._replace(link="eth0")})) == [
+        ("replace", ROUTE)
+    ]
