@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.settings import Settings
@@ -169,6 +169,9 @@ class Dataplane(Protocol):
 
     async def dropped(self) -> int | None:
         """Return how many packets of unknown hosts our table has dropped since it was made."""
+
+    async def counters(self) -> dict[str, Any] | None:
+        """Return what the process that moves packets has done; None: there is none, or silence."""
 
     async def clear(self) -> None:
         """Take away everything that is ours, and set settings back."""

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
+from typing import Any
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
@@ -31,9 +33,11 @@ from netplane.agent.ports import (
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
+from netplane.agent.udp import ProcessKeeper
 from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.alloc import AllocBackend
 from netplane.backend.host_gw import HostGwBackend
+from netplane.backend.udp import UdpBackend
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
@@ -44,6 +48,8 @@ from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout
+from netplane.udp.control import Config
+from netplane.udp.path import FOREIGN
 
 
 def make_client(registry: Registry) -> AsyncClient:
@@ -232,6 +238,11 @@ class RealDataplane:
         self._before = dict(sysctls)
         self._made: Reconciler | None = None
         self._refused: dict[str, str] = {}
+        self._report = Report()
+        """The newest of the kernel's objects."""
+        self._process: ProcessKeeper | None = None
+        """That moves packets; None: the kernel does."""
+        self._restarts = 0
 
     @property
     def sysctls(self) -> dict[str, str]:
@@ -246,6 +257,10 @@ class RealDataplane:
         """As `Dataplane.apply`."""
         plan = self._backend.plan(own.subnet, peers)
         self._refused = plan.refused
+        if plan.told is not None:
+            # Before routes lead to its device, which it makes.
+            keeper, config = self._keeper(), self._process_config(str(own.subnet))
+            await keeper.apply(config, plan.told, remove=remove)
         wall, before = self._firewall(), self._vteps
         either = before | plan.vteps
         self._vteps = plan.vteps if remove else either
@@ -260,6 +275,8 @@ class RealDataplane:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconciler().run())
             tasks.create_task(self._firewall().run())
+            if self._process is not None:
+                tasks.create_task(self._process.run())
 
     async def look(self) -> FirewallLook:
         """As `Dataplane.look`."""
@@ -267,7 +284,14 @@ class RealDataplane:
 
     async def dropped(self) -> int | None:
         """As `Dataplane.dropped`."""
-        return await self._firewall().dropped()
+        if self._process is None:
+            return await self._firewall().dropped()
+        told = await self._process.counters()
+        return None if told is None else sum(told["dropped"].get(name, 0) for name in FOREIGN)
+
+    async def counters(self) -> dict[str, Any] | None:
+        """As `Dataplane.counters`."""
+        return None if self._process is None else await self._process.counters()
 
     async def clear(self) -> None:
         """As `Dataplane.clear`."""
@@ -275,6 +299,8 @@ class RealDataplane:
         self._vteps = frozenset()
         await self._reconciler().clear()
         await self._firewall().clear()
+        if isinstance(self._backend, UdpBackend):
+            await self._keeper().clear()
 
     def close(self) -> None:
         """As `Dataplane.close`."""
@@ -282,6 +308,8 @@ class RealDataplane:
             self._made.close()
         if self._wall is not None:
             self._wall.close()
+        if self._process is not None:
+            self._process.close()
 
     def _firewall(self) -> HostFirewall:
         if self._wall is None:
@@ -291,6 +319,17 @@ class RealDataplane:
                 self._take_firewall,
             )
         return self._wall
+
+    def _keeper(self) -> ProcessKeeper:
+        if self._process is None:
+            path = self._settings.udp_socket
+            self._process = ProcessKeeper(self._process_config(""), path, self._take_process)
+        return self._process
+
+    def _process_config(self, subnet: str) -> Config:
+        backend = self._backend
+        assert isinstance(backend, UdpBackend)
+        return Config(backend.link, backend.mtu, backend.address, backend.port, subnet)
 
     def _reconciler(self) -> Reconciler:
         if self._made is None:
@@ -311,29 +350,38 @@ class RealDataplane:
             for failure in report.failed
             if failure.item is None or isinstance(failure.item, _HOSTS_OWN)
         ]
-        self.on_report(
-            Report(
-                _kinds((*report.written, *report.removed)),
-                _kinds(report.healed),
-                (
-                    *self._refused.items(),
-                    *(
-                        (str(failure.item), failure.text)
-                        for failure in report.failed
-                        if failure.item is not None
-                        and not isinstance(failure.item, _HOSTS_OWN)
-                    ),
+        self._report = Report(
+            _kinds((*report.written, *report.removed)),
+            _kinds(report.healed),
+            (
+                *self._refused.items(),
+                *(
+                    (str(failure.item), failure.text)
+                    for failure in report.failed
+                    if failure.item is not None and not isinstance(failure.item, _HOSTS_OWN)
                 ),
-                "; ".join(broken),
-                "; ".join(
-                    f"{contest.item} was changed {contest.heals} times in a minute by "
-                    f"{contest.writer or 'somebody'}"
-                    for contest in report.contested
-                ),
-                bool(broken) or report.cause in {"link", "address", "overrun"},
-                report.milliseconds,
-            )
+            ),
+            "; ".join(broken),
+            "; ".join(
+                f"{contest.item} was changed {contest.heals} times in a minute by "
+                f"{contest.writer or 'somebody'}"
+                for contest in report.contested
+            ),
+            bool(broken) or report.cause in {"link", "address", "overrun"},
+            report.milliseconds,
         )
+        self._tell(self._report)
+
+    def _take_process(self) -> None:
+        assert self._process is not None
+        restarts, self._restarts = self._restarts, self._process.restarts
+        healed = Counter(process=self._restarts - restarts)
+        self._tell(replace(self._report, written=Counter(), healed=+healed, milliseconds=0.0))
+
+    def _tell(self, report: Report) -> None:
+        trouble = "" if self._process is None else self._process.trouble
+        broken = "; ".join(filter(None, (trouble, report.broken)))
+        self.on_report(replace(report, broken=broken))
 
 
 _HOSTS_OWN = VxlanLink | Sysctl | Uplink

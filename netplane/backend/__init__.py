@@ -70,6 +70,8 @@ class Planned:
     Empty where nothing tells the packets of other hosts from those of others."""
     step: Step | None = field(default=None, compare=False)
     """How it comes from the plan before, where the backend knows."""
+    told: tuple[tuple[str, str, int], ...] | None = None
+    """Subnet, host and port of each peer, for a process that moves packets; None: there is none."""
 
 
 def blackhole_of(subnet: IPv4Network) -> Route:

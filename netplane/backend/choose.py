@@ -5,17 +5,17 @@ from __future__ import annotations
 from netplane.backend import Backend, BackendError, External
 from netplane.backend.alloc import AllocBackend
 from netplane.backend.host_gw import HostGwBackend
+from netplane.backend.udp import UdpBackend, parse_port
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.subnet.config import NetworkConfig
 
-OFFERED = (VxlanBackend.type, HostGwBackend.type, AllocBackend.type)
+OFFERED = (VxlanBackend.type, HostGwBackend.type, UdpBackend.type, AllocBackend.type)
 
 _NOT_OFFERED = {
     "extension": ("it runs commands of the configuration as root on every host", "vxlan"),
     "ipip": ("it has one header less than vxlan, and no other use", "vxlan"),
     "ipsec": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
     "tencent-vpc": ("it writes the routes of one cloud", "vxlan"),
-    "udp": ("every packet would go through a process", "vxlan"),
     "wireguard": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
 }
 """Flannel's other backends: why not, and what to take instead."""
@@ -26,11 +26,12 @@ def check(config: NetworkConfig) -> None:
     kind = config.backend_type
     if kind in OFFERED:
         vxlan(config)
+        if kind == UdpBackend.type:
+            parse_port(config.backend)
         return
-    default = ", the default where Backend is left out" if kind == "udp" else ""
     why, instead = _NOT_OFFERED.get(kind, ("nobody knows it", " or ".join(OFFERED)))
     raise BackendError(
-        f"the network's backend is {kind!r}{default}, which is not offered: {why}; take {instead}"
+        f"the network's backend is {kind!r}, which is not offered: {why}; take {instead}"
     )
 
 
@@ -79,5 +80,9 @@ def make(
             external=external,
             adopts_flannel=adopts_flannel,
             blackhole=blackhole,
+        )
+    if config.backend_type == UdpBackend.type:
+        return UdpBackend(
+            config.backend, network=config.network, external=external, blackhole=blackhole
         )
     return AllocBackend(network=config.network, external=external, blackhole=blackhole)
