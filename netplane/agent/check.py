@@ -74,7 +74,7 @@ def look_at_agent(status: Mapping[str, Any]) -> list[Finding]:
 
 async def _look_at_objects(kernel: Kernel, known: Known, links: Iterable[Link]) -> list[Finding]:
     names = {link.index: link.name for link in links}
-    name = known.backend.link
+    name = known.backend.scope.link
     index = index_of(name, links)
     there: list[Item] = []
     if index is not None:
@@ -118,7 +118,9 @@ def _look_at_settings(known: Known) -> list[Finding]:
 
 def _look_at_offload(known: Known) -> list[Finding]:
     """Name a feature that some drivers have wrong for packets inside of UDP."""
-    link = known.backend.link
+    link = known.backend.scope.link
+    if not link:
+        return []
     try:
         is_on = _tx_checksums_offloaded(link)
     except OSError as error:

@@ -103,8 +103,9 @@ def is_ours(item: Item, scope: Scope) -> bool:
         case Route():
             if item.protocol != PROTOCOL:
                 return False
-            # Other instances have their own links, and share the external interface.
-            is_shared = item.link == scope.external or item.kind == BLACKHOLE
+            # Other instances have their own links, and share the external interface. Where we have
+            # no link, what leads over any other is of an external interface that we had before.
+            is_shared = item.link == scope.external or item.kind == BLACKHOLE or not scope.link
             return _is_on_ours(item, scope) or (
                 is_shared and _within(item.destination, item.prefix_len, scope)
             )
@@ -228,19 +229,23 @@ def external_problems(wanted: VxlanLink, external: Link, addresses: Iterable[Add
     return problems
 
 
-def uplink_problem(wanted: Uplink, link: Link | None, addresses: Iterable[Address]) -> str:
-    """Say why nothing can be sent over the interface to the other hosts; "" when it can."""
-    name = wanted.name
+def link_problem(name: str, link: Link | None) -> str:
+    """Say why no route can lead over an interface; "" when one can."""
     if link is None:
         return f"there is no interface {name}"
-    if not link.up:
-        return f"{name} is down, and no route leads over it: ip link set {name} up"
-    if wanted.address not in {item.address for item in addresses}:
-        return (
+    return "" if link.up else f"{name} is down, and no route leads over it: ip link set {name} up"
+
+
+def uplink_problem(wanted: Uplink, link: Link | None, addresses: Iterable[Address]) -> str:
+    """Say why peers are not reached over the interface to the other hosts; "" when they are."""
+    name = wanted.name
+    problem = link_problem(name, link)
+    if not problem and wanted.address not in {item.address for item in addresses}:
+        problem = (
             f"{Address(name, wanted.address, len(wanted.address) * 8)} is gone, and the others send"
             " to it: put it back, or give the interface another"
         )
-    return ""
+    return problem
 
 
 def occupant(links: Iterable[Link], name: str, vni: int, port: int) -> Link | None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, NamedTuple
 
-from netplane.agent.desired import Desired, plan_link
+from netplane.agent.desired import Desired, link_problem, plan_link
 from netplane.agent.errors import AgentError
-from netplane.backend import External
-from netplane.backend.vxlan import OVERHEAD_BYTES, VxlanBackend, VxlanConfig
+from netplane.backend import Backend, External, choose
+from netplane.backend.vxlan import OVERHEAD_BYTES
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
@@ -56,7 +56,7 @@ class Known:
     own: Lease
     peers: Mapping[IPv4Network, Lease]
     quarantined: Mapping[str, str]
-    backend: VxlanBackend
+    backend: Backend
     desired: Desired
     refused: Mapping[str, str]
     """Subnet to reason, of peers that cannot be served."""
@@ -83,9 +83,8 @@ def known_of(status: Mapping[str, Any]) -> Known | None:
     external = External(
         interface["name"], IPv4Interface(interface["address"]), int(interface["mtu"])
     )
-    backend = VxlanBackend(
-        VxlanConfig.parse(config.backend),
-        network=config.network,
+    backend = choose.make(
+        config,
         external=external,
         mac=status["network"]["mac"],
         blackhole=status["firewall"]["blackhole_route"],
@@ -150,7 +149,8 @@ def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
     """Compare our device and the interface below it with what they should be."""
     by_name = {link.name: link for link in links}
     wanted = known.desired.link
-    assert wanted is not None
+    if wanted is None:
+        return _look_at_external(known, by_name.get(known.external.name))
     own, parent = by_name.get(wanted.name), by_name.get(wanted.parent)
     plan = plan_link(wanted, own, parent, by_name.values())
     if plan.refused:
@@ -168,6 +168,17 @@ def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
         text = f"MAC of {own.name} is {own.mac.hex(':')}, the others send to {wanted.mac.hex(':')}"
         found.append(Finding("device", State.WRONG, text))
     return found + _look_below(own, parent)
+
+
+def _look_at_external(known: Known, link: Link | None) -> list[Finding]:
+    """Look at the interface to the other hosts where there is no device on it."""
+    name = known.external.name
+    problem = link_problem(name, link)
+    if link is None or problem:
+        return [Finding("interface", State.WRONG, problem)]
+    text = f"containers {known.backend.mtu}, {name} {link.mtu}"
+    fits = known.backend.mtu <= link.mtu
+    return [Finding("mtu", State.OK if fits else State.WRONG, text)]
 
 
 def _look_below(own: Link, parent: Link) -> list[Finding]:
@@ -195,5 +206,6 @@ async def look_at_source_address(known: Known, kernel: Kernel, links: Iterable[L
         found = await kernel.addresses(AF_INET, index, name)
         if any(item.address == address.packed for item in found):
             return Finding("interface", State.OK, f"{name} has {address}")
-    text = f"{name} has not {address}, which our packets leave with"
+    why = "which our packets leave with" if known.backend.scope.link else "which the others send to"
+    text = f"{name} has not {address}, {why}"
     return Finding("interface", State.WRONG, text)

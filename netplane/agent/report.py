@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import time
 from collections.abc import Sequence
@@ -116,7 +117,13 @@ class PassLog:
         item, text = refusal.change.item, refusal.text
         self.lost = self.lost or refusal.code in UNKNOWN
         if refusal.code == errno.EEXIST and isinstance(item, Route):
-            text += "; a route that is not ours is in its place, remove it"
+            text += (
+                "; a route that is not ours is in its place: remove it, or give --adopt-flannel if"
+                " Flannel has made it"
+            )
+        if refusal.code == errno.ENETUNREACH and isinstance(item, Route) and item.gateway:
+            gateway = ipaddress.ip_address(item.gateway)
+            text += f"; make a route that says where it is: ip route add {gateway} dev {item.link}"
         if refusal.code == errno.EPERM:
             # Root of a container may be anything but this.
             text += "; the agent needs the capability CAP_NET_ADMIN, so give it to its container"

@@ -17,6 +17,7 @@ from netplane.agent.inspection import (
     look_at_source_address,
     reading,
 )
+from netplane.backend import choose
 from netplane.netlink import sysctl
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
@@ -108,7 +109,10 @@ class _Trace:
         return True
 
     def _is_towards_container(self, route: Route) -> bool:
-        return self._known is None or route.link not in ("", self._known.backend.link)
+        known = self._known
+        return known is None or route.link not in {
+            "", known.backend.scope.link, known.external.name,
+        }  # fmt: skip
 
     def _owner(self, address: IPv4Address) -> Lease | None:
         if self._known is None:
@@ -169,21 +173,31 @@ class _Trace:
             return
         self._add("lease", State.OK, text)
         wanted = _wanted_route(known, peer.subnet)
+        if wanted is None:
+            self._add_route(route)
+            text = f"how packets get to host {peer.public_ip}, which others see to"
+            self._add("peer", State.UNSEEN, f"{text} with backend {known.backend.type}")
+            return
         if route is None:
             self._add("route", State.WRONG, f"{wanted} is missing")
         elif route != wanted:
             self._add("route", State.WRONG, f"{route} is in the way of {wanted}")
         else:
             self._add("route", State.OK, str(route))
-        if wanted.link == known.backend.link:
+        is_wrapped = wanted.link == known.backend.scope.link
+        if is_wrapped or not known.backend.scope.link:
             self._found += look_at_device(known, self._links)
+        if is_wrapped:
             await self._look_on_device(known, peer, wanted)
         self._found.append(await look_at_source_address(known, self._kernel, self._links))
-        await self._look_at_way_out(known, peer)
+        if is_wrapped:
+            await self._look_at_way_out(known, peer)
+        else:
+            await self._look_at_neighbour(wanted, peer)
 
     async def _look_on_device(self, known: Known, peer: Lease, wanted: Route) -> None:
         """Look at neighbour and forwarding entry."""
-        name = known.backend.link
+        name = known.backend.scope.link
         index = index_of(name, self._links)
         if index is None:
             return  # that is told already, and nothing can be on it
@@ -211,23 +225,51 @@ class _Trace:
         route = await self._kernel.lookup(address.packed, self._names)
         if route is None:
             self._add("underlay", State.WRONG, f"no route to host {address}")
-        elif route.link == known.backend.link:
+        elif route.link == known.backend.scope.link:
             self._add("underlay", State.WRONG, f"{route} leads host {address} into the overlay")
         else:
             self._add("underlay", State.OK, f"host {address} by {route}")
+        vxlan = choose.vxlan(known.config)
+        assert vxlan is not None, "nothing else wraps packets"
         self._add(
             "peer",
             State.UNSEEN,
-            f"whether UDP port {known.backend.config.port} reaches {address}, and what its kernel"
-            " has: trace the way back there",
+            f"whether UDP port {vxlan.port} reaches {address}, and what its kernel has: trace the"
+            " way back there",
+        )
+
+    async def _look_at_neighbour(self, wanted: Route, peer: Lease) -> None:
+        """Look whether the next hop is known on the link of the route: it is the host itself."""
+        address, link = peer.public_ip, wanted.link
+        index = index_of(link, self._links)
+        if index is None:
+            return  # that is told already
+        found = await self._kernel.resolved(wanted.gateway, index)
+        if found is None or not (found.mac or found.has_failed):
+            text = f"whether host {address} answers on {link}: nothing was sent to it lately"
+            self._add("neighbour", State.UNSEEN, text)
+        elif found.has_failed:
+            text = f"host {address} does not answer on {link}: it is off, or not on this link"
+            self._add("neighbour", State.WRONG, text)
+        else:
+            text = f"host {address} is {found.mac.hex(':')} on {link}"
+            self._add("neighbour", State.OK, text)
+        self._add(
+            "peer",
+            State.UNSEEN,
+            f"whether what is between lets packets of containers through to {address}, and what its"
+            " kernel has: trace the way back there",
         )
 
 
-def _wanted_route(known: Known, subnet: IPv4Network) -> Route:
+def _wanted_route(known: Known, subnet: IPv4Network) -> Route | None:
     packed = subnet.network_address.packed
     return next(
-        item
-        for item in known.desired.items
-        if isinstance(item, Route)
-        and (item.destination, item.prefix_len) == (packed, subnet.prefixlen)
+        (
+            item
+            for item in known.desired.items
+            if isinstance(item, Route)
+            and (item.destination, item.prefix_len) == (packed, subnet.prefixlen)
+        ),
+        None,
     )

@@ -35,7 +35,6 @@ from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
 from netplane.agent.udp import ProcessKeeper
 from netplane.backend import Backend, BackendError, External, choose
-from netplane.backend.alloc import AllocBackend
 from netplane.backend.host_gw import HostGwBackend
 from netplane.backend.udp import UdpBackend
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
@@ -140,8 +139,6 @@ class RealParts:
 
     def _lock(self, backend: Backend, config: NetworkConfig) -> None:
         """Keep other agents of this host away from what this one keeps."""
-        if backend.type == AllocBackend.type:
-            return  # nothing that two could take from each other
         names = {f"routes/{config.network}": f"routes into {config.network}"}
         if backend.scope.link:
             names = {backend.scope.link: ""} | names
@@ -184,8 +181,8 @@ def _check_public_ip(backend: Backend, settings: Settings, external: ExternalInt
     address = external.address.ip
     if backend.type == HostGwBackend.type and settings.public_ip not in (None, address):
         raise SettingsError(
-            f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}: the"
-            " others have no way around it, as the backend host-gw has them send to a neighbour",
+            f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}:"
+            " the others have no way around it, as host-gw has them send to a neighbour",
             "leave it out, and choose the interface with --iface",
         )
 

@@ -10,7 +10,6 @@ from typing import Protocol
 from netplane.netlink.objects import BLACKHOLE, LAST, KernelObject, Route, Sysctl
 from netplane.subnet.lease import Lease
 
-
 FORWARDING = Sysctl("ipv4/ip_forward", "1")
 """What every backend needs: without it no packet of a container leaves its host."""
 

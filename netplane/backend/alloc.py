@@ -25,7 +25,9 @@ class AllocBackend:
         self, *, network: IPv4Network, external: External, blackhole: bool = False
     ) -> None:
         self.mtu = external.mtu
-        self.scope = Scope("", external.name, ((network.network_address.packed, network.prefixlen),))
+        self.scope = Scope(
+            "", external.name, ((network.network_address.packed, network.prefixlen),)
+        )
         self._blackhole = blackhole
 
     def lease_data(self) -> None:

@@ -68,6 +68,7 @@ def make(
         return VxlanBackend(
             parsed,
             network=config.network,
+            subnet_len=config.subnet_len,
             external=external,
             mac=mac,
             adopts_flannel=adopts_flannel,

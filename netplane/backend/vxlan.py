@@ -120,7 +120,8 @@ class VxlanBackend:
         external: the interface to the other hosts. Its address is the source of our packets, which
             behind NAT differs from the PublicIP that peers send to.
         mac: of our device, the same after every restart: peers have it in their kernels.
-        adopts_flannel: whether the device of Flannel becomes ours.
+        subnet_len: prefix length of the hosts' subnets; 0: Flannel's direct routes are not adopted.
+        adopts_flannel: whether the device of Flannel becomes ours, and its direct routes do.
         blackhole: whether packets to addresses of our subnet that no container has end here, where
             they would otherwise leave by the default route.
     """
@@ -134,6 +135,7 @@ class VxlanBackend:
         network: IPv4Network,
         external: External,
         mac: str,
+        subnet_len: int = 0,
         adopts_flannel: bool = False,
         blackhole: bool = False,
     ) -> None:
@@ -153,6 +155,7 @@ class VxlanBackend:
             external.name,
             ((network.network_address.packed, network.prefixlen),),
             config.flannels_link if adopts_flannel else "",
+            subnet_len if adopts_flannel and config.direct_routing else 0,
         )
         self._external = external
         self._blackhole = blackhole

@@ -21,6 +21,7 @@ from netplane.netlink.messages import (
     LINK,
     NEIGHBOUR,
     NTF_SELF,
+    NUD_FAILED,
     NUD_PERMANENT,
     ROUTE,
     RT_TABLE_MAIN,
@@ -96,6 +97,16 @@ class VxlanData:
     gbp: bool
     group: bytes = b""
     """The default remote, if any; we want none."""
+
+
+class Resolved(NamedTuple):
+    """What a link knows of a neighbour, found out or told."""
+
+    address: bytes
+    mac: bytes
+    """Empty: it has not answered yet."""
+    has_failed: bool
+    """It did not answer."""
 
 
 def messages(data: bytes, *, but_of_port: int | None = None) -> Iterator[Message]:
@@ -198,6 +209,14 @@ def is_permanent(body: bytes) -> bool:
     """Tell whether an RTM_NEWNEIGH stays until somebody removes it; all that we write does."""
     _check(body, NEIGHBOUR)
     return bool(NEIGHBOUR.unpack_from(body)[2] & NUD_PERMANENT)
+
+
+def resolved(body: bytes) -> Resolved:
+    """Read RTM_NEWNEIGH of whatever state."""
+    _check(body, NEIGHBOUR)
+    state = NEIGHBOUR.unpack_from(body)[2]
+    found = attributes(body, NEIGHBOUR.size)
+    return Resolved(found.get(1, b""), found.get(2, b""), bool(state & NUD_FAILED))
 
 
 def neighbour(body: bytes, names: Mapping[int, str]) -> Neighbour | FdbEntry | None:

@@ -89,6 +89,13 @@ class Kernel:
         found = await self._neighbours(messages.dump_neighbours(family, index), index, name)
         return [item for item in found if isinstance(item, Neighbour)]
 
+    async def resolved(self, address: bytes, index: int) -> decode.Resolved | None:
+        """Return what a link knows of the neighbour with an address; None: it never asked."""
+        family = messages.AF_OF_LENGTH[len(address)]
+        found = await self.connection.dump(messages.dump_neighbours(family, index))
+        read = (decode.resolved(message.body) for message in found)
+        return next((one for one in read if one.address == address), None)
+
     async def fdb(self, index: int, name: str) -> list[FdbEntry]:
         """Return the permanent forwarding entries of a link."""
         found = await self._neighbours(messages.dump_fdb(index), index, name)

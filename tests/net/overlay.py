@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 30.0
 PREFIX = "/coreos.com/network/"
 NETWORK = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
+HOST_GW = NETWORK.replace("vxlan", "host-gw")
+ALLOC = NETWORK.replace("vxlan", "alloc")
 
 
 def until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netplane.agent.desired import ORDER, Desired, Item, difference, is_ours
+from netplane.agent.desired import ORDER, Desired, Item, difference, is_flannels, is_ours
 from netplane.backend import Scope, Step
 from netplane.netlink.objects import (
     BLACKHOLE,
+    BOOT,
     LAST,
     Address,
     FdbEntry,
+    KernelObject,
     Neighbour,
     Route,
     Sysctl,
+    Uplink,
     identity,
 )
 
@@ -41,7 +44,7 @@ def test_what_is_desired_from_now_on_is_as_if_it_were_read_anew(data: st.DataObj
     items = [
         NEIGHBOUR, NEIGHBOUR._replace(mac=OTHER_MAC), FDB, FDB._replace(mac=OTHER_MAC), ROUTE,
         Route("eth0", GATEWAY, 24, HOST), Address("np.1", GATEWAY, 32),
-        Sysctl("ipv4/ip_forward", "1"),
+        Sysctl("ipv4/ip_forward", "1"), Uplink("eth0", HOST),
     ]  # fmt: skip
     # The kernel keeps one of those with the same identity, so no backend plans two.
     sets = st.lists(st.sampled_from(items), unique_by=identity).map(frozenset)
@@ -55,8 +58,8 @@ def test_what_is_desired_from_now_on_is_as_if_it_were_read_anew(data: st.DataObj
             step = Step(objects, step.gone, step.came)  # of somebody else's
         desired = Desired(objects, before, step)
         anew = Desired(desired.objects)
-        assert (desired.link, desired.sysctls, desired.items) == (
-            anew.link, anew.sysctls, anew.items,
+        assert (desired.link, desired.sysctls, desired.uplink, desired.items) == (
+            anew.link, anew.sysctls, anew.uplink, anew.items,
         )  # fmt: skip
         assert desired.identities == anew.identities
         actual = data.draw(st.sampled_from([before.items, frozenset(items[:2])]))
@@ -120,7 +123,43 @@ def test_foreign_objects_are_not_ours() -> None:
     assert not [item for item in foreign if is_ours(item, SCOPE)]
 
 
+def test_without_a_device_of_ours_our_routes_are_ours_over_whichever_link_they_lead() -> None:
+    # What lies on no link that we know would otherwise be taken for what lies on ours, and routes
+    # over an interface that we had before would be in the way for ever.
+    scope = Scope("", "eth0", SCOPE.networks)
+    over_another = Route("", GATEWAY, 24, HOST)
+    assert is_ours(Route("eth0", GATEWAY, 24, HOST), scope)
+    assert is_ours(over_another, scope)
+    foreign: list[Item] = [
+        over_another._replace(destination=bytes([10, 4, 0, 0])),
+        over_another._replace(protocol=BOOT),
+        NEIGHBOUR._replace(link=""),
+        FDB._replace(link=""),
+        Address("", GATEWAY, 32),
+    ]
+    assert not [item for item in foreign if is_ours(item, scope)]
+
+
+def test_flannels_routes_are_known_by_writer_interface_and_length() -> None:
+    scope = Scope("", "eth0", SCOPE.networks, adopts_routes=24)
+    route = Route("eth0", GATEWAY, 24, HOST, protocol=BOOT)
+    assert is_flannels(route, scope)
+    others: list[Item] = [
+        route._replace(link=""),
+        route._replace(link="eth1"),
+        route._replace(protocol=4),
+        route._replace(prefix_len=25),
+        route._replace(gateway=b""),
+        route._replace(destination=bytes([10, 4, 0, 0])),
+        NEIGHBOUR._replace(link=""),
+    ]
+    assert not [item for item in others if is_flannels(item, scope)]
+    assert not is_flannels(route, SCOPE)
+
+
 def test_objects_of_different_classes_are_never_one() -> None:
     # They are tuples, and tuples compare by their items.
-    items: list[Item] = [NEIGHBOUR, FDB, ROUTE, Address("np.1", GATEWAY, 32)]
-    assert len(set(items)) == len({identity(item) for item in items}) == 4
+    items: list[KernelObject] = [
+        NEIGHBOUR, FDB, ROUTE, Address("np.1", GATEWAY, 32), Uplink("np.1", GATEWAY),
+    ]  # fmt: skip
+    assert len(set(items)) == len({identity(item) for item in items}) == 5
