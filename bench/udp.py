@@ -1,7 +1,7 @@
-"""`python -m bench.udp`: one TCP stream over the userspace overlay, and over plain routes beside it.
+"""`python -m bench.udp`: one TCP stream over the userspace overlay, and over plain routes.
 
-Needs root and iperf3. Two hosts are network namespaces with containers behind them. Both ends of the
-stream and both processes share the cores, so two machines would do more.
+Needs root and iperf3. Two hosts are network namespaces with containers behind them. Both ends of
+the stream and both processes share the cores, so two machines would do more.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import math
 import random
 import secrets
 import time
+from typing import Any
 
 from netplane.agent import subnet_env
 from netplane.agent.board import Board
@@ -481,3 +482,7 @@ class Agent:
         if self._dataplane is None or self._healing is None:
             return None
         return await self._dataplane.dropped()
+
+    async def counters(self) -> dict[str, Any] | None:
+        """Return what the process that moves packets has done; None: there is none, or silence."""
+        return None if self._dataplane is None else await self._dataplane.counters()

@@ -42,6 +42,14 @@ def vxlan(config: NetworkConfig) -> VxlanConfig | None:
     return VxlanConfig.parse(config.backend)
 
 
+def port(config: NetworkConfig) -> int:
+    """Return the UDP port that packets between hosts go to; 0: they are not wrapped."""
+    if config.backend_type == UdpBackend.type:
+        return parse_port(config.backend)
+    wrapped = vxlan(config)
+    return 0 if wrapped is None else wrapped.port
+
+
 def make(
     config: NetworkConfig,
     *,

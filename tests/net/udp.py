@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +21,43 @@ MTU = 1472
 DEVICE = "npu.8285"
 
 
+def start_process(
+    host: Host, path: str | Path, config: Config, *flags: str, version: str = ""
+) -> None:
+    """Start a process, if need be of another version; it moves packets when this returns."""
+    program = ["-m", "netplane.udp"]
+    if version:
+        code = f"import netplane.udp.process as p; p.__version__ = {version!r}; p.main()"
+        program = ["-c", code]
+    host.namespace.run(
+        *("env", f"PYTHONPATH={ROOT}", sys.executable, *program, "--socket", str(path)),
+        *("--device", config.device, "--mtu", str(config.mtu), "--address", config.address),
+        *("--port", str(config.port), "--subnet", config.subnet, *flags),
+    )
+
+
+def ask_process(path: str | Path, what: str, **more: Any) -> dict[str, Any]:
+    """Return the answer of a process. Raises ControlError, OSError."""
+    with make_socket() as asking:
+        asking.settimeout(10)
+        asking.connect(str(path))
+        asking.send(encode({"ask": what, **more}))
+        return answer(asking.recv(MESSAGE_BYTES_MAX))
+
+
+def stop_process(path: str | Path) -> None:
+    """End the process that listens there, if there is one, and wait for that."""
+    with make_socket() as asking:
+        asking.settimeout(10)
+        try:
+            asking.connect(str(path))
+        except OSError:
+            return
+        asking.send(encode({"ask": "stop"}))
+        while asking.recv(MESSAGE_BYTES_MAX):
+            pass
+
+
 class UdpHost:
     """A host with a process; its subnet is `handmade.subnet_of`."""
 
@@ -34,16 +69,7 @@ class UdpHost:
 
     def start(self, *flags: str, version: str = "") -> None:
         """Start it; it moves packets when this returns."""
-        config = self.config
-        program = ["-m", "netplane.udp"]
-        if version:
-            code = f"import netplane.udp.process as p; p.__version__ = {version!r}; p.main()"
-            program = ["-c", code]
-        self.host.namespace.run(
-            *("env", f"PYTHONPATH={ROOT}", sys.executable, *program, "--socket", self.path),
-            *("--device", config.device, "--mtu", str(config.mtu), "--address", config.address),
-            *("--port", str(config.port), "--subnet", config.subnet, *flags),
-        )
+        start_process(self.host, self.path, self.config, *flags, version=version)
 
     def give_routes(self) -> None:
         """Do what the agent does in the kernel."""
@@ -55,11 +81,7 @@ class UdpHost:
 
     def ask(self, what: str, **more: Any) -> dict[str, Any]:
         """Return its answer. Raises ControlError, OSError."""
-        with make_socket() as asking:
-            asking.settimeout(10)
-            asking.connect(self.path)
-            asking.send(encode({"ask": what, **more}))
-            return answer(asking.recv(MESSAGE_BYTES_MAX))
+        return ask_process(self.path, what, **more)
 
     def tell_peers(self, others: Sequence[UdpHost]) -> None:
         """Make it know these hosts."""
@@ -74,15 +96,7 @@ class UdpHost:
 
     def stop(self) -> None:
         """End it, if there is one, and wait for that."""
-        with make_socket() as asking:
-            asking.settimeout(10)
-            try:
-                asking.connect(self.path)
-            except OSError:
-                return
-            asking.send(encode({"ask": "stop"}))
-            while asking.recv(MESSAGE_BYTES_MAX):
-                pass
+        stop_process(self.path)
 
 
 class UdpOverlay:
@@ -113,18 +127,3 @@ class UdpOverlay:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
-
-
-def start_foreground(host: UdpHost) -> subprocess.Popen[bytes]:
-    """Start a process as a child, for who wants to see its end."""
-    config = host.config
-    return subprocess.Popen(
-        host.host.namespace.command(
-            *(sys.executable, "-m", "netplane.udp", "--foreground", "--socket", host.path),
-            *("--device", config.device, "--mtu", str(config.mtu), "--address", config.address),
-            *("--port", str(config.port), "--subnet", config.subnet),
-        ),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        env=os.environ,
-    )

@@ -67,7 +67,10 @@ def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
         (["@/nowhere"], "cannot read /nowhere: No such file"),
         (["--network", "10.5.0.0/29"], "too small to divide"),
         ([CONFIG, "--backend", "host-gw"], "--backend goes with --network"),
-        (['{"Network":"10.5.0.0/16"}'], "backend is 'udp', the default where Backend is left out"),
+        (
+            ['{"Network":"10.5.0.0/16","Backend":{"Type":"udp","Port":-1}}'],
+            "Port -1 is not a whole number from 0",
+        ),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"ipsec"}}'],
             "not encrypted here; take vxlan, inside",
