@@ -12,7 +12,7 @@ import pytest
 from netplane.agent.ask import ask
 from tests.net.handmade import mac_of, make_overlay, subnet_of
 from tests.net.namespaces import missing
-from tests.net.overlay import NETWORK, AgentProcess, HostMembers, until
+from tests.net.overlay import HOST_GW, NETWORK, AgentProcess, HostMembers, until
 from tests.net.packets import Flow
 from tests.net.rig import Host, Rig
 
@@ -26,16 +26,22 @@ PREFIX = "/coreos.com/network"
 class FlannelHosts:
     """Two hosts with Flannel's device, objects and leases; Flannel itself has ended."""
 
+    config = NETWORK
+    mtu = 1450
+
     def __init__(self, rig: Rig, members: HostMembers) -> None:
         self.members = members
         self.hosts = rig.hosts
-        self.kvctl("put", f"{PREFIX}/config", NETWORK)
-        make_overlay(self.hosts, device="flannel.1")
+        self.kvctl("put", f"{PREFIX}/config", self.config)
+        self.make()
         for host in self.hosts:
-            host.add_container(subnet_of(host), mtu=1450)
+            host.add_container(subnet_of(host), mtu=self.mtu)
             lease = json.loads(self.kvctl("-w", "json", "lease", "grant", "86400"))["ID"]
             self.kvctl("put", f"--lease={int(lease):x}", self.key(host), self.value(host))
-        # Of a peer that has left while Flannel did not run.
+
+    def make(self) -> None:
+        """Make what Flannel makes, and on the first host what a peer has left."""
+        make_overlay(self.hosts, device="flannel.1")
         self.hosts[0].namespace.ip(
             "neigh add 10.5.99.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
             "route add 10.5.99.0/24 via 10.5.99.0 dev flannel.1 onlink",
@@ -69,6 +75,36 @@ class FlannelHosts:
         return made
 
 
+class HostGwHosts(FlannelHosts):
+    """Two hosts with Flannel's routes of its backend host-gw."""
+
+    config = HOST_GW
+    mtu = 1500
+
+    def make(self) -> None:
+        """As `FlannelHosts.make`. Flannel names no route protocol, as who types `ip route`."""
+        for host in self.hosts:
+            host.namespace.sysctl("ipv4.ip_forward", "1")
+            [other] = [one for one in self.hosts if one is not host]
+            host.namespace.ip(f"route add {subnet_of(other)} via {other.address} dev eth0")
+        self.hosts[0].namespace.ip(
+            "route add 10.5.99.0/24 via 10.77.0.99 dev eth0",
+            # Not Flannel's:
+            "route add 10.5.128.0/17 via 10.77.0.99 dev eth0",
+            "route add 10.6.0.0/24 via 10.77.0.99 dev eth0",
+            "route add 10.5.98.0/24 via 10.77.0.99 dev eth0 proto static",
+        )
+
+    def value(self, host: Host) -> str:
+        """What Flannel writes."""
+        return f'{{"PublicIP":"{host.address}","PublicIPv6":null,"BackendType":"host-gw"}}'
+
+    def routes(self, host: Host) -> dict[str, str]:
+        """Return the protocol of each route to others, by destination; `ip` leaves out boot."""
+        found = host.namespace.json("ip", "-j", "route", "show", "dev", "eth0")
+        return {one["dst"]: one.get("protocol", "") for one in found if one["dst"][:3] == "10."}
+
+
 @pytest.fixture
 def flannel() -> Iterator[FlannelHosts]:
     with Rig(2) as rig, HostMembers(rig.hosts[:1]) as members:
@@ -80,9 +116,9 @@ def link(host: Host, name: str) -> dict[str, Any] | None:
     return next((found for found in links if found["ifname"] == name), None)
 
 
-def test_what_flannel_has_is_taken_over_without_a_lost_packet(flannel: FlannelHosts) -> None:
+def taken_over(flannel: FlannelHosts) -> list[AgentProcess]:
+    """Start an agent on every host, which may cost no packet, and end it."""
     here, there = (host.containers[0] for host in flannel.hosts)
-    before = [link(host, "flannel.1") for host in flannel.hosts]
     flows = Flow(here, there), Flow(there, here)
     until(lambda: all(flow.received > 500 for flow in flows), 20, "packets arrive")
     agents = []
@@ -97,6 +133,12 @@ def test_what_flannel_has_is_taken_over_without_a_lost_packet(flannel: FlannelHo
         for agent in agents:
             agent.kill()
     assert [loss.missing for loss in losses] == [(), ()]
+    return agents
+
+
+def test_what_flannel_has_is_taken_over_without_a_lost_packet(flannel: FlannelHosts) -> None:
+    before = [link(host, "flannel.1") for host in flannel.hosts]
+    agents = taken_over(flannel)
     for host, agent, was in zip(flannel.hosts, agents, before, strict=True):
         now = link(host, "np.1")
         assert now is not None
@@ -115,6 +157,44 @@ def test_what_flannel_has_is_taken_over_without_a_lost_packet(flannel: FlannelHo
         assert [found["lladdr"] for found in neighbours] == [mac_of(other)]
         entries = host.namespace.json("bridge", "-j", "fdb", "show", "dev", "np.1")
         assert [found["mac"] for found in entries if "dst" in found] == [mac_of(other)]
+
+
+@pytest.fixture
+def routed() -> Iterator[HostGwHosts]:
+    with Rig(2) as rig, HostMembers(rig.hosts[:1]) as members:
+        yield HostGwHosts(rig, members)
+
+
+def test_routes_of_flannel_are_taken_over_without_a_lost_packet(routed: HostGwHosts) -> None:
+    one, two = routed.hosts
+    agents = taken_over(routed)
+    assert [agent.subnet for agent in agents] == [subnet_of(one), subnet_of(two)]
+    assert [routed.registered(host) for host in routed.hosts] == list(
+        map(routed.value, routed.hosts)
+    )
+    assert routed.routes(two) == {"10.77.0.0/16": "kernel", str(subnet_of(one)): "181"}
+    # What a departed peer has left is gone, and what is not Flannel's is not.
+    assert routed.routes(one) == {
+        "10.77.0.0/16": "kernel",
+        str(subnet_of(two)): "181",
+        "10.5.98.0/24": "static",
+        "10.5.128.0/17": "",
+        "10.6.0.0/24": "",
+    }
+
+
+def test_without_the_flag_flannels_routes_stay_and_the_flag_is_named(routed: HostGwHosts) -> None:
+    before = routed.routes(routed.hosts[0])
+    agent = routed.agent(0)
+    try:
+        until(lambda: b"kernel-refused" in readiness(agent), 30, "the route is named")
+        said = readiness(agent)
+    finally:
+        agent.kill()
+    assert f"route {subnet_of(routed.hosts[1])} via 10.77.0.2 dev eth0: ".encode() in said
+    assert b"a route that is not ours is in its place" in said
+    assert b"give --adopt-flannel" in said
+    assert routed.routes(routed.hosts[0]) == before
 
 
 def test_without_the_flag_flannels_host_is_left_alone_and_the_flag_is_named(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.net.cni.podman import FILE_BYTES, Podman, image, missing_podman
 from tests.net.namespaces import CommandError, missing
-from tests.net.overlay import Overlay, until
+from tests.net.overlay import HOST_GW, NETWORK, Overlay, until
 from tests.net.packets import ping
 
 pytestmark = [
@@ -24,9 +24,13 @@ pytestmark = [
 SUM = md5(bytes(range(256)) * (FILE_BYTES >> 8)).hexdigest()
 
 
+on_vxlan = pytest.mark.parametrize("overlay", [NETWORK], ids=["vxlan"], indirect=True)
+"""For what has nothing to do with how packets get to another host."""
+
+
 @pytest.fixture(scope="module")
-def overlay() -> Iterator[Overlay]:
-    with Overlay(2) as made:
+def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
+    with Overlay(2, network=request.param) as made:
         yield made
 
 
@@ -37,6 +41,7 @@ def podmans(overlay: Overlay) -> Iterator[list[Podman]]:
         yield [stack.enter_context(Podman(agent, tar)) for agent in overlay.agents]
 
 
+@pytest.mark.parametrize("overlay", [NETWORK, HOST_GW], ids=["vxlan", "host-gw"], indirect=True)
 def test_containers_of_two_hosts_ping_each_other_and_transfer_files(
     overlay: Overlay, podmans: list[Podman]
 ) -> None:
@@ -63,6 +68,7 @@ def test_containers_of_two_hosts_ping_each_other_and_transfer_files(
         assert '"records": [\n  \n ]' in (one.folder / "default.containers.json").read_text()
 
 
+@on_vxlan
 def test_a_published_port_leads_to_the_container_until_that_is_gone(
     overlay: Overlay, podmans: list[Podman]
 ) -> None:
@@ -85,6 +91,7 @@ def fetch(url: str) -> str:
         return md5(answer.read()).hexdigest()
 
 
+@on_vxlan
 def test_an_address_of_ones_own_choice_and_an_agent_that_is_not_there(
     overlay: Overlay, podmans: list[Podman]
 ) -> None:

@@ -16,10 +16,11 @@ from tests.net.kernel.hosts import NETWORK, Host, assert_serves, clean, peers
 pytestmark = [pytest.mark.net, pytest.mark.root]
 
 
-def backend(host: Host) -> VxlanBackend:
+def backend(host: Host, config: VxlanConfig = VxlanConfig()) -> VxlanBackend:  # noqa: B008
     return VxlanBackend(
-        VxlanConfig(),
+        config,
         network=NETWORK,
+        subnet_len=24,
         external=External("eth0", host.address, 1500),
         mac=host.mac,
         adopts_flannel=True,
@@ -67,6 +68,24 @@ async def test_who_was_killed_right_after_the_renaming_goes_on(host: Host) -> No
     (await adopt(host)).close()
     assert host.indices()["np.1"] == before
     assert_serves(host, 2, 3)
+
+
+async def test_direct_routes_become_ours_too_where_the_network_has_them(host: Host) -> None:
+    make_flannel(host)
+    for number in (2, 9):
+        host.do(
+            f"ip route del 10.128.{number}.0/24",
+            f"ip route add 10.128.{number}.0/24 via 10.77.0.{number} dev eth0",
+        )
+    direct = backend(host, VxlanConfig(direct_routing=True))
+    plan = direct.plan(host.subnet, peers(2, 3)).objects
+    async with Reconciler(direct.scope, namespace=host.path) as here:
+        clean(await here.apply(plan))
+    assert host.routes() == {
+        "10.128.2.0/24": ("10.77.0.2", "eth0"), "10.128.3.0/24": ("10.77.0.3", "eth0"),
+    }  # fmt: skip
+    assert "10.128.9.0/24" not in host.run("ip", "route")
+    assert backend(host).scope.adopts_routes == 0
 
 
 async def test_what_comes_later_from_others_is_theirs(host: Host) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import errno
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
 from netplane.agent.reconcile import Reconciler
 from netplane.backend import External
+from netplane.backend.host_gw import HostGwBackend
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.netlink import messages
 from netplane.netlink.connection import SEND_MAX, Connection, NetlinkError
@@ -164,6 +165,30 @@ async def test_a_foreign_route_in_a_peers_place_is_named_and_delays_no_other(hos
         host.run("ip", "route", "del", "10.128.3.0/24")
         clean(await here.apply(host.plan(peers(2, 3, 4)).objects))
         assert_serves(host, 2, 3, 4)
+
+
+async def test_on_a_link_of_lone_addresses_routes_say_who_is_a_neighbour(host: Host) -> None:
+    host.do("ip addr del 10.77.0.1/16 dev eth0", "ip addr add 10.77.0.1/32 dev eth0")
+    host.run("ip", "route", "add", "10.77.0.2", "dev", "eth0")
+    made = HostGwBackend(
+        network=NETWORK,
+        subnet_len=24,
+        external=External("eth0", IPv4Interface("10.77.0.1/32"), 1500),
+    )
+    neighbours = {
+        subnet: replace(peer, backend_type="host-gw") for subnet, peer in peers(2, 3).items()
+    }
+    plan = made.plan(host.subnet, neighbours)
+    assert plan.refused == {}
+    async with Reconciler(made.scope, namespace=host.path) as here:
+        report = await here.apply(plan.objects)
+        [failure] = report.failed
+        assert str(failure).startswith("route 10.128.3.0/24 via 10.77.0.3 dev eth0: ")
+        assert "ip route add 10.77.0.3 dev eth0" in failure.text
+        assert host.routes() == {"10.128.2.0/24": ("10.77.0.2", "eth0")}
+        host.run("ip", "route", "add", "10.77.0.3", "dev", "eth0")
+        clean(await here.apply(plan.objects))
+    assert set(host.routes()) == {"10.128.2.0/24", "10.128.3.0/24"}
 
 
 async def test_two_networks_on_one_host_leave_each_other_alone(host: Host) -> None:
