@@ -90,6 +90,8 @@ class Agent:
         self._subnets: Subnets
         self._interface: InterfaceWatch
         self._config: NetworkConfig
+        self._lease_data: object = None
+        """What our lease says of how we are reached."""
         self._dataplane: Dataplane | None = None
         self._healing: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -252,6 +254,7 @@ class Agent:
                 # Writes nothing: only what it would say to the others is needed here.
                 data = self._make_dataplane(config, external).lease_data()
                 view = await self._subnets.acquire(data)
+                self._lease_data = data
             except (SubnetError, RegistryError) as error:
                 self.board.miss("no-lease", str(error))
                 is_down = isinstance(error, UnavailableError)
@@ -464,6 +467,10 @@ class Agent:
         tell_round(report, self.board, self.counts)
         assert self._dataplane is not None
         self.keeper.change(sysctls=dict(self._dataplane.sysctls))
+        data = self._dataplane.lease_data()
+        if self.view is not None and data != self._lease_data:
+            self._lease_data = data
+            self._subnets.describe(data)
 
     def _take_firewall(self, report: FirewallReport) -> None:
         self.firewall = report

@@ -76,6 +76,9 @@ class Subnets(Protocol):
     def move(self, public_ip: IPv4Address) -> None:
         """Tell the others, as soon as the registry can be used, that we are at another address."""
 
+    def describe(self, backend_data: object) -> None:
+        """Tell the others, as soon as the registry can be used, how we are reached now."""
+
     async def drain(self) -> None:
         """Give the lease back, for good. Raises RegistryError."""
 

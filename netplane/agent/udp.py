@@ -15,19 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from kvstore import __version__
+from netplane.backend import ToldPeer
 from netplane.udp import tun
 from netplane.udp.client import Client
-from netplane.udp.control import PROTOCOL, Config, ControlError
+from netplane.udp.control import (
+    MESSAGE_BYTES_MAX,
+    PROTOCOL,
+    Config,
+    ControlError,
+    answer,
+    encode,
+    make_socket,
+)
 
 log = logging.getLogger("netplane.udp")
 
 START_S = 20.0
 END_S = 5.0
+ASK_S = 1.0
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0
-
-ToldPeer = tuple[str, str, int]
-"""Subnet, host and port."""
 
 
 class ProcessKeeper:
@@ -42,6 +49,8 @@ class ProcessKeeper:
     def __init__(self, config: Config, path: Path, on_change: Callable[[], None]) -> None:
         self.trouble = ""
         """Why packets are not moved."""
+        self.key = ""
+        """Of the process, where packets are sealed; nothing until it is known."""
         self.restarts = 0
         """How often it was found to have ended."""
         self._config = config
@@ -110,7 +119,7 @@ class ProcessKeeper:
     # with the lock
 
     async def _feed(self) -> None:
-        before = self.trouble, self.restarts
+        before = self.trouble, self.restarts, self.key
         try:
             if self._client is not None and self._client.lost.is_set():
                 log.warning("the process that moves packets has ended; it is started again")
@@ -118,12 +127,13 @@ class ProcessKeeper:
                 self._leave()
             if self._client is None:
                 self._client = await self._find()
+                self.key = (await self._client.ask("hello"))["key"]
             await self._client.ask("peers", peers=self._peers, add=not self._remove)
             self.trouble = ""
         except (ControlError, OSError, subprocess.SubprocessError) as error:
             self.trouble = f"the process that moves packets does not run: {error}"
             self._leave()
-        if before != (self.trouble, self.restarts):
+        if before != (self.trouble, self.restarts, self.key):
             self._on_change()
 
     async def _find(self) -> Client:
@@ -145,8 +155,7 @@ class ProcessKeeper:
     async def _is_right(self, client: Client) -> bool:
         """Tell whether a process is what we want; else another one runs in its place then."""
         hello = await client.ask("hello")
-        fits = hello.get("protocol") == PROTOCOL
-        if not fits or Config.parse(hello["config"]) != self._config:
+        if hello.get("protocol") != PROTOCOL or hello.get("config") != self._config.told():
             log.info("the process that moves packets is told to do something else: a new one")
             await self._end(client)
             await self._start()
@@ -173,6 +182,7 @@ class ProcessKeeper:
             *(sys.executable, "-m", "netplane.udp", "--socket", str(self._path)),
             *("--device", config.device, "--mtu", str(config.mtu), "--address", config.address),
             *("--port", str(config.port), "--subnet", config.subnet, *flags),
+            *(("--sealed",) if config.sealed else ()),
         ]
         # In a thread, as it ends by itself in a moment: what stays is the child of nobody here.
         done = await asyncio.to_thread(
@@ -199,3 +209,18 @@ class ProcessKeeper:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def key_of_running(path: Path) -> str:
+    """Return the key of a process that an agent before us has started; nothing where none runs.
+
+    Blocks for a moment: it answers at once, or not at all.
+    """
+    with make_socket() as asking:
+        asking.settimeout(ASK_S)
+        try:
+            asking.connect(str(path))
+            asking.send(encode({"ask": "hello"}))
+            return str(answer(asking.recv(MESSAGE_BYTES_MAX))["key"])
+        except (OSError, ControlError, KeyError):
+            return ""  # what is the matter with it is told when it is needed

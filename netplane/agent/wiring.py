@@ -33,10 +33,10 @@ from netplane.agent.ports import (
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
-from netplane.agent.udp import ProcessKeeper
+from netplane.agent.udp import ProcessKeeper, key_of_running
 from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.host_gw import HostGwBackend
-from netplane.backend.udp import UdpBackend
+from netplane.backend.udp import SealedUdpBackend, UdpBackend
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
@@ -199,6 +199,7 @@ class RealSubnets:
         self.next_view = manager.next_view
         self.drain = manager.drain
         self.move = manager.move
+        self.describe = manager.describe
 
     def config_text(self) -> str:
         """As `Subnets.config_text`."""
@@ -248,7 +249,11 @@ class RealDataplane:
 
     def lease_data(self) -> object:
         """As `Dataplane.lease_data`."""
-        return self._backend.lease_data()
+        if not isinstance(self._backend, SealedUdpBackend):
+            return self._backend.lease_data()
+        process = self._process
+        key = key_of_running(self._settings.udp_socket) if process is None else process.key
+        return {"PublicKey": key}
 
     async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
         """As `Dataplane.apply`."""
@@ -326,7 +331,8 @@ class RealDataplane:
     def _process_config(self, subnet: str) -> Config:
         backend = self._backend
         assert isinstance(backend, UdpBackend)
-        return Config(backend.link, backend.mtu, backend.address, backend.port, subnet)
+        sealed = isinstance(backend, SealedUdpBackend)
+        return Config(backend.link, backend.mtu, backend.address, backend.port, subnet, sealed)
 
     def _reconciler(self) -> Reconciler:
         if self._made is None:

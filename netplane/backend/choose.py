@@ -5,11 +5,12 @@ from __future__ import annotations
 from netplane.backend import Backend, BackendError, External
 from netplane.backend.alloc import AllocBackend
 from netplane.backend.host_gw import HostGwBackend
-from netplane.backend.udp import UdpBackend, parse_port
+from netplane.backend.udp import SealedUdpBackend, UdpBackend, parse_port
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.subnet.config import NetworkConfig
 
-OFFERED = (VxlanBackend.type, HostGwBackend.type, UdpBackend.type, AllocBackend.type)
+_BY_PROCESS = {UdpBackend.type: UdpBackend, SealedUdpBackend.type: SealedUdpBackend}
+OFFERED = (VxlanBackend.type, HostGwBackend.type, *_BY_PROCESS, AllocBackend.type)
 
 _NOT_OFFERED = {
     "extension": ("it runs commands of the configuration as root on every host", "vxlan"),
@@ -26,7 +27,7 @@ def check(config: NetworkConfig) -> None:
     kind = config.backend_type
     if kind in OFFERED:
         vxlan(config)
-        if kind == UdpBackend.type:
+        if kind in _BY_PROCESS:
             parse_port(config.backend)
         return
     why, instead = _NOT_OFFERED.get(kind, ("nobody knows it", " or ".join(OFFERED)))
@@ -44,7 +45,7 @@ def vxlan(config: NetworkConfig) -> VxlanConfig | None:
 
 def port(config: NetworkConfig) -> int:
     """Return the UDP port that packets between hosts go to; 0: they are not wrapped."""
-    if config.backend_type == UdpBackend.type:
+    if config.backend_type in _BY_PROCESS:
         return parse_port(config.backend)
     wrapped = vxlan(config)
     return 0 if wrapped is None else wrapped.port
@@ -90,8 +91,9 @@ def make(
             adopts_flannel=adopts_flannel,
             blackhole=blackhole,
         )
-    if config.backend_type == UdpBackend.type:
-        return UdpBackend(
+    by_process = _BY_PROCESS.get(config.backend_type)
+    if by_process is not None:
+        return by_process(
             config.backend, network=config.network, external=external, blackhole=blackhole
         )
     return AllocBackend(network=config.network, external=external, blackhole=blackhole)

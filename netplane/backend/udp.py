@@ -6,10 +6,19 @@ what the process is told.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network
 
-from netplane.backend import FORWARDING, BackendError, External, Planned, Scope, blackhole_of
+from netplane.backend import (
+    FORWARDING,
+    BackendError,
+    External,
+    Planned,
+    Scope,
+    ToldPeer,
+    blackhole_of,
+)
 from netplane.netlink.objects import Address, KernelObject, Route
 from netplane.subnet.fields import number
 from netplane.subnet.jsontext import FormatError, lowered
@@ -18,6 +27,10 @@ from netplane.subnet.lease import Lease
 OVERHEAD_BYTES = 28
 """UDP 8, IPv4 20."""
 
+SEAL_BYTES = 36
+"""Header 20, tag 16."""
+
+_KEY = re.compile("[0-9a-f]{64}", re.ASCII)
 MTU_MIN = 576
 PORT = 8285
 """Flannel's."""
@@ -35,6 +48,7 @@ class UdpBackend:
     """
 
     type = "udp"
+    overhead_bytes = OVERHEAD_BYTES
 
     def __init__(
         self,
@@ -45,11 +59,11 @@ class UdpBackend:
         blackhole: bool = False,
     ) -> None:
         self.port = parse_port(backend)
-        self.mtu = external.mtu - OVERHEAD_BYTES
+        self.mtu = external.mtu - self.overhead_bytes
         if self.mtu < MTU_MIN:
             raise BackendError(
                 f"MTU {external.mtu} of {external.name} leaves {self.mtu} bytes inside of UDP; at"
-                f" least {MTU_MIN + OVERHEAD_BYTES} are needed"
+                f" least {MTU_MIN + self.overhead_bytes} are needed"
             )
         self.link = f"npu.{self.port}"
         self.address = str(external.address.ip)
@@ -75,13 +89,41 @@ class UdpBackend:
         if self._blackhole:
             objects.add(blackhole_of(subnet))
         refused: dict[str, str] = {}
-        told: list[tuple[str, str, int]] = []
+        told: list[ToldPeer] = []
         for peer in peers.values():
-            if peer.backend_type in {"", self.type}:
-                told.append((str(peer.subnet), str(peer.public_ip), self.port))
+            reason, key = self._key_of(peer)
+            if reason:
+                refused[str(peer.subnet)] = reason
             else:
-                refused[str(peer.subnet)] = f"its backend is {peer.backend_type}, ours {self.type}"
+                told.append((str(peer.subnet), str(peer.public_ip), self.port, key))
         return Planned(frozenset(objects), refused, told=tuple(told))
+
+    def _key_of(self, peer: Lease) -> tuple[str, str]:
+        """Return why a peer cannot be served, or "" and its key, if it needs one."""
+        if peer.backend_type in {"", self.type}:
+            return "", ""
+        return f"its backend is {peer.backend_type}, ours {self.type}", ""
+
+
+class SealedUdpBackend(UdpBackend):
+    """The same with packets that are encrypted between hosts; Flannel has none such.
+
+    The key of each host's process is in its lease.
+    """
+
+    type = "netplane-udp"
+    overhead_bytes = OVERHEAD_BYTES + SEAL_BYTES
+
+    def _key_of(self, peer: Lease) -> tuple[str, str]:
+        if peer.backend_type != self.type:
+            return f"its backend is {peer.backend_type or 'udp'}, ours {self.type}", ""
+        data = peer.backend_data
+        key = data.get("PublicKey") if isinstance(data, Mapping) else None
+        if key == "":
+            return "its process has not told its key yet", ""
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            return f"its PublicKey {key!r} is no key", ""
+        return "", key
 
 
 def parse_port(backend: Mapping[str, object]) -> int:

@@ -87,8 +87,10 @@ class Claimer:
         return kv.value
 
     def describe(self, backend_data: object) -> None:
-        """Say how peers reach us: the JSON of BackendData."""
-        self._backend_data = backend_data
+        """Say how peers reach us: the JSON of BackendData; the next claim writes it."""
+        if backend_data != self._backend_data:
+            self._backend_data = backend_data
+            self._value = b""  # as for `move`
 
     def move(self, public_ip: IPv4Address) -> None:
         """Say that we are at another address; the next claim writes it."""

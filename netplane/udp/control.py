@@ -37,6 +37,8 @@ class Config:
     """Of UDP; the peers' may be others."""
     subnet: str
     """Our own; its first address is the device's."""
+    sealed: bool = False
+    """Whether packets are encrypted between hosts."""
 
     @classmethod
     def parse(cls, told: Mapping[str, Any]) -> Self:

@@ -35,7 +35,7 @@ QUEUE_BYTES = 4 << 20
 """More than the kernel lets wait for one neighbour that does not answer (some 200 KiB)."""
 UNREACHABLE_EVERY_S = 0.01
 """How often who sends to nobody is told so; each costs more than the packet."""
-FOREIGN = ("unknown-host", "foreign-source", "foreign-target")
+FOREIGN = ("unknown-host", "unknown-key", "not-authentic", "foreign-source", "foreign-target")
 """Reasons for drops of what came from no host of the overlay, or in the name of another."""
 
 _size = struct.Struct("=H")
@@ -106,61 +106,69 @@ class DataPath:
         self.received, self.received_bytes = told["received"], told["received_bytes"]
         self.drops.update(told["dropped"])
 
+    def set_peers(self, peers: Peers) -> None:
+        """Go on with these peers and no others."""
+        self.peers = peers
+
     def from_device(self) -> None:
         """Send what containers have sent. Raises DeviceGoneError."""
-        view, readv, device = self._view, os.readv, self.device
+        view = self._view
         start = end = size = count = 0
         run: Peer | None = None
         for _ in range(BATCH):
             if end > BUFFER_BYTES - PACKET_BYTES_MAX:
-                self._send(run, start, end, size)
+                self._send_run(run, view[start:end], size)
                 start = end = count = 0
                 run = None
             try:
-                length = readv(device, [view[end:]])
+                length = self._read(end)
             except BlockingIOError:
                 break
-            except OSError as error:
-                if error.errno == errno.EBADFD:
-                    raise DeviceGoneError from error
-                raise
             peer = self._way_out(end, length)
             if peer is None:
                 continue
             if peer is not run or length > size or end + length - start > DATAGRAM_BYTES_MAX:
-                self._send(run, start, end, size)
+                self._send_run(run, view[start:end], size)
                 run, start, size, count = peer, end, length, 0
             end += length
             count += 1
             if length < size or count == SEGMENTS_MAX:
                 # Only the last one of a run may be shorter.
-                self._send(run, start, end, size)
+                self._send_run(run, view[start:end], size)
                 run, start, count = None, end, 0
-        self._send(run, start, end, size)
+        self._send_run(run, view[start:end], size)
 
     def from_network(self) -> None:
-        """Give containers what was sent to them."""
-        view, buffer = self._view, self._buffer
+        """Give containers what was sent to them. Raises DeviceGoneError."""
+        buffer = self._buffer
         receive = self._udp.recvmsg_into
         for _ in range(RECEIVES):
             try:
-                length, ancillary, _, (host, _) = receive([buffer], ANCILLARY_BYTES)
+                length, ancillary, _, (host, port) = receive([buffer], ANCILLARY_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:
                 # What the network says of an earlier packet (ICMP), or an interface that is down.
-                self.drops[f"receive-{errno.errorcode.get(error.errno or 0, 'error').lower()}"] += 1
+                self.drops[f"receive-{_name_of(error)}"] += 1
                 return
             size = _gro_size.unpack(ancillary[0][2])[0] if ancillary else length
-            if host not in self.peers.hosts:
-                self.drops["unknown-host"] += -(-length // size) if size else 1
-                continue
-            for start in range(0, length, size or 1):
-                end = min(start + size, length)
-                if self._may_come_in(start, end, host):
-                    self._write(view[start:end])
-            if not length:
-                self.drops["malformed"] += 1
+            # An empty one is a datagram, too.
+            for start in range(0, length or 1, size or 1):
+                packet = self._take(start, min(start + size, length), host, port)
+                if packet is not None:
+                    self._write(packet)
+
+    def _read(self, at: int) -> int:
+        """Return the length of the next packet of the device, which is in the buffer then.
+
+        Raises BlockingIOError: there is none. DeviceGoneError.
+        """
+        try:
+            return os.readv(self.device, [self._view[at:]])
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise DeviceGoneError from error
+            raise
 
     def _way_out(self, start: int, length: int) -> Peer | None:
         """Return who gets a packet, ready to be sent; None: it goes nowhere."""
@@ -183,16 +191,28 @@ class DataPath:
             return None
         return peer
 
-    def _may_come_in(self, start: int, end: int, host: str) -> bool:
-        if end - start < HEADER_BYTES:
+    def _take(self, start: int, end: int, host: str, _port: int) -> memoryview | bytes | None:
+        """Return the packet in a datagram of the buffer; None: it may not come in."""
+        if host not in self.peers.hosts:
+            self.drops["unknown-host"] += 1
+            return None
+        if not self._is_for_us(self._buffer, start, end - start, "host", host):
+            return None
+        return self._view[start:end]
+
+    def _is_for_us(
+        self, data: bytearray | bytes, start: int, length: int, what: str, sender: str
+    ) -> bool:
+        """Tell whether a packet may come in that a host or key, which `what` says, has sent."""
+        if length < HEADER_BYTES:
             self.drops["malformed"] += 1
             return False
-        first, total, _, source, target = HEADER.unpack_from(self._buffer, start)
-        if not is_whole(first, total, end - start):
+        first, total, _, source, target = HEADER.unpack_from(data, start)
+        if not is_whole(first, total, length):
             self.drops["malformed"] += 1
             return False
         peer = self.peers.find(source)
-        if peer is None or peer.host != host:
+        if peer is None or getattr(peer, what) != sender:
             self.drops["foreign-source"] += 1
             return False
         if target & self._mask != self._own:
@@ -200,37 +220,38 @@ class DataPath:
             return False
         return True
 
-    def _send(self, peer: Peer | None, start: int, end: int, size: int) -> None:
-        """Send packets of one size that lie behind each other."""
-        if peer is None:
-            return
-        length, data = end - start, self._view[start:end]
-        count = -(-length // size)
+    def _send_run(self, peer: Peer | None, data: memoryview, size: int) -> None:
+        if peer is not None and data:
+            self._send(peer.address, data, size)
+
+    def _send(self, address: tuple[str, int], data: memoryview, size: int) -> None:
+        """Send datagrams of one size that lie behind each other; the last may be shorter."""
+        count = -(-len(data) // size)
         try:
             if count == 1:
-                self._udp.sendto(data, peer.address)
+                self._udp.sendto(data, address)
             elif self._cuts:
                 cut = (SOL_UDP, UDP_SEGMENT, _size.pack(size))
-                self._udp.sendmsg([data], [cut], 0, peer.address)
+                self._udp.sendmsg([data], [cut], 0, address)
             else:
-                self._send_apart(peer, data, size)
+                self._send_apart(address, data, size)
                 return
         except OSError as error:
             if count > 1 and error.errno in {errno.EIO, errno.EINVAL}:
                 # The interface makes no checksums (EIO), or the way has a smaller MTU now (EINVAL).
                 self._cuts = error.errno != errno.EIO
-                self._send_apart(peer, data, size)
+                self._send_apart(address, data, size)
                 return
             self._note_unsent(error, count)
             return
         self.sent += count
-        self.sent_bytes += length
+        self.sent_bytes += len(data)
 
-    def _send_apart(self, peer: Peer, data: memoryview, size: int) -> None:
+    def _send_apart(self, address: tuple[str, int], data: memoryview, size: int) -> None:
         for start in range(0, len(data), size):
             packet = data[start : start + size]
             try:
-                self._udp.sendto(packet, peer.address)
+                self._udp.sendto(packet, address)
             except OSError as error:
                 self._note_unsent(error, 1)
             else:
@@ -239,8 +260,8 @@ class DataPath:
 
     def _note_unsent(self, error: OSError, count: int) -> None:
         # A network loses packets, and who sent them sees to that.
-        name = errno.errorcode.get(error.errno or 0, "error").lower()
-        self.drops["queue-full" if error.errno == errno.EAGAIN else f"send-{name}"] += count
+        full = error.errno == errno.EAGAIN
+        self.drops["queue-full" if full else f"send-{_name_of(error)}"] += count
 
     def _write(self, packet: memoryview | bytes) -> None:
         try:
@@ -249,7 +270,7 @@ class DataPath:
             if error.errno == errno.EBADFD:
                 raise DeviceGoneError from error
             # EIO: it is down.
-            self.drops[f"device-{errno.errorcode.get(error.errno or 0, 'error').lower()}"] += 1
+            self.drops[f"device-{_name_of(error)}"] += 1
         else:
             self.received += 1
             self.received_bytes += len(packet)
@@ -265,3 +286,7 @@ class DataPath:
                 self._icmp.sendto(message, (socket.inet_ntoa(packet[12:16]), 0))
             except OSError as error:
                 self._note_unsent(error, 1)
+
+
+def _name_of(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "error").lower()

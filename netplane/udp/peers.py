@@ -21,22 +21,24 @@ class Peer:
     port: int
     address: tuple[str, int]
     """The two as sockets have them."""
+    key: str = ""
+    """Of its process, in hexadecimal, where packets are sealed; else empty."""
 
     @classmethod
     def parse(cls, told: object) -> Peer:
-        """Read `[subnet, host, port]`. Raises PeersError."""
+        """Read `[subnet, host, port, key]`. Raises PeersError."""
         match told:
-            case [str(subnet), str(host), int(port)] if 0 < port < 65536:
+            case [str(subnet), str(host), int(port), str(key)] if 0 < port < 65536:
                 try:
                     text = str(IPv4Address(host))
-                    return cls(IPv4Network(subnet), text, port, (text, port))
+                    return cls(IPv4Network(subnet), text, port, (text, port), key)
                 except ValueError as error:
                     raise PeersError(str(error)) from error
-        raise PeersError(f"{told!r} is no [subnet, host, port]")
+        raise PeersError(f"{told!r} is no [subnet, host, port, key]")
 
     def told(self) -> list[object]:
         """Return what `parse` reads."""
-        return [str(self.subnet), self.host, self.port]
+        return [str(self.subnet), self.host, self.port, self.key]
 
 
 class Peers:

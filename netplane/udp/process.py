@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvstore import __version__
 from netplane.udp import tun
@@ -29,6 +29,9 @@ from netplane.udp.control import (
 )
 from netplane.udp.path import DataPath, DeviceGoneError, open_socket
 from netplane.udp.peers import Peer, Peers, PeersError
+
+if TYPE_CHECKING:
+    from netplane.udp.sealed import SealedPath
 
 CONNECTIONS_MAX = 16
 """Of agents; there is one, and at most a command beside it."""
@@ -50,6 +53,10 @@ class Process:
         udp: a bound socket.
         listener: of the agents.
         version: what it says of itself.
+        secret: the key of the older process that this one follows, where packets are sealed.
+
+    Raises:
+        ControlError: Packets are to be sealed, and the library for that is not there.
     """
 
     def __init__(
@@ -60,12 +67,17 @@ class Process:
         listener: socket.socket,
         *,
         version: str,
+        secret: str = "",
     ) -> None:
         subnet = IPv4Network(config.subnet)
         own = int(subnet.netmask), int(subnet.network_address)
         icmp = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         icmp.setblocking(False)
-        self.path = DataPath(device, udp, icmp, own)
+        self.sealed: SealedPath | None = None
+        """The same as `path`, where packets are sealed."""
+        if config.sealed:
+            self.sealed = _sealed_path(device, udp, icmp, own, secret)
+        self.path = self.sealed or DataPath(device, udp, icmp, own)
         self.restored = 0
         """How often the device was gone, down, or had another MTU."""
         self.is_handed_over = False
@@ -188,6 +200,7 @@ class Process:
             "version": self._version,
             "pid": os.getpid(),
             "config": self._config.told(),
+            "key": "" if self.sealed is None else self.sealed.identity.public.hex(),
         }
 
     def _set_peers(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +209,7 @@ class Process:
             raise ControlError("no list of peers")
         known = self.path.peers.all if message.get("add") else ()
         # Of one subnet the last counts.
-        self.path.peers = Peers([*known, *map(Peer.parse, told)])
+        self.path.set_peers(Peers([*known, *map(Peer.parse, told)]))
         return {"peers": len(self.path.peers.all)}
 
     def _counters(self) -> dict[str, Any]:
@@ -204,8 +217,10 @@ class Process:
         return {**told, "peers": len(self.path.peers.all), "restored": self.restored}
 
     def _hand_over(self) -> dict[str, Any]:
+        sealed = self.sealed
         return {
-            "config": self._config.told(),
+            "secret": "" if sealed is None else sealed.identity.secret.hex(),
+            "sessions": [] if sealed is None else sealed.sessions(),
             "peers": [peer.told() for peer in self.path.peers.all],
             "counters": self.path.counters(),
             "restored": self.restored,
@@ -254,11 +269,25 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
     device, number = numbers
     udp = socket.socket(fileno=number)
     udp.setblocking(False)
-    made = Process(config, device, udp, _listen(path), version=version)
-    made.path.peers = Peers(map(Peer.parse, told["peers"]))
+    listener = _listen(path)
+    made = Process(config, device, udp, listener, version=version, secret=told["secret"])
+    if made.sealed is not None:
+        made.sealed.restore(told["sessions"])
+    made.path.set_peers(Peers(map(Peer.parse, told["peers"])))
     made.path.count_from(told["counters"])
     made.restored += told["restored"]
     return made
+
+
+def _sealed_path(
+    device: int, udp: socket.socket, icmp: socket.socket, own: tuple[int, int], secret: str
+) -> SealedPath:
+    try:
+        from netplane.udp.seal import Identity  # noqa: PLC0415  (a library that few need)
+        from netplane.udp.sealed import SealedPath  # noqa: PLC0415  (as above)
+    except ImportError as error:
+        raise ControlError(f"sealed packets need the package cryptography ({error})") from error
+    return SealedPath(device, udp, icmp, own, Identity(bytes.fromhex(secret)))
 
 
 def _listen(path: str) -> socket.socket:
@@ -285,12 +314,13 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="of this host, to send from")
     parser.add_argument("--port", type=int, required=True, help="of UDP")
     parser.add_argument("--subnet", required=True, help="of this host's containers")
+    parser.add_argument("--sealed", action="store_true", help="encrypt between hosts")
     parser.add_argument("--take-over", action="store_true", help="from one that runs")
     parser.add_argument("--foreground", action="store_true", help="do not leave, run")
     given = parser.parse_args()
     config = Config(
         given.device, given.mtu, str(IPv4Address(given.address)), given.port,
-        str(IPv4Network(given.subnet)),
+        str(IPv4Network(given.subnet)), given.sealed,
     )  # fmt: skip
     try:
         made = (take_over if given.take_over else begin)(config, given.socket, version=__version__)

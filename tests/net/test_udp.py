@@ -63,7 +63,7 @@ def test_on_the_wire_is_what_flannel_sends_and_takes() -> None:
         with hub.socket(socket.AF_INET, socket.SOCK_DGRAM) as witness:
             witness.bind(("10.77.255.254", PORT))
             witness.settimeout(5)
-            host.ask("peers", peers=[["10.5.9.0/24", "10.77.255.254", PORT]])
+            host.ask("peers", peers=[["10.5.9.0/24", "10.77.255.254", PORT, ""]])
             with container.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 sender.bind((container.address, 4000))
                 sender.settimeout(5)
@@ -171,8 +171,10 @@ def test_a_device_that_others_change_is_put_right(overlay: UdpOverlay, harm: str
 
 def test_thousands_of_peers_are_told_at_once(overlay: UdpOverlay) -> None:
     first, second = overlay.hosts
-    told = [[f"10.{a}.{b}.0/24", f"172.16.{a}.{b}", PORT] for a in range(6, 26) for b in range(256)]
-    told.append([str(second.subnet), second.host.address, PORT])
+    told = [
+        [f"10.{a}.{b}.0/24", f"172.16.{a}.{b}", PORT, ""] for a in range(6, 26) for b in range(256)
+    ]
+    told.append([str(second.subnet), second.host.address, PORT, ""])
     assert first.ask("peers", peers=told) == {"peers": 5121}
     here, there = overlay.rig.containers
     assert ping(here, there.address) is not None

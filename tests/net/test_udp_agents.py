@@ -172,7 +172,7 @@ def test_while_the_registry_is_down_the_process_keeps_whom_it_knows(overlay: Ove
     # An agent that starts then has a memory that may be older than what the process was told.
     agent = overlay.agents[0]
     ask_process(
-        agent.process_socket, "peers", peers=[["10.5.250.0/24", "10.77.0.99", 8285]], add=True
+        agent.process_socket, "peers", peers=[["10.5.250.0/24", "10.77.0.99", 8285, ""]], add=True
     )
     others = [other.subnet for other in overlay.agents[1:]]
     until(lambda: agent.remembers(*others), 10, "what is to come back is on disk")

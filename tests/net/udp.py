@@ -17,7 +17,7 @@ from tests.net.rig import Host, Rig
 ROOT = Path(__file__).parents[2]
 NETWORK = IPv4Network("10.5.0.0/16")
 PORT = 8285
-MTU = 1472
+MTU, SEALED_MTU = 1472, 1436
 DEVICE = "npu.8285"
 
 
@@ -33,6 +33,7 @@ def start_process(
         *("env", f"PYTHONPATH={ROOT}", sys.executable, *program, "--socket", str(path)),
         *("--device", config.device, "--mtu", str(config.mtu), "--address", config.address),
         *("--port", str(config.port), "--subnet", config.subnet, *flags),
+        *(("--sealed",) if config.sealed else ()),
     )
 
 
@@ -61,11 +62,12 @@ def stop_process(path: str | Path) -> None:
 class UdpHost:
     """A host with a process; its subnet is `handmade.subnet_of`."""
 
-    def __init__(self, host: Host, folder: Path) -> None:
+    def __init__(self, host: Host, folder: Path, *, sealed: bool = False) -> None:
         self.host = host
         self.subnet = subnet_of(host)
         self.path = str(folder / f"{host.name}.udp")
-        self.config = Config(DEVICE, MTU, host.address, PORT, str(self.subnet))
+        mtu = SEALED_MTU if sealed else MTU
+        self.config = Config(DEVICE, mtu, host.address, PORT, str(self.subnet), sealed)
 
     def start(self, *flags: str, version: str = "") -> None:
         """Start it; it moves packets when this returns."""
@@ -85,8 +87,16 @@ class UdpHost:
 
     def tell_peers(self, others: Sequence[UdpHost]) -> None:
         """Make it know these hosts."""
-        told = [[str(one.subnet), one.host.address, PORT] for one in others if one is not self]
+        told = [
+            [str(one.subnet), one.host.address, PORT, one.key] for one in others if one is not self
+        ]
         self.ask("peers", peers=told)
+
+    @property
+    def key(self) -> str:
+        """Of the process that runs; nothing where packets are plain."""
+        found: str = self.ask("hello")["key"]
+        return found
 
     @property
     def pid(self) -> int:
@@ -102,10 +112,11 @@ class UdpHost:
 class UdpOverlay:
     """Hosts joined by processes, a container behind each. `with` starts and ends everything."""
 
-    def __init__(self, hosts: int, containers: int = 1) -> None:
+    def __init__(self, hosts: int, containers: int = 1, *, sealed: bool = False) -> None:
         self.rig = Rig(hosts)
         self.hosts: list[UdpHost] = []
         self._containers = containers
+        self._sealed = sealed
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -113,12 +124,12 @@ class UdpOverlay:
             self._stack.enter_context(self.rig)
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="udp-"))
             for host in self.rig.hosts:
-                made = UdpHost(host, Path(folder))
+                made = UdpHost(host, Path(folder), sealed=self._sealed)
                 self._stack.callback(made.stop)
                 made.start()
                 made.give_routes()
                 for _ in range(self._containers):
-                    host.add_container(made.subnet, mtu=MTU)
+                    host.add_container(made.subnet, mtu=made.config.mtu)
                 self.hosts.append(made)
             for made in self.hosts:
                 made.tell_peers(self.hosts)

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from netplane.backend import FORWARDING, BackendError, External, blackhole_of, choose
-from netplane.backend.udp import UdpBackend
+from netplane.backend.udp import SealedUdpBackend, UdpBackend
 from netplane.netlink.objects import Address, Route
 from netplane.subnet.config import parse_config
 from netplane.subnet.lease import Lease
@@ -34,7 +34,7 @@ def test_one_route_serves_all_peers_and_the_process_knows_which_is_where() -> No
         Address("npu.8285", bytes([10, 5, 1, 0]), 32),
         Route("npu.8285", bytes([10, 5, 0, 0]), 16, b""),
     }
-    assert plan.told == (("10.5.2.0/24", "192.0.2.2", 8285),)
+    assert plan.told == (("10.5.2.0/24", "192.0.2.2", 8285, ""),)
     assert (plan.refused, plan.vteps) == ({}, frozenset())
     # No peers are something else than no process.
     assert backend().plan(SUBNET, {}).told == ()
@@ -43,7 +43,7 @@ def test_one_route_serves_all_peers_and_the_process_knows_which_is_where() -> No
 def test_a_port_of_the_configuration_is_ours_and_the_peers() -> None:
     made = backend('{"Type":"udp","Port":9000}')
     assert made.scope.link == "npu.9000"
-    assert made.plan(SUBNET, {PEER.subnet: PEER}).told == (("10.5.2.0/24", "192.0.2.2", 9000),)
+    assert made.plan(SUBNET, {PEER.subnet: PEER}).told == (("10.5.2.0/24", "192.0.2.2", 9000, ""),)
     # As Flannel takes it.
     assert backend('{"Type":"udp","Port":0}').port == 8285
 
@@ -73,8 +73,37 @@ def test_a_host_of_another_backend_is_named_and_no_other_suffers() -> None:
     other = replace(PEER, subnet=IPv4Network("10.5.3.0/24"), backend_type="vxlan")
     plan = backend().plan(SUBNET, {PEER.subnet: PEER, other.subnet: other})
     assert plan.refused == {"10.5.3.0/24": "its backend is vxlan, ours udp"}
-    assert plan.told == (("10.5.2.0/24", "192.0.2.2", 8285),)
+    assert plan.told == (("10.5.2.0/24", "192.0.2.2", 8285, ""),)
 
 
 def test_a_blackhole_ends_what_no_container_has() -> None:
     assert blackhole_of(SUBNET) in backend(blackhole=True).plan(SUBNET, {}).objects
+
+
+def sealed(key: object) -> Lease:
+    return replace(PEER, backend_type="netplane-udp", backend_data={"PublicKey": key})
+
+
+def test_keys_of_the_others_are_in_their_leases() -> None:
+    made = backend('{"Type":"netplane-udp"}')
+    assert isinstance(made, SealedUdpBackend)
+    assert made.mtu == 1436
+    plan = made.plan(SUBNET, {PEER.subnet: sealed("ab" * 32)})
+    assert plan.told == (("10.5.2.0/24", "192.0.2.2", 8285, "ab" * 32),)
+
+
+@pytest.mark.parametrize(
+    ("peer", "reason"),
+    [
+        (sealed(""), "its process has not told its key yet"),
+        (sealed("AB" * 32), "is no key"),
+        (sealed("ab" * 31), "is no key"),
+        (sealed(None), "is no key"),
+        (replace(sealed(""), backend_data=None), "is no key"),
+        (PEER, "its backend is udp, ours netplane-udp"),
+    ],
+)
+def test_who_has_no_key_is_not_served_in_the_clear(peer: Lease, reason: str) -> None:
+    plan = backend('{"Type":"netplane-udp"}').plan(SUBNET, {PEER.subnet: peer})
+    assert plan.told == ()
+    assert reason in plan.refused["10.5.2.0/24"]

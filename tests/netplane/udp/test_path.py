@@ -37,7 +37,7 @@ class Ends:
         self.peer.setblocking(False)
         self.icmp: list[tuple[bytes, tuple[str, int]]] = []
         self.path = DataPath(self._device.fileno(), self._udp, self, (0xFFFFFF00, 0x0A050100))
-        self.path.peers = Peers([Peer.parse(["10.5.2.0/24", *self.peer.getsockname()])])
+        self.path.set_peers(Peers([Peer.parse(["10.5.2.0/24", *self.peer.getsockname(), ""])]))
 
     def sendto(self, *sent: Any) -> None:
         """Stand for the socket of ICMP, which would send to real hosts."""
@@ -130,8 +130,11 @@ def test_packets_of_several_peers_go_each_to_its_own(ends: Ends) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
         other.setblocking(False)
-        told = [["10.5.2.0/24", *ends.peer.getsockname()], ["10.5.3.0/24", *other.getsockname()]]
-        ends.path.peers = Peers(map(Peer.parse, told))
+        told = [
+            ["10.5.2.0/24", *ends.peer.getsockname(), ""],
+            ["10.5.3.0/24", *other.getsockname(), ""],
+        ]
+        ends.path.set_peers(Peers(map(Peer.parse, told)))
         third = bytes([10, 5, 3, 2])
         for target in TARGET, third, third, TARGET, TARGET, third:
             ends.containers.send(packet(SOURCE, target))
@@ -215,8 +218,11 @@ def test_a_host_that_is_no_peer_brings_nothing_in(ends: Ends) -> None:
 def test_a_peer_does_not_speak_for_another(ends: Ends) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.2", 0))
-        told = [["10.5.2.0/24", *ends.peer.getsockname()], ["10.5.3.0/24", *other.getsockname()]]
-        ends.path.peers = Peers(map(Peer.parse, told))
+        told = [
+            ["10.5.2.0/24", *ends.peer.getsockname(), ""],
+            ["10.5.3.0/24", *other.getsockname(), ""],
+        ]
+        ends.path.set_peers(Peers(map(Peer.parse, told)))
         other.sendto(packet(TARGET, SOURCE), ends.path._udp.getsockname())
         ends.path.from_network()
         assert ends.delivered() == []

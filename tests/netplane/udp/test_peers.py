@@ -21,7 +21,7 @@ SUBNETS = st.builds(
 def test_the_longest_subnet_with_an_address_is_found(
     subnets: list[IPv4Network], data: st.DataObject
 ) -> None:
-    peers = Peers(Peer.parse([str(subnet), "192.0.2.1", 8285]) for subnet in subnets)
+    peers = Peers(Peer.parse([str(subnet), "192.0.2.1", 8285, ""]) for subnet in subnets)
     near = st.sampled_from(subnets).flatmap(
         lambda subnet: st.integers(int(subnet.network_address), int(subnet.broadcast_address))
     )
@@ -34,7 +34,7 @@ def test_the_longest_subnet_with_an_address_is_found(
 
 
 def test_a_peer_is_told_as_it_is_read() -> None:
-    told = ["10.5.2.0/24", "192.0.2.2", 8285]
+    told = ["10.5.2.0/24", "192.0.2.2", 8285, ""]
     assert Peer.parse(told).told() == told
 
 
@@ -44,11 +44,11 @@ def test_a_peer_is_told_as_it_is_read() -> None:
         None,
         [],
         ["10.5.2.0/24", "192.0.2.2"],
-        ["10.5.2.0/24", "192.0.2.2", 0],
-        ["10.5.2.0/24", "192.0.2.2", "8285"],
-        ["10.5.2.1/24", "192.0.2.2", 8285],
-        ["10.5.2.0/24", "host", 8285],
-        ["10.5.2.0/24", "", 8285],
+        ["10.5.2.0/24", "192.0.2.2", 0, ""],
+        ["10.5.2.0/24", "192.0.2.2", "8285", ""],
+        ["10.5.2.1/24", "192.0.2.2", 8285, ""],
+        ["10.5.2.0/24", "host", 8285, ""],
+        ["10.5.2.0/24", "", 8285, ""],
     ],
 )
 def test_what_is_no_peer_is_refused(told: object) -> None:
