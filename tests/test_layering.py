@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "netplane.subnet": {"kvstore.client"},
     "netplane.backend": {
         "netplane.netlink",
+        "netplane.subnet.config",
         "netplane.subnet.fields",
         "netplane.subnet.jsontext",
         "netplane.subnet.lease",
@@ -69,7 +70,13 @@ ALLOWED: dict[str, set[str]] = {
         "netplane.udp",
         "kvstore.client",
     },
-    "netplane.cli": {"netplane.agent", "netplane.cni", "netplane.subnet", "kvstore.client"},
+    "netplane.cli": {
+        "netplane.agent",
+        "netplane.backend",
+        "netplane.cni",
+        "netplane.subnet",
+        "kvstore.client",
+    },
     "bench": {"kvstore.client", "kvstore.cli.bench.plot", "netplane"},
 }
 OURS = {"kvstore", "netplane", "bench"}

@@ -57,6 +57,10 @@ RETRY_DOWN_MAX_S = 1.0
 go on soon after it is back."""
 
 OCCUPIED_RETRY_S = 1.0
+TIDY_S = 0.5
+"""For what a change of the network brings beside kernel objects: changes that come meanwhile share
+it, and none waits for it."""
+
 PATIENCE_S = 5.0
 """How long the registry may keep silent at the start before what is remembered is programmed."""
 
@@ -96,6 +100,8 @@ class Agent:
         self._healing: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         """A view came, or the one that we have is to be judged again."""
+        self._untidy = asyncio.Event()
+        """The kernel has a view that files and systemd have not been told of."""
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
         self._is_drained = False
@@ -240,7 +246,11 @@ class Agent:
             group.create_task(self._listen(view))
             group.create_task(self._watch_standing())
             group.create_task(self._interface.run())
-            await self._follow(group)
+            group.create_task(self._tidy_up())
+            try:
+                await self._follow(group)
+            finally:
+                self._note_view()
 
     async def _join(self, external: ExternalInterface) -> tuple[NetworkConfig, View]:
         """Get configuration, lease and the first view, however long that takes."""
@@ -367,9 +377,12 @@ class Agent:
         """Program every view; those that come meanwhile are one."""
         wait_s: float | None = None
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._news.wait()
+            if wait_s is None:
+                await self._news.wait()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._news.wait()
             self._news.clear()
             await self._follow_interface()
             view = self.view
@@ -414,8 +427,34 @@ class Agent:
             "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
         )
         await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
+        if "no-view" in self.board.missing:
+            # Ready means programmed and remembered.
+            self._note_view()
+            await self.keeper.save()
+        self._untidy.set()
+        self.board.miss("registry-regressed", verdict.regressed)
+        self.board.miss("no-view", "")
+        return max(0.0, verdict.until_s - time.monotonic()) if verdict.held else None
+
+    async def _tidy_up(self) -> None:
+        """Tell files and systemd of what was programmed, some time after it."""
+        while True:
+            await self._untidy.wait()
+            await asyncio.sleep(TIDY_S)
+            self._untidy.clear()
+            self._note_view()
+            if self.board.is_ready:
+                self._tell_systemd()
+            await self._keep_subnet_file()
+            if "subnet-file" in self.board.missing:
+                self._untidy.set()
+                await asyncio.sleep(RETRY_MAX_S)
+
+    def _note_view(self) -> None:
+        """Have what is programmed remembered; it is written soon."""
         saved = self._guard.saved
-        assert saved is not None
+        if saved is None:
+            return
         self.keeper.change(
             own=saved.own or self.own,
             peers=tuple(saved.peers.values()),
@@ -423,18 +462,6 @@ class Agent:
             revision=saved.revision,
             doubt=saved.doubt,
         )
-        was_ready = self.board.is_ready
-        if "no-view" in self.board.missing:
-            # Ready means programmed and remembered.
-            await self.keeper.save()
-        self.board.miss("registry-regressed", verdict.regressed)
-        self.board.miss("no-view", "")
-        if was_ready and self.board.is_ready:
-            self._tell_systemd()
-        waits_s = [verdict.until_s - time.monotonic()] if verdict.held else []
-        if "subnet-file" in self.board.missing:
-            waits_s.append(RETRY_MAX_S)
-        return max(0.0, min(waits_s)) if waits_s else None
 
     def _tell_systemd(self) -> None:
         assert self.own is not None
@@ -455,8 +482,12 @@ class Agent:
         if self._healing is None:
             # Not before: there would be nothing yet to heal towards.
             self._healing = group.create_task(dataplane.run())
+            await self._keep_subnet_file()
+
+    async def _keep_subnet_file(self) -> None:
+        assert self.own is not None
         text = subnet_env.render(
-            self._config.network, own.subnet, dataplane.mtu, ip_masq=self.settings.ip_masq
+            self._config.network, self.own.subnet, self.mtu, ip_masq=self.settings.ip_masq
         )
         self.board.miss("subnet-file", await self._subnet_file.keep(text))
 

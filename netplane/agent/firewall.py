@@ -23,6 +23,10 @@ from netplane.nft.rules import Rules
 PATIENCE_S = 2.0
 """How long routes, and who asks, wait."""
 
+LATER_S = 0.5
+"""Who goes is shut out by then: with who comes meanwhile, or with others who go. A transaction for
+each would be most of what an agent does for a host that goes. Reports are as late."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -65,6 +69,13 @@ class HostFirewall:
         self._on_report = on_report
         self._last = FirewallReport()
         self._told: tuple[IPv4Network, frozenset[IPv4Address]] | None = None
+        self._wanted_vteps: frozenset[IPv4Address] = frozenset()
+        """Those who were told last, and some who are to go yet."""
+        self._leaving = asyncio.Event()
+        """Some are."""
+        self._steps = 0
+        """Members written that are not reported yet."""
+        self._reporting: asyncio.TimerHandle | None = None
         self._rules: Rules | None = None
         """Of the subnet that was told last."""
         self._is_placed = False
@@ -85,20 +96,38 @@ class HostFirewall:
         )
 
     async def apply(self, subnet: IPv4Network, vteps: frozenset[IPv4Address]) -> None:
-        """Let these hosts in, and no others."""
-        if self._told == (subnet, vteps):
+        """Let these hosts in, and before long no others."""
+        self._wanted_vteps = vteps
+        if self._told is not None and self._told[0] == subnet and self._told[1] >= vteps:
+            if self._told[1] != vteps:
+                self._leaving.set()
             return
+        await self._write(subnet, vteps)
+
+    async def _write(self, subnet: IPv4Network, vteps: frozenset[IPv4Address]) -> None:
         self._told = subnet, vteps
         if self._rules is None or self._rules.subnet != subnet:
             self._rules = self._wanted.rules(subnet)
         written = self._own.step(self._rules, vteps)
         if written is not None:
-            self._report(written=Counter(firewall=written))
+            self._steps += written
+            if self._reporting is None:
+                loop = asyncio.get_running_loop()
+                self._reporting = loop.call_later(LATER_S, self._report)
         elif not await self._bounded(self._own.apply(self._rules, vteps)):
             self._report(
                 problem=f"nftables have not answered within {PATIENCE_S:g} s; somebody may be"
                 " writing very many rules"
             )
+
+    async def _see_off(self) -> None:
+        """Shut those out who have gone."""
+        while True:
+            await self._leaving.wait()
+            await asyncio.sleep(LATER_S)
+            self._leaving.clear()
+            if self._told is not None and self._told[1] != self._wanted_vteps:
+                await self._write(self._told[0], self._wanted_vteps)
 
     async def place(self) -> None:
         """Have our rules in the chain of others, if that was not done yet."""
@@ -111,6 +140,7 @@ class HostFirewall:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._own.run())
             tasks.create_task(self._foreign.run())
+            tasks.create_task(self._see_off())
 
     async def clear(self) -> None:
         """Take both away; what fails is told as everything is."""
@@ -137,6 +167,8 @@ class HostFirewall:
         """Give sockets and threads back; the kernel stays as it is."""
         for task in self._late:
             task.cancel()
+        if self._reporting is not None:
+            self._reporting.cancel()
         self._own.close()
         self._foreign.close()
 
@@ -172,8 +204,14 @@ class HostFirewall:
         )
 
     def _report(self, *, written: Any = (), healed: Any = (), **changes: str) -> None:
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
+        counts = Counter(written)
+        counts["firewall"] += self._steps
+        self._steps = 0
         vteps = 0 if self._told is None else len(self._told[1])
         self._last = replace(
-            self._last, written=+Counter(written), healed=+Counter(healed), vteps=vteps, **changes
+            self._last, written=+counts, healed=+Counter(healed), vteps=vteps, **changes
         )
         self._on_report(self._last)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Self
 
@@ -65,7 +68,7 @@ class LinkLock:
     the reach of a device: the namespace.
 
     Args:
-        name: of the device, or what else there can be one keeper of.
+        name: of the device, or of what else there can be one keeper of.
         what: the same in words; empty: it is a device.
     """
 
@@ -76,11 +79,57 @@ class LinkLock:
             self._socket.bind(f"\0netplane/{name}")
         except OSError as error:
             self._socket.close()
-            raise LockedError(
-                f"another agent of this host keeps {what or f'the device {name}'}",
-                "stop it, or give each instance a network of its own (Network, VNI and prefix)",
-            ) from error
+            raise _locked(what or f"the device {name}") from error
 
     def close(self) -> None:
         """Let the next one in."""
         self._socket.close()
+
+
+Network = IPv4Network | IPv6Network
+
+_ROUTES = "routes/"
+
+
+class RoutesLock(LinkLock):
+    """One agent for the routes into a network, and into every other that overlaps it.
+
+    Args:
+        network: of which subnets are routed.
+        but: networks that this process keeps, such as what was configured before.
+    """
+
+    def __init__(self, network: Network, but: Iterable[Network] = ()) -> None:
+        """Take it, or raise LockedError."""
+        super().__init__(f"{_ROUTES}{network}", f"routes into {network}")
+        # After ours is taken: of two that start at a time at least one sees the other.
+        for other in _kept_networks() - {network, *but}:
+            if _overlap(other, network):
+                self.close()
+                raise _locked(f"routes into {other}, which overlaps {network}")
+
+
+def _kept_networks() -> set[Network]:
+    """Return the networks whose routes an agent of this network namespace keeps."""
+    mark = f"@netplane/{_ROUTES}"
+    found = set()
+    for line in Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines():
+        _, is_kept, text = line.partition(mark)
+        with contextlib.suppress(ValueError):  # whoever writes no network there is none of us
+            found |= {ip_network(text)} if is_kept else set()
+    return found
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    return (
+        one.version == other.version
+        and int(one.network_address) <= int(other.broadcast_address)
+        and int(other.network_address) <= int(one.broadcast_address)
+    )
+
+
+def _locked(what: str) -> LockedError:
+    return LockedError(
+        f"another agent of this host keeps {what}",
+        "stop it, or give each instance a network of its own (Network, VNI and prefix)",
+    )

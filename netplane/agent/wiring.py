@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from kvstore.client import AsyncClient, Tls
@@ -20,7 +20,7 @@ from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.firewall import HostFirewall, Wanted
 from netplane.agent.interface import ExternalInterface, read_host
 from netplane.agent.interface import choose as choose_interface
-from netplane.agent.lock import LinkLock
+from netplane.agent.lock import LinkLock, RoutesLock
 from netplane.agent.ports import (
     FirewallLook,
     FirewallReport,
@@ -70,6 +70,10 @@ def make_client(registry: Registry) -> AsyncClient:
         ) from error
 
 
+TELL_S = 0.5
+"""After this, rounds without trouble are told of, many at once: counts and pages can wait, and each
+costs as much as a third of the round."""
+
 _CORRECT = "correct the configuration with `netplane ctl init --force`"
 
 
@@ -85,8 +89,10 @@ class RealParts:
     """`Parts` of a real host."""
 
     def __init__(self) -> None:
-        self._locks: dict[str, LinkLock] = {}
-        """Of devices and routes that this process keeps; held until it ends."""
+        self._links: dict[str, LinkLock] = {}
+        """Of the devices that this process keeps; held until it ends."""
+        self._routes: dict[IPv4Network, RoutesLock] = {}
+        """The same of networks."""
 
     @contextlib.asynccontextmanager
     async def subnets(self, settings: Settings, who: Who) -> AsyncIterator[RealSubnets]:
@@ -139,12 +145,11 @@ class RealParts:
 
     def _lock(self, backend: Backend, config: NetworkConfig) -> None:
         """Keep other agents of this host away from what this one keeps."""
-        names = {f"routes/{config.network}": f"routes into {config.network}"}
-        if backend.scope.link:
-            names = {backend.scope.link: ""} | names
-        for name, what in names.items():
-            if name not in self._locks:
-                self._locks[name] = LinkLock(name, what)
+        link = backend.scope.link
+        if link and link not in self._links:
+            self._links[link] = LinkLock(link)
+        if config.network not in self._routes:
+            self._routes[config.network] = RoutesLock(config.network, self._routes)
 
     async def occupant(self, config: NetworkConfig) -> Occupant | None:
         """As `Parts.occupant`."""
@@ -241,6 +246,11 @@ class RealDataplane:
         self._process: ProcessKeeper | None = None
         """That moves packets; None: the kernel does."""
         self._restarts = 0
+        self._untold: list[kernel.Report] = []
+        """Of rounds without any trouble; see `TELL_S`."""
+        self._telling: asyncio.TimerHandle | None = None
+        self._is_quiet = False
+        """Nothing was out of the ordinary in the last round."""
 
     @property
     def sysctls(self) -> dict[str, str]:
@@ -312,6 +322,7 @@ class RealDataplane:
             self._wall.close()
         if self._process is not None:
             self._process.close()
+        self._tell()
 
     def _firewall(self) -> HostFirewall:
         if self._wall is None:
@@ -348,6 +359,25 @@ class RealDataplane:
         self.on_firewall(report)
 
     def _take(self, report: kernel.Report) -> None:
+        self._untold.append(report)
+        was_quiet = self._is_quiet
+        self._is_quiet = report.cause == "desired" and not (
+            report.failed or report.healed or report.contested or self._refused
+        )
+        if not (was_quiet and self._is_quiet):
+            self._tell()
+        elif self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_S, self._tell)
+
+    def _tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        untold, self._untold = self._untold, []
+        for report in untold:
+            self.on_report(self._told(report))
+
+    def _told(self, report: kernel.Report) -> Report:
         broken = [
             str(failure)
             for failure in report.failed
@@ -373,18 +403,19 @@ class RealDataplane:
             bool(broken) or report.cause in {"link", "address", "overrun"},
             report.milliseconds,
         )
-        self._tell(self._report)
+        return self._with_process(self._report)
 
     def _take_process(self) -> None:
+        """Tell what became of the process since a round; the objects are as they were then."""
         assert self._process is not None
         restarts, self._restarts = self._restarts, self._process.restarts
         healed = Counter(process=self._restarts - restarts)
-        self._tell(replace(self._report, written=Counter(), healed=+healed, milliseconds=0.0))
+        told = replace(self._report, written=Counter(), healed=+healed, milliseconds=0.0)
+        self.on_report(self._with_process(told))
 
-    def _tell(self, report: Report) -> None:
+    def _with_process(self, report: Report) -> Report:
         trouble = "" if self._process is None else self._process.trouble
-        broken = "; ".join(filter(None, (trouble, report.broken)))
-        self.on_report(replace(report, broken=broken))
+        return replace(report, broken="; ".join(filter(None, (trouble, report.broken))))
 
 
 _HOSTS_OWN = VxlanLink | Sysctl | Uplink

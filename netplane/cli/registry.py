@@ -24,7 +24,7 @@ from netplane.cli.flags import (
     registry_of,
     registry_options,
 )
-from netplane.cli.tables import write_json, write_some, write_table
+from netplane.cli.tables import unnamed_backend, write_json, write_some, write_table
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
 from netplane.subnet.admin import reserve as reserve_subnet
@@ -142,13 +142,15 @@ def leases(write_out: str, **flags: Any) -> None:
     if write_out == "json":
         write_json({"leases": rows, "junk": junk})
         return
+    config = registered.kvs.get(registered.layout.config)
+    unnamed = unnamed_backend(b"" if config is None else config.value)
     write_table(
         ("SUBNET", "PUBLIC IP", "BACKEND", "KIND", "HOST"),
         [
             (
                 str(row["subnet"]),
                 str(row["public_ip"]),
-                str(row["backend"] or "udp"),
+                str(row["backend"] or unnamed),
                 "reservation" if row["reserved"] else "lease",
                 str(row["host"] or "no record (Flannel's?)"),
             )

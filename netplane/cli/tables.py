@@ -8,6 +8,10 @@ from typing import Any
 
 import click
 
+from netplane.subnet.config import parse_config
+from netplane.subnet.errors import SubnetError
+from netplane.subnet.lease import WITHOUT_TYPE
+
 LINES_MAX = 20
 """Of one kind of trouble: thousands of junk keys must not push all else off the screen."""
 
@@ -46,6 +50,7 @@ def write_json(content: object) -> None:
 def write_status(status: dict[str, Any]) -> None:
     """Print what an agent says of itself, for people."""
     own, external, registry = status["own"], status["interface"], status["registry"]
+    unnamed = unnamed_backend(status["network"]["config"].encode())
     ready = "yes" if status["ready"] else "no"
     rows = [
         ("ready", ready),
@@ -85,8 +90,8 @@ def write_status(status: dict[str, Any]) -> None:
                 (
                     peer["subnet"],
                     peer["public_ip"],
-                    peer["backend"] or "udp",
-                    _refusal(peer, refused) or "routed",
+                    peer["backend"] or unnamed,
+                    _refusal(peer, refused) or ("leased" if unnamed == "alloc" else "routed"),
                 )
                 for peer in status["peers"]
             ],
@@ -96,6 +101,15 @@ def write_status(status: dict[str, Any]) -> None:
         ("refused by the kernel", status["kernel"]["refused"]),
     ):
         write_some(f"{title}: {name}: {reason}" for name, reason in junk.items())
+
+
+def unnamed_backend(config: bytes) -> str:
+    """Return the backend of leases that name none, by their network's configuration."""
+    try:
+        kind = parse_config(config).backend_type
+    except SubnetError:
+        return "udp"
+    return kind if kind in WITHOUT_TYPE else "udp"
 
 
 def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:
@@ -114,7 +128,9 @@ def _kernel(kernel: dict[str, Any]) -> str:
 
 
 def _firewall(firewall: dict[str, Any]) -> str:
-    text = f"table {firewall['table']}, {firewall['vteps']} hosts are let in"
+    text = f"table {firewall['table']}"
+    if firewall["vteps"] or firewall["dropped"] is not None:
+        text += f", {firewall['vteps']} hosts are let in"
     if firewall["masquerade"]:
         text += ", what leaves the overlay is masqueraded"
     if firewall["dropped"]:

@@ -15,7 +15,7 @@ _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([0-9a-f:]+)-(\d+))?", re.ASCI
 MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
 _BROADCAST = IPv4Address("255.255.255.255")
 _ONLY_IPV6 = "0.0.0.0-0"
-_WITHOUT_TYPE = frozenset(("udp", "alloc"))
+WITHOUT_TYPE = frozenset(("udp", "alloc"))
 # Flannel leaves BackendType out for these.
 
 
@@ -98,7 +98,7 @@ def parse_name(name: bytes) -> IPv4Network:
 def encode_value(public_ip: IPv4Address, backend_type: str, backend_data: object = None) -> bytes:
     """Return a lease's value: the bytes that Flannel would write."""
     fields: dict[str, object] = {"PublicIP": str(public_ip), "PublicIPv6": None}
-    if backend_type and backend_type not in _WITHOUT_TYPE:
+    if backend_type and backend_type not in WITHOUT_TYPE:
         fields["BackendType"] = backend_type
     if backend_data is not None:
         fields["BackendData"] = backend_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 
@@ -142,6 +143,32 @@ def test_an_agent_that_is_killed_and_comes_back_costs_no_packet(overlay: Overlay
     assert [loss.missing for loss in losses] == [(), ()]
     assert ear.gone() == []
     assert routes(agent.host) == wanted(overlay, agent)
+
+
+def test_another_mtu_is_followed(overlay: Overlay) -> None:
+    agent = overlay.agents[0]
+    for mtu in (1400, 1500):
+        agent.host.namespace.ip(f"link set eth0 mtu {mtu}")
+        until(lambda mtu=mtu: agent.mtu == mtu, 20, "the MTU is taken")
+    agent.wait_ready()
+    assert routes(agent.host) == wanted(overlay, agent)
+
+
+def test_cleanup_takes_away_what_a_killed_agent_has_left(overlay: Overlay) -> None:
+    agent = overlay.agents[0]
+    subnet = agent.subnet
+    agent.kill()
+    said = agent.host.namespace.run(
+        *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
+        *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
+    )
+    assert "1 settings set back" in said
+    assert routes(agent.host) == set()
+    agent.start()
+    agent.wait_ready()
+    assert agent.subnet == subnet
+    assert routes(agent.host) == wanted(overlay, agent)
+    assert "hosts are let in" not in agent.ctl("status")
 
 
 def test_a_host_on_another_link_is_named_and_the_others_are_served(overlay: Overlay) -> None:
@@ -292,10 +319,24 @@ def test_a_second_agent_with_the_same_network_takes_nothing_from_the_first(
     assert ear.told == []
 
 
-def test_a_drained_host_goes_from_the_others_and_leaves_nothing(overlay: Overlay) -> None:
+def test_a_host_that_moves_is_followed_and_one_that_is_drained_leaves_nothing(
+    overlay: Overlay,
+) -> None:
     # Last: the host is not as it was.
     agent = overlay.agents.pop()
     subnet = agent.subnet
+    drift(
+        overlay, agent, "ip addr del {address}/16 dev eth0", "ip addr add 10.77.9.9/16 dev eth0",
+        f"ip {GATEWAY}",
+    )  # fmt: skip
+    moved = {(str(subnet), "10.77.9.9", "eth0")}
+    # The connection to the registry, which has lost its address, has to be given up first.
+    until(
+        lambda: all(moved <= routes(other.host) for other in overlay.agents), 60, "it is followed"
+    )
+    until(overlay.everybody_answers, 20, "every container answers every other")
+    agent.wait_ready()
+    assert agent.subnet == subnet
     agent.ctl("drain")
     until(lambda: not agent.is_running, 10, "the agent ends")
     assert routes(agent.host) == set()

@@ -58,19 +58,51 @@ async def test_routes_wait_for_nftables_only_so_long(
     assert reports[-1].written == {"firewall": 3}
 
 
-async def test_the_same_hosts_are_told_once(
-    wall: HostFirewall, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[frozenset[IPv4Address]] = []
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[IPv4Address]]:
+    """The hosts of every transaction; none is written."""
+    found: list[frozenset[IPv4Address]] = []
 
     async def apply(self: Firewall, rules: Rules, vteps: frozenset[IPv4Address]) -> TableReport:
-        told.append(vteps)
+        found.append(vteps)
         return GOOD
 
+    async def run(self: Firewall | ForwardRules) -> None:
+        await asyncio.Event().wait()
+
     monkeypatch.setattr(Firewall, "apply", apply)
-    for vteps in (VTEPS, VTEPS, frozenset[IPv4Address](), VTEPS):
+    monkeypatch.setattr(Firewall, "run", run)
+    monkeypatch.setattr(ForwardRules, "run", run)
+    return found
+
+
+async def test_who_goes_is_shut_out_with_who_comes(
+    wall: HostFirewall, told: list[frozenset[IPv4Address]]
+) -> None:
+    other = frozenset({IPv4Address("192.0.2.3")})
+    for vteps in (VTEPS, VTEPS, VTEPS | other, other, other, VTEPS):
         await wall.apply(SUBNET, vteps)
-    assert told == [VTEPS, frozenset(), VTEPS]
+    assert told == [VTEPS, VTEPS | other]  # the first is still let in
+    third = frozenset({IPv4Address("192.0.2.4")})
+    await wall.apply(SUBNET, VTEPS | third)
+    assert told == [VTEPS, VTEPS | other, VTEPS | third]
+
+
+async def test_who_goes_last_is_shut_out_before_long(
+    wall: HostFirewall, told: list[frozenset[IPv4Address]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LATER_S", 0.01)
+    for vteps in (VTEPS, frozenset[IPv4Address]()):
+        await wall.apply(SUBNET, vteps)
+    assert told == [VTEPS]
+    is_written = asyncio.Event()
+    monkeypatch.setattr(Firewall, "step", lambda *_: is_written.set())
+    running = asyncio.create_task(wall.run())
+    async with asyncio.timeout(10):
+        await is_written.wait()
+    running.cancel()
+    await asyncio.wait({running})
+    assert told == [VTEPS, frozenset()]
 
 
 def test_one_trouble_is_told_once_and_what_others_drop_beside_it(

@@ -18,7 +18,7 @@ from netplane.agent.board import Board
 from netplane.agent.errors import LockedError, SettingsError
 from netplane.agent.files import write_whole
 from netplane.agent.inspection import look_at_firewall
-from netplane.agent.lock import InstanceLock, LinkLock
+from netplane.agent.lock import InstanceLock, LinkLock, RoutesLock
 from netplane.agent.notify import notify
 from netplane.agent.ports import FirewallLook
 from netplane.agent.settings import Registry, Settings
@@ -145,6 +145,23 @@ def test_one_device_has_one_agent_whatever_their_instances(tmp_path: Path) -> No
     LinkLock(f"{link}x").close()
     first.close()
     LinkLock(link).close()
+
+
+def test_one_network_has_one_agent_and_so_has_what_overlaps_it() -> None:
+    wide, narrow, beside = map(
+        IPv4Network, ("203.0.113.0/25", "203.0.113.64/26", "203.0.113.128/25")
+    )
+    first = RoutesLock(wide)
+    with pytest.raises(LockedError, match=r"keeps routes into 203\.0\.113\.0/25; "):
+        RoutesLock(wide)
+    overlaps = r"keeps routes into 203\.0\.113\.0/25, which overlaps 203\.0\.113\.64/26; "
+    with pytest.raises(LockedError, match=overlaps):
+        RoutesLock(narrow)
+    RoutesLock(beside).close()
+    # What was configured before is still kept when the agent goes on with the new.
+    RoutesLock(narrow, [wide]).close()
+    first.close()
+    RoutesLock(narrow).close()
 
 
 @pytest.mark.parametrize("form", ["path", "abstract"])

@@ -116,6 +116,14 @@ def test_a_reservation_is_kept_shown_and_released(ctl: Ctl) -> None:
     assert ctl("release", "10.5.72.0/24").exit_code == 1
 
 
+def test_leases_without_a_type_are_of_the_networks_backend(ctl: Ctl) -> None:
+    # Flannel leaves it out for udp and for alloc.
+    ctl.store.put(f"{PREFIX}/subnets/10.5.72.0-24".encode(), b'{"PublicIP":"192.0.2.1"}')
+    assert ctl("leases").output.splitlines()[1].split()[2] == "udp"
+    ctl("init", "--network", "10.5.0.0/16", "--backend", "alloc", "--force")
+    assert ctl("leases").output.splitlines()[1].split()[2] == "alloc"
+
+
 def test_hosts_tells_which_live(ctl: Ctl) -> None:
     record = {"Subnet": "10.5.72.0/24", "PublicIP": "192.0.2.1", "Session": "s", "BootID": "b"}
     for name in ("a", "b"):
