@@ -19,7 +19,8 @@ MODULES = tuple(
         "mvcc": "buffer check events index keyvalue range rebuild results revision store txn watch"
         " watch_encode watch_match watch_state watch_stream",
         "apply": "applier ops responses",
-        "rpc": "call connection engine frames grpc head hpack huffman outbound requests",
+        "http2": "frames hpack huffman",
+        "rpc": "call connection engine grpc head outbound requests",
         "peer": "codec",
         "server": "node proposals reads",
         "server/services": "base kv session session_call session_outbound session_pipeline"

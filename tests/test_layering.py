@@ -13,7 +13,8 @@ ALLOWED: dict[str, set[str]] = {
     "kvstore.ports": set(),
     "kvstore.compiled": set(),
     "kvstore.raft": set(),
-    "kvstore.rpc": set(),
+    "kvstore.http2": set(),
+    "kvstore.rpc": {"kvstore.http2"},
     "kvstore.pb": set(),
     "kvstore.mvcc": {"kvstore.pb"},
     "kvstore.lease": {"kvstore.pb"},
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "kvstore.peer",
         "kvstore.apply",
     },
-    "kvstore.client": {"kvstore.pb"},
+    "kvstore.client": {"kvstore.http2", "kvstore.pb"},
     "kvstore.cli": {"kvstore.compiled", "kvstore.server", "kvstore.client"},
     "kvstore.embedded": {
         "kvstore.server",

@@ -21,11 +21,11 @@ from bench.wire import (
     settings,
     window_update,
 )
+from kvstore.http2.hpack import Decoder
 from kvstore.rpc.call import Call
 from kvstore.rpc.connection import Connection
 from kvstore.rpc.engine import Engine
 from kvstore.rpc.head import Route
-from kvstore.rpc.hpack import Decoder
 from kvstore.rpc.limits import Limits
 
 BATCH = 50

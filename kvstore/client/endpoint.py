@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
+import ssl
 from typing import NamedTuple
-
-import grpc
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]").fullmatch
 
@@ -15,7 +13,7 @@ class Tls(NamedTuple):
     """Files (PEM) for encrypted connections.
 
     Attributes:
-        ca_file: Certificates that sign the servers'. None takes the roots that gRPC brings.
+        ca_file: Certificates that sign the servers'. None takes the system's.
         cert_file: This client's certificate, for servers that ask for one. Needs `key_file`.
         key_file: The private key of `cert_file`.
         server_name: Name to expect in the servers' certificates instead of the endpoint's host.
@@ -26,20 +24,16 @@ class Tls(NamedTuple):
     key_file: str | None = None
     server_name: str | None = None
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files. Raises OSError when one cannot be read."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=_read(self.ca_file),
-            private_key=_read(self.key_file),
-            certificate_chain=_read(self.cert_file),
-        )
-
-
-def _read(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    with open(os.fspath(path), "rb") as file:
-        return file.read()
+    def context(self) -> ssl.SSLContext:
+        """Read the files. Raises OSError when one cannot be read or used."""
+        for path in (self.ca_file, self.cert_file, self.key_file):
+            if path is not None:
+                open(path, "rb").close()
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if self.cert_file is not None:
+            context.load_cert_chain(self.cert_file, self.key_file)
+        context.set_alpn_protocols(["h2"])
+        return context
 
 
 class Endpoint(NamedTuple):

@@ -33,10 +33,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from kvstore.client.status import CallError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import grpc
 
 
 class KvError(Exception):
@@ -390,6 +390,6 @@ def error_from(code: str, text: str, *, write: bool) -> KvError:
     return kind(text, grpc_code=code)
 
 
-def error_from_rpc(error: grpc.aio.AioRpcError, *, write: bool) -> KvError:
-    """Build the error for what grpc.aio raised."""
-    return error_from(error.code().name, error.details() or "", write=write)
+def error_from_rpc(error: CallError, *, write: bool) -> KvError:
+    """Build the error for what a call ended with."""
+    return error_from(error.name, error.text, write=write)

@@ -6,9 +6,6 @@ import asyncio
 import heapq
 from typing import TYPE_CHECKING, Any, Self
 
-import grpc
-import grpc.aio
-
 from kvstore.client.errors import (
     RETRY_WITH_NEW_TOKEN,
     AvailabilityError,
@@ -21,6 +18,7 @@ from kvstore.client.errors import (
     error_from_rpc,
 )
 from kvstore.client.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE
+from kvstore.client.status import CallError
 from kvstore.client.transport import read
 from kvstore.pb import rpc_pb2 as pb
 
@@ -316,7 +314,7 @@ class LeaseKeeper:
                 lease.asked_at_s = now_s
                 try:
                     await stream.write(pb.LeaseKeepAliveRequest(ID=lease.lease_id))
-                except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                except (CallError, asyncio.InvalidStateError) as error:
                     raise ReadFailedError("the keep-alive stream broke") from error
                 heapq.heappush(self._due, (now_s + lease.ttl_s / _RENEWALS_PER_TTL, lease.lease_id))
             pause_s = self._due[0][0] - loop.time() if self._due else None
@@ -339,5 +337,5 @@ class LeaseKeeper:
                     lease.ttl_s = response.TTL
                     self._extend(lease, lease.asked_at_s)
                     lease.asked_at_s = None
-        except grpc.aio.AioRpcError as error:
+        except CallError as error:
             raise error_from_rpc(error, write=False) from error

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
-
 from kvstore.client.errors import (
     AvailabilityError,
     KvError,
@@ -22,6 +19,7 @@ from kvstore.client.methods import (
     LEASE_REVOKE,
     LEASE_TIME_TO_LIVE,
 )
+from kvstore.client.status import CallError
 from kvstore.client.transport import read
 from kvstore.client.types import LeaseGrant, LeaseTimeToLive
 from kvstore.pb import rpc_pb2 as pb
@@ -125,9 +123,9 @@ class LeaseCalls:
         try:
             await stream.write(pb.LeaseKeepAliveRequest(ID=lease_id))
             response: pb.LeaseKeepAliveResponse = await read(stream)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except (CallError, asyncio.InvalidStateError) as error:
             self._transport.turn_from(link)
-            if isinstance(error, grpc.aio.AioRpcError):
+            if isinstance(error, CallError):
                 raise error_from_rpc(error, write=False) from error
             raise ReadFailedError("the keep-alive stream broke") from error
         finally:

@@ -5,34 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.message import Message
 
+from kvstore.client.channel import Channel
 from kvstore.client.endpoint import Endpoint, Tls
 from kvstore.client.errors import ClosedError, UnreachableError, UnsupportedError
 from kvstore.client.methods import Method
 from kvstore.client.session import Session, open_session
+from kvstore.client.status import ChannelClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
-
-_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", -1),  # a range answer has no bound; the default is 4 MiB
-    ("grpc.max_send_message_length", -1),  # the server knows its own limit and says so
-    ("grpc.use_local_subchannel_pool", 1),  # clients in one process must not share a connection
-    # A dead peer is noticed by pings; etcd takes them from every 5 s on while calls are open.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),  # 0 is no limit: a quiet watch sends no data
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name: the time for one attempt
-)
 
 
 class Link:
@@ -46,7 +32,7 @@ class Link:
         self.is_ready = False
         """A connection was there when last looked; False makes the next call wait for one."""
         self._tls = tls
-        self._channel: grpc.aio.Channel | None = None
+        self._channel: Channel | None = None
         self._stubs: dict[str, Any] = {}
         self._connecting: asyncio.Task[None] | None = None
         self.session: Session | None = None
@@ -55,18 +41,10 @@ class Link:
         """The server has said that it offers none; asked again after the next connect."""
         self._opening: asyncio.Task[Session] | None = None
 
-    def channel(self) -> grpc.aio.Channel:
+    def channel(self) -> Channel:
         """Return the channel, making it on the running loop at first use."""
         if self._channel is None:
-            target, secure = self.endpoint
-            if secure:
-                tls = self._tls or Tls()
-                options = list(_CHANNEL_OPTIONS)
-                if tls.server_name:
-                    options.append(("grpc.ssl_target_name_override", tls.server_name))  # type: ignore[arg-type]
-                self._channel = grpc.aio.secure_channel(target, tls.credentials(), options)
-            else:
-                self._channel = grpc.aio.insecure_channel(target, list(_CHANNEL_OPTIONS))
+            self._channel = Channel(self.endpoint, self._tls)
         return self._channel
 
     def unary(self, method: Method[Request, Response]) -> Any:
@@ -107,17 +85,12 @@ class Link:
         connecting.result()
 
     async def _connect(self) -> None:
-        channel = self.channel()
-        ready = grpc.ChannelConnectivity.READY
-        failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
-        state = channel.get_state(try_to_connect=True)
-        while state is not ready:
-            if state is failed:
-                raise UnreachableError(f"{self.endpoint.target}: no connection")
-            if state is grpc.ChannelConnectivity.SHUTDOWN:
-                raise ClosedError("the client is closed")
-            await channel.wait_for_state_change(state)
-            state = channel.get_state(try_to_connect=True)
+        try:
+            await self.channel().connect()
+        except ConnectionError as error:
+            raise UnreachableError(f"{self.endpoint.target}: no connection: {error}") from error
+        except ChannelClosedError as error:
+            raise ClosedError("the client is closed") from error
         self.is_ready = True
         self.is_without_sessions = False
 

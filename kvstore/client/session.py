@@ -10,8 +10,6 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grpc
-import grpc.aio
 import msgpack
 
 from kvstore.client.errors import (
@@ -25,12 +23,14 @@ from kvstore.client.errors import (
 from kvstore.client.methods import PUT
 from kvstore.client.session_frames import FORMAT, MALFORMED, read_hello, turns, without
 from kvstore.client.session_stream import SessionStream
+from kvstore.client.status import EOF, UNAVAILABLE, CallError, ChannelClosedError, name_of
 from kvstore.pb import session_pb2
 from kvstore.pb.session_pb2 import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kvstore.client.channel import Channel
     from kvstore.client.methods import Method
 
 OPEN_PATH = "/kvstore.Session/Open"
@@ -48,7 +48,6 @@ _OTHERS_BYTES = 128 << 10
 _SWEEP_S = 0.025
 # How late a deadline may fire. One timer for all operations, while there are any.
 
-_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 _GOES_ELSEWHERE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 # Refusals of the stream that do not mean that this server has no sessions.
 
@@ -339,7 +338,7 @@ class Session:
                 await write(Frame(body=_pack(items)))
                 if self._backlog:
                     self._admit()
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        except (CallError, ChannelClosedError, asyncio.InvalidStateError):
             return  # the reader meets the same end, with its status
 
     # receiving
@@ -348,15 +347,15 @@ class Session:
         read = self._stream.read
         text = "the server ended the session"
         try:
-            while (frame := await read()) is not grpc.aio.EOF:
+            while (frame := await read()) is not EOF:
                 items = _unpack(frame.body, use_list=False, strict_map_key=False)
                 first, *later = turns(items, self._operations_max)
                 self._take(first)
                 for turn in later:
                     await asyncio.sleep(0)
                     self._take(turn)
-        except grpc.aio.AioRpcError as error:
-            text = f"the session broke: {error.details() or error.code().name}"
+        except CallError as error:
+            text = f"the session broke: {error.text or error.name}"
         except MALFORMED as error:
             text = f"the server sent a frame that makes no sense ({error!r})"
         except asyncio.CancelledError:
@@ -423,7 +422,7 @@ class Session:
         if stream is not None:
             stream.end(code, text)
         elif call_id in self._calls:
-            self._forget(call_id, Failure(_CODE_NAMES.get(code, "UNKNOWN"), text, is_sent=True))
+            self._forget(call_id, Failure(name_of(code), text, is_sent=True))
 
     def _forget(self, call_id: int, failure: Failure | None = None) -> None:
         future, _, size_bytes = self._calls.pop(call_id)
@@ -468,7 +467,7 @@ class Session:
             self.is_leaving = True
             self._on_end(self)
             for stream in list(self._streams.values()):
-                stream.end(grpc.StatusCode.UNAVAILABLE.value[0], "the server is shutting down")
+                stream.end(UNAVAILABLE, "the server is shutting down")
                 self.drop_stream(stream.id)
 
     def _leave_if_done(self) -> None:
@@ -487,7 +486,7 @@ class Session:
             self._forget(call_id, Failure("", text, is_sent=call_id <= self._sent_id))
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.end(grpc.StatusCode.UNAVAILABLE.value[0], text)
+            stream.end(UNAVAILABLE, text)
         self._backlog.clear()
 
     async def close(self) -> None:
@@ -501,7 +500,7 @@ class Session:
 
 async def open_session(
     target: str,
-    channel: grpc.aio.Channel,
+    channel: Channel,
     metadata: Any,
     on_end: Callable[[Session], None],
 ) -> Session:
@@ -517,15 +516,15 @@ async def open_session(
     )(metadata=metadata)
     try:
         frame = await stream.read()
-    except grpc.aio.AioRpcError as error:
-        text = f"{target}: {error.details() or error.code().name}"
-        if error.code().name in _GOES_ELSEWHERE:
+    except CallError as error:
+        text = f"{target}: {error.text or error.name}"
+        if error.name in _GOES_ELSEWHERE:
             raise UnreachableError(text) from error
-        raise UnsupportedError(text, grpc_code=error.code().name) from error
+        raise UnsupportedError(text, grpc_code=error.name) from error
     except BaseException:
         stream.cancel()
         raise
-    if frame is grpc.aio.EOF:
+    if frame is EOF:
         raise UnreachableError(f"{target}: the server ended the session")
     try:
         hello = read_hello(_unpack(frame.body))

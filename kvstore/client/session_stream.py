@@ -1,4 +1,4 @@
-"""A stream inside a session, in the form of grpc.aio's: watches and keepalives cannot tell."""
+"""A stream inside a session, in the form of a channel's: watches and keepalives cannot tell."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
+from kvstore.client.status import CANCELLED, EOF, INTERNAL, CallError
 from kvstore.pb import session_pb2
 
 if TYPE_CHECKING:
@@ -20,11 +19,9 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 1 << 20
 # What the server may send ahead of a reader. A slow reader holds up its own stream only.
 
-_STATUS = {code.value[0]: code for code in grpc.StatusCode}
-
 
 class SessionStream:
-    """Made by `Session.open_stream`. `write`, `read` and `cancel` are those of grpc.aio."""
+    """Made by `Session.open_stream`. `write`, `read` and `cancel` are those of `channel.Stream`."""
 
     window_bytes = _WINDOW_BYTES
 
@@ -49,11 +46,11 @@ class SessionStream:
             self._session.queue_item((session_pb2.HALF_CLOSE, self.id))
 
     async def read(self) -> Any:
-        """Return the next message; grpc.aio.EOF after the last, or AioRpcError."""
+        """Return the next message; EOF after the last, or CallError."""
         while not self._messages:
             if self._status is not None:
                 if self._status[0] == 0:
-                    return grpc.aio.EOF
+                    return EOF
                 raise self._error()
             assert self._waiter is None, "one reader at a time"
             self._waiter = asyncio.get_running_loop().create_future()
@@ -71,14 +68,14 @@ class SessionStream:
         except DecodeError as error:  # as over gRPC
             self._messages.clear()
             self.cancel()
-            code = grpc.StatusCode.INTERNAL.value[0]
+            code = INTERNAL
             self._status = (code, f"the server sent no {self._response.__name__}: {error}")
             raise self._error() from error
 
     def cancel(self) -> None:
         """End the stream from this side."""
         if self._status is None:
-            self.end(grpc.StatusCode.CANCELLED.value[0], "cancelled by the client")
+            self.end(CANCELLED, "cancelled by the client")
             self._session.drop_stream(self.id)
 
     # the session's side
@@ -98,12 +95,6 @@ class SessionStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _error(self) -> grpc.aio.AioRpcError:
+    def _error(self) -> CallError:
         assert self._status is not None
-        code, text = self._status
-        return grpc.aio.AioRpcError(
-            _STATUS.get(code, grpc.StatusCode.UNKNOWN),
-            grpc.aio.Metadata(),
-            grpc.aio.Metadata(),
-            details=text,
-        )
+        return CallError(*self._status)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
 from kvstore.client.carrier import Carrier, View
 from kvstore.client.errors import KvError
+from kvstore.client.status import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 SCOPE: Final = "kvstore.client"
-_CODES: dict[str, int] = {code.name: code.value[0] for code in grpc.StatusCode}
+_CODES: dict[str, int] = {name: code for code, name in enumerate(NAMES)}
 
 
 class Traced(View):

@@ -21,8 +21,6 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from kvstore.client.counters import Counters
@@ -48,6 +46,7 @@ from kvstore.client.errors import (
 from kvstore.client.link import Link
 from kvstore.client.methods import AUTHENTICATE, PUT, Method
 from kvstore.client.session import Session
+from kvstore.client.status import EOF, CallError, ChannelClosedError
 from kvstore.client.timeouts import checked_s, positive_s
 from kvstore.pb import session_pb2
 
@@ -461,9 +460,9 @@ class Transport:
                 request, timeout=left_s, metadata=metadata
             )
             return response
-        except grpc.aio.AioRpcError as error:
+        except CallError as error:
             raise error_from_rpc(error, write=write) from error
-        except (grpc.aio.UsageError, asyncio.CancelledError):
+        except (ChannelClosedError, asyncio.CancelledError):
             # gRPC cancels what is under way when a channel closes; a cancel of the caller's
             # own task is not ours to turn into an error.
             task = asyncio.current_task()
@@ -494,7 +493,7 @@ class Transport:
             request = AUTHENTICATE.request(name=self._user or "", password=self._password)
             try:
                 response = await link.unary(AUTHENTICATE)(request, timeout=max(timeout_s, 0.0))
-            except grpc.aio.AioRpcError as error:
+            except CallError as error:
                 failure = error_from_rpc(error, write=False)
                 if isinstance(failure, ReadFailedError):
                     # The caller's own request has not been sent yet.
@@ -600,6 +599,6 @@ def _first_group(calls: Sequence[PipelineCall], session: Session) -> list[tuple[
 async def read(stream: Any) -> Any:
     """Return the next message of a stream; a server that just ends it has failed too."""
     response = await stream.read()
-    if response is grpc.aio.EOF:
+    if response is EOF:
         raise ReadFailedError("the server ended the stream")
     return response

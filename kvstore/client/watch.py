@@ -13,9 +13,6 @@ from collections import deque
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import grpc
-import grpc.aio
-
 from kvstore.client.errors import (
     RETRY_WITH_NEW_TOKEN,
     AvailabilityError,
@@ -28,6 +25,7 @@ from kvstore.client.errors import (
     error_from_rpc,
 )
 from kvstore.client.methods import WATCH
+from kvstore.client.status import CallError
 from kvstore.client.timeouts import checked_s
 from kvstore.client.transport import read
 from kvstore.client.types import Event, WatchBatch, key_value
@@ -181,7 +179,7 @@ class Watcher:
                 await self._stream.write(
                     pb.WatchRequest(progress_request=pb.WatchProgressRequest())
                 )
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            except (CallError, asyncio.InvalidStateError):
                 return False  # the reader meets the same end and resumes
             return True
 
@@ -247,7 +245,7 @@ class Watcher:
             self._stream = stream
             while True:
                 await self._take(await read(stream))
-        except grpc.aio.AioRpcError as error:
+        except CallError as error:
             self._transport.turn_from(link)
             raise error_from_rpc(error, write=False) from error
         except asyncio.InvalidStateError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kvstore.rpc import frames, grpc
+from kvstore.http2 import frames
+from kvstore.rpc import grpc
 from kvstore.rpc.outbound import PRIMED_HEADERS, PRIMED_TRAILERS, can_prime
 
 if TYPE_CHECKING:

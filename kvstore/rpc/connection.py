@@ -9,7 +9,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from kvstore.rpc import frames
+from kvstore.http2 import frames
 from kvstore.rpc.call import Call
 from kvstore.rpc.requests import ConnectionFault, Requests
 from kvstore.rpc.unfinished import Unfinished

@@ -11,7 +11,7 @@ from kvstore.rpc import grpc
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kvstore.rpc.hpack import Field
+    from kvstore.http2.hpack import Field
 
 _NAME_LEGAL = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
 _VALUE_ILLEGAL = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]\Z").search

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from kvstore.rpc import frames, grpc, hpack
+from kvstore.http2 import frames, hpack
+from kvstore.rpc import grpc
 
 if TYPE_CHECKING:
     import asyncio

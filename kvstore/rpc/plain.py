@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvstore.rpc import hpack
+from kvstore.http2 import hpack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

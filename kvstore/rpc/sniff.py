@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from kvstore.rpc import frames
+from kvstore.http2 import frames
 from kvstore.rpc.connection import Connection
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from bench import profiles
 from bench.capture import CaptureError, capture, check, record, without_content_length
 from bench.messages import PUT, RANGE
 from bench.profiles import CALLS, NAMES, PATHS, RECORDED, START_OVER, sequence
-from kvstore.rpc.hpack import Decoder
+from kvstore.http2.hpack import Decoder
 
 ROOT = Path(__file__).parents[2]
 GRPCIO = [sys.executable, str(ROOT / "bench/recorders/grpcio_token.py")]

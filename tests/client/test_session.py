@@ -11,8 +11,6 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
 import msgpack
 import pytest
 
@@ -31,6 +29,7 @@ from kvstore.client import (
 )
 from kvstore.client.endpoint import Endpoint
 from kvstore.client.link import Link
+from kvstore.client.status import UNAVAILABLE, CallError
 from kvstore.pb import rpc_pb2, session_pb2
 from kvstore.pb.session_pb2 import Frame
 from kvstore.rpc import Call, Server
@@ -529,9 +528,7 @@ async def test_a_session_that_ended_with_its_first_frame_is_not_kept() -> None:
         async def read(self) -> Frame:
             if self.frames:
                 return self.frames.pop()
-            raise grpc.aio.AioRpcError(
-                grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "gone"
-            )
+            raise CallError(UNAVAILABLE, "gone")
 
         def cancel(self) -> bool:
             return True

@@ -34,6 +34,7 @@ NAMES = (
     "snapshot",
     "session",
     "client",
+    "channel",
 )
 
 

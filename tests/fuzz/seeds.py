@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgpack
 
+from kvstore.http2 import frames
 from kvstore.mvcc.snapshot import snapshot_chunks
 from kvstore.pb import rpc_pb2, session_pb2
 from kvstore.peer.codec import encode
@@ -289,9 +290,35 @@ def client() -> Iterator[bytes]:
         yield joined(msgpack.packb(frame))
 
 
+def channel() -> Iterator[bytes]:
+    """Answers of a server, and all else that it may say."""
+    head = b"\x88\x5f\x10application/grpc"
+    trailer = b"\x00\x0bgrpc-status\x010"
+    answer = b"\0\0\0\0\x04good"
+    begins = frames.headers(1, head, 16_384, end_stream=False)
+    data = frames.head(frames.DATA, 0, 1, len(answer)) + answer
+    ends = frames.headers(1, trailer, 16_384, end_stream=True)
+    yield joined(begins + data + ends)
+    yield joined(begins, data[:12], data[12:], data, ends)
+    yield joined(
+        frames.settings(((3, 2), (4, 1), (5, 20_000))), frames.ping(bytes(8), ack=False),
+        frames.window_update(3, 1000), frames.window_update(0, 100_000),
+        frames.rst_stream(3, frames.REFUSED_STREAM), frames.goaway(1, 0, b"bye"),
+        begins, data, ends,
+    )  # fmt: skip
+    yield joined(
+        frames.head(frames.HEADERS, frames.END_STREAM, 5, 5) + head[:5],
+        frames.head(frames.CONTINUATION, frames.END_HEADERS, 5, len(head) - 5) + head[5:],
+    )
+    yield joined(begins, *[frames.head(frames.DATA, frames.PADDED, 1, 100) + b"\x09" * 100] * 3)
+
+
 def main() -> None:
     """Write every seed that is not there yet."""
-    for make in (rpc, hpack, messages, requests, peer, member, wal, snapshot, session, client):
+    made = (
+        rpc, hpack, messages, requests, peer, member, wal, snapshot, session, client, channel,
+    )  # fmt: skip
+    for make in made:
         folder = CORPUS / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for data in make():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import grpc.aio
 import msgpack
 
 from kvstore.client import methods
 from kvstore.client.errors import KvError
 from kvstore.client.session import Failure, Session, open_session
+from kvstore.client.status import EOF, CallError
 from kvstore.client.transport import parse_answer
 from kvstore.pb import rpc_pb2
 from kvstore.pb.session_pb2 import Frame
@@ -31,7 +31,7 @@ class Stream:
 
     async def read(self) -> Any:
         await asyncio.sleep(0)
-        return Frame(body=self._frames.pop(0)) if self._frames else grpc.aio.EOF
+        return Frame(body=self._frames.pop(0)) if self._frames else EOF
 
     async def write(self, frame: Any) -> None:
         assert msgpack.unpackb(frame.body)[0] == 1
@@ -85,9 +85,9 @@ class ClientRig:
                 assert isinstance(parsed, rpc_pb2.RangeResponse | KvError)
         for _ in range(len(frames) + 1000):
             try:
-                if await watch.read() is grpc.aio.EOF:
+                if await watch.read() is EOF:
                     break
-            except grpc.aio.AioRpcError:
+            except CallError:
                 break
         else:
             raise AssertionError("a stream that does not end")

@@ -15,6 +15,7 @@ from typing import Any
 import google_crc32c
 import hpack as library
 
+from kvstore.http2.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
 from kvstore.mvcc.backend_memory import MemoryBackend
 from kvstore.mvcc.errors import StorageError
 from kvstore.mvcc.snapshot import SnapshotReceiver
@@ -22,8 +23,8 @@ from kvstore.peer import codec as peer_codec
 from kvstore.peer.describe import decode_description
 from kvstore.peer.link import HelloError, decode_hello
 from kvstore.rpc import grpc
-from kvstore.rpc.hpack import BombError, Decoder, HeaderListTooLargeError, HpackError
 from kvstore.wal import WalError, recovery
+from tests.fuzz import channel_rig
 from tests.fuzz.engine_rig import EngineRig
 from tests.fuzz.mutate import pieces
 from tests.fuzz.running import member, requests
@@ -201,6 +202,11 @@ def client(data: bytes) -> None:
     loop.run_until_complete(ClientRig().run(pieces(data)))
 
 
+def channel(data: bytes) -> None:
+    """Bytes of a server at the client's connection: every call ends, and frames go out."""
+    client_loop().run_until_complete(channel_rig.run(pieces(data)))
+
+
 @functools.cache
 def client_loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
@@ -208,7 +214,19 @@ def client_loop() -> asyncio.AbstractEventLoop:
 
 TARGETS: dict[str, Target] = {
     function.__name__: function
-    for function in (rpc, hpack, messages, requests, peer, member, wal, snapshot, session, client)
+    for function in (
+        rpc,
+        hpack,
+        messages,
+        requests,
+        peer,
+        member,
+        wal,
+        snapshot,
+        session,
+        client,
+        channel,
+    )
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.rpc import hpack
+from kvstore.http2 import hpack
 from kvstore.rpc.requests import Requests
 from kvstore.server import membership, node
 from kvstore.server.services import watch

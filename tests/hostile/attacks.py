@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from kvstore.http2 import hpack
 from kvstore.pb import rpc_pb2
-from kvstore.rpc import hpack
 from tests.rpc import wire as w
 from tests.rpc.wire import frame, message, rst, settings, window_update
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.rpc import Call, Limits, frames
+from kvstore.http2 import frames
+from kvstore.rpc import Call, Limits
 from tests.rpc.conftest import Running, numbered_parts, running
 from tests.rpc.wire import (
     DATA,

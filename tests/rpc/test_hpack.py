@@ -10,8 +10,8 @@ from hpack.table import HeaderTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.rpc import huffman
-from kvstore.rpc.hpack import (
+from kvstore.http2 import huffman
+from kvstore.http2.hpack import (
     STATIC_TABLE,
     BombError,
     Decoder,

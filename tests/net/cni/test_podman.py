@@ -77,6 +77,9 @@ def test_a_published_port_leads_to_the_container_until_that_is_gone(
     podman.run(
         "-d", "--name", "web", "-p", "8080:80", "--", "httpd", "-f", "-p", "80", "-h", "/www"
     )
+    # podman does not wait for what it starts.
+    inside = f"http://{podman.address('web')}/data"
+    until(lambda: host.namespace.within(answers, inside), 20, "the server serves")
     for place, address in ((other, host.address), (host, host.address), (host, "127.0.0.1")):
         assert place.namespace.within(fetch, f"http://{address}:8080/data") == SUM
     with pytest.raises(CommandError, match=r"in use.*container"):
@@ -84,6 +87,13 @@ def test_a_published_port_leads_to_the_container_until_that_is_gone(
     podman("rm", "--force", "--time", "0", "web")
     with pytest.raises(URLError):
         host.namespace.within(fetch, "http://127.0.0.1:8080/data")
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(fetch(url))
+    except URLError:
+        return False
 
 
 def fetch(url: str) -> str:

@@ -1,4 +1,4 @@
-"""What stands for `grpc.aio.Channel`: the connection of a client's library to one simulated member.
+"""What stands for the client's `Channel`: its connection to one simulated member.
 
 Sessions, retries, failover and resumption above it are the library's own. Requests of a stream stay
 in order, a connection ends with the process that it leads to, and of a call that was under way then
@@ -13,10 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
-from grpc import ChannelConnectivity as State
-
+from kvstore.client.status import CANCELLED, DEADLINE_EXCEEDED, EOF, UNAVAILABLE, CallError
 from tests.sim.full.rpc import LOST, StreamCall
 
 if TYPE_CHECKING:
@@ -26,13 +23,11 @@ if TYPE_CHECKING:
 
 NEVER_SENT = "failed to connect to all addresses"
 ROOM_BYTES = 1 << 20
-CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def failure(code: int, text: str) -> grpc.aio.AioRpcError:
-    """Return what grpc.aio raises for the end of a call."""
-    status = grpc.StatusCode.UNAVAILABLE if code == LOST else CODES[code]
-    return grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details=text)
+def failure(code: int, text: str) -> CallError:
+    """Return what the library is told of the end of a call."""
+    return CallError(UNAVAILABLE if code == LOST else code, text)
 
 
 class Weather:
@@ -64,39 +59,25 @@ class SimChannel:
         self._host = host
         self._world = loop.world
         self._process: Process | None = None
-        self._state = State.IDLE
-        self._changed: list[asyncio.Future[None]] = []
+        self._is_closed = False
 
     # the connection
 
-    def get_state(self, try_to_connect: bool = False) -> State:
-        if self._state is State.READY and not self._is_up():
-            self._become(State.IDLE)
-        if try_to_connect and self._state in (State.IDLE, State.TRANSIENT_FAILURE):
-            self._become(State.CONNECTING)
-            self._world.after(self._delay_ns(), self._connected)
-        return self._state
+    async def connect(self) -> None:
+        if self._is_up():
+            return
+        arrived = self.loop.create_future()
 
-    def _connected(self, _: object) -> None:
+        def arrive(_: object) -> None:
+            if not arrived.done():
+                arrived.set_result(None)
+
+        self._world.after(self._delay_ns(), arrive)
+        await arrived
         process = self._host.process
-        if process is not None and process.server.listening:
-            self._process = process
-            self._become(State.READY)
-        else:
-            self._become(State.TRANSIENT_FAILURE)
-
-    async def wait_for_state_change(self, last: State) -> None:
-        while self._state is last:
-            changed = self.loop.create_future()
-            self._changed.append(changed)
-            await changed
-
-    def _become(self, state: State) -> None:
-        self._state = state
-        changed, self._changed = self._changed, []
-        for future in changed:
-            if not future.done():
-                future.set_result(None)
+        if process is None or not process.server.listening:
+            raise ConnectionRefusedError("nobody listens")
+        self._process = process
 
     def _is_up(self) -> bool:
         process = self._process
@@ -107,14 +88,14 @@ class SimChannel:
         return self._host.cluster.profile.client_ns + world.random.getrandbits(16)
 
     def connected(self) -> Process:
-        """Return the process at the other end. Raises AioRpcError when nothing can be sent."""
-        if self.get_state() is not State.READY:
+        """Return the process at the other end. Raises CallError when nothing can be sent."""
+        if self._is_closed or not self._is_up():
             raise failure(LOST, NEVER_SENT)
         assert self._process is not None
         return self._process
 
-    async def close(self, grace: float | None = None) -> None:
-        self._become(State.SHUTDOWN)
+    async def close(self) -> None:
+        self._is_closed = True
 
     # calls
 
@@ -138,7 +119,7 @@ class SimChannel:
                 async with asyncio.timeout(timeout):
                     code, body = await ended
             except TimeoutError:
-                raise failure(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "Deadline") from None
+                raise failure(DEADLINE_EXCEEDED, "Deadline") from None
             if code:
                 raise failure(code, body)
             return response_deserializer(body)
@@ -156,7 +137,7 @@ class SimChannel:
 
 
 class SimStream:
-    """A stream, with the methods that the library uses of grpc.aio's."""
+    """A stream, as `kvstore.client.channel.Stream`."""
 
     def __init__(
         self,
@@ -177,8 +158,8 @@ class SimStream:
         self._call: StreamCall | None = None
         try:
             self._process = channel.connected()
-        except grpc.aio.AioRpcError as error:
-            self._end = (LOST, error.details() or "")
+        except CallError as error:
+            self._end = (LOST, error.text)
         else:
             self._call = self._process.server.open(path, self, ROOM_BYTES)
             self._call.fields = fields
@@ -247,7 +228,7 @@ class SimStream:
             if self._end is not None:
                 code, text = self._end
                 if code == 0:
-                    return grpc.aio.EOF
+                    return EOF
                 raise failure(code, text)
             self._waiter = self._loop.create_future()
             await self._waiter
@@ -255,7 +236,7 @@ class SimStream:
 
     def cancel(self) -> bool:
         if self._end is None:
-            self._end = (grpc.StatusCode.CANCELLED.value[0], "cancelled")
+            self._end = (CANCELLED, "cancelled")
             if self._call is not None:
                 self._call.cancel()
             self._wake()

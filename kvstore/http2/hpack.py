@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kvstore.rpc import huffman
+from kvstore.http2 import huffman
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
