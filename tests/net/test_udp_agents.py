@@ -114,20 +114,17 @@ def test_a_killed_process_is_started_again_fed_and_counted(overlay: Overlay) -> 
     assert kernel_of(agent) == wanted_kernel(agent)
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
+def test_what_others_take_away_is_put_back(overlay: Overlay) -> None:
+    agent = overlay.agents[0]
+    for harm in (
         f"link del {DEVICE}",
         f"link set {DEVICE} down",
         f"addr flush dev {DEVICE}",
         f"route flush dev {DEVICE}",
-    ],
-)
-def test_what_others_take_away_is_put_back(overlay: Overlay, harm: str) -> None:
-    agent = overlay.agents[0]
-    agent.host.namespace.ip(harm)
-    until(lambda: kernel_of(agent) == wanted_kernel(agent), 10, "all is there again")
-    until(overlay.everybody_answers, 10, "every container answers every other")
+    ):
+        agent.host.namespace.ip(harm)
+        until(lambda: kernel_of(agent) == wanted_kernel(agent), 10, f"all is there after {harm}")
+        until(overlay.everybody_answers, 10, f"every container answers after {harm}")
 
 
 def test_a_peer_that_goes_is_forgotten_by_the_processes(overlay: Overlay) -> None:
