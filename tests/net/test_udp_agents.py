@@ -127,6 +127,20 @@ def test_what_others_take_away_is_put_back(overlay: Overlay) -> None:
         until(overlay.everybody_answers, 10, f"every container answers after {harm}")
 
 
+def test_a_device_that_is_up_again_late_gets_its_route(overlay: Overlay) -> None:
+    # The process takes it up; an agent that is quicker finds it down, and no route can be written.
+    agent = overlay.agents[0]
+    process = process_of(agent)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        agent.host.namespace.ip(f"link set {DEVICE} down")
+        until(lambda: "ENETDOWN" in agent.log(), 10, "the agent is refused")
+    finally:
+        os.kill(process, signal.SIGCONT)
+    until(lambda: kernel_of(agent) == wanted_kernel(agent), 10, "all is there again")
+    until(overlay.everybody_answers, 10, "every container answers every other")
+
+
 def test_a_peer_that_goes_is_forgotten_by_the_processes(overlay: Overlay) -> None:
     agent, other, leaving = overlay.agents
     leaving.ctl("drain")
