@@ -51,11 +51,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "kvstore.testing": {"kvstore.embedded", "kvstore.cli", "kvstore.client"},
     "netplane.netlink": set(),
-    "netplane.nft": {"netplane.netlink"},
+    "netplane.nft": {"netplane.netlink", "netplane.subnet.family"},
     "netplane.subnet": {"kvstore.client"},
     "netplane.backend": {
         "netplane.netlink",
         "netplane.subnet.config",
+        "netplane.subnet.family",
         "netplane.subnet.fields",
         "netplane.subnet.jsontext",
         "netplane.subnet.lease",

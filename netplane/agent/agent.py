@@ -36,7 +36,7 @@ from netplane.agent.ports import (
     Report,
     Subnets,
 )
-from netplane.agent.remembered import describe, remembered_config
+from netplane.agent.remembered import describe, reached_by, remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
@@ -262,8 +262,9 @@ class Agent:
                     await asyncio.sleep(OCCUPIED_RETRY_S)
                     continue
                 # Writes nothing: only what it would say to the others is needed here.
-                data = self._make_dataplane(config, external).lease_data()
-                view = await self._subnets.acquire(data)
+                dataplane = self._make_dataplane(config, external)
+                data = dataplane.lease_data()
+                view = await self._subnets.acquire(data, dataplane.lease_data6())
                 self._lease_data = data
             except (SubnetError, RegistryError) as error:
                 self.board.miss("no-lease", str(error))
@@ -406,15 +407,17 @@ class Agent:
             return
         log.warning(
             "the interface to the other hosts is %s, %s, MTU %d now; it was %s, %s, MTU %d",
-            found.name, found.address, found.mtu, before.name, before.address, before.mtu,
+            found.name, found.addresses(), found.mtu,
+            before.name, before.addresses(), before.mtu,
         )  # fmt: skip
         await self._halt()
         if found.name != before.name:
             await old.clear()  # on the one that we leave nobody would look for it
         old.close()
         self.external = found
-        if self.settings.public_ip is None:
-            self._subnets.move(found.address.ip)
+        told = reached_by(self.settings, found)
+        if self.settings.public_ip is None or told != reached_by(self.settings, before):
+            self._subnets.move(*told)
 
     async def _program_view(self, view: View, group: asyncio.TaskGroup) -> float | None:
         assert self._dataplane is not None
@@ -487,7 +490,7 @@ class Agent:
     async def _keep_subnet_file(self) -> None:
         assert self.own is not None
         text = subnet_env.render(
-            self._config.network, self.own.subnet, self.mtu, ip_masq=self.settings.ip_masq
+            self._config.networks, self.own.pair, self.mtu, ip_masq=self.settings.ip_masq
         )
         self.board.miss("subnet-file", await self._subnet_file.keep(text))
 

@@ -9,12 +9,11 @@ import array
 import fcntl
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from netplane.agent.desired import Item, is_ours
 from netplane.agent.inspection import (
-    AF_INET,
     Finding,
     Known,
     State,
@@ -35,12 +34,12 @@ IFNAME_BYTES = 16
 
 
 async def check(
-    known: Known | None, status: Mapping[str, Any], firewall: Mapping[str, Any] | None
+    halves: Sequence[Known], status: Mapping[str, Any], firewall: Mapping[str, Any] | None
 ) -> list[Finding]:
     """Compare the kernel with what the agent means to have, and look for what breaks that.
 
     Args:
-        known: what it means to have; None: it has not joined a network yet.
+        halves: what it means to have, by family; none: it has not joined a network yet.
         status: what it says of itself.
         firewall: what it has just read of the firewall; None: nothing.
 
@@ -48,15 +47,17 @@ async def check(
         AgentError: The kernel could not be asked.
     """
     found = look_at_agent(status)
-    if known is None:
+    if not halves:
         return found
     async with reading() as kernel:
         links = await kernel.links()
-        found += look_at_device(known, links)
-        found.append(await look_at_source_address(known, kernel, links))
-        found += await _look_at_objects(kernel, known, links)
-    found += _look_at_settings(known)
-    found += _look_at_offload(known)
+        for known in halves:
+            found += look_at_device(known, links)
+            found.append(await look_at_source_address(known, kernel, links))
+            found += await _look_at_objects(kernel, known, links)
+    for known in halves:
+        found += _look_at_settings(known)
+        found += _look_at_offload(known)
     return found + look_at_firewall(firewall)
 
 
@@ -79,8 +80,8 @@ async def _look_at_objects(kernel: Kernel, known: Known, links: Iterable[Link]) 
     index = index_of(name, links)
     there: list[Item] = []
     if index is not None:
-        there += await kernel.on_link(AF_INET, index, name)
-    there += await kernel.routes(AF_INET, names)
+        there += await kernel.on_link(known.family, index, name)
+    there += await kernel.routes(known.family, names)
     wanted = known.desired.items
     missing = wanted.difference(there)
     extra = [item for item in there if item not in wanted and is_ours(item, known.backend.scope)]
@@ -112,8 +113,11 @@ def _look_at_settings(known: Known) -> list[Finding]:
     found = []
     for item in known.desired.sysctls:
         value = there.get(item.name)
-        text = str(item) if value == item.value else f"{item} is meant, it is {value}"
-        found.append(Finding("settings", State.OK if value == item.value else State.WRONG, text))
+        is_met = item.is_met_by(value)
+        text = f"{item} is meant, it is {value}"
+        if is_met:
+            text = f"sysctl net/{item.name} = {value}"
+        found.append(Finding("settings", State.OK if is_met else State.WRONG, text))
     return found
 
 

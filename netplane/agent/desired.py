@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from netplane.backend import Scope, Step
-from netplane.backend.vxlan import OVERHEAD_BYTES
+from netplane.backend.vxlan import overhead_bytes
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Change
 from netplane.netlink.messages import NetObject
@@ -60,7 +60,12 @@ class Desired:
         links = [item for item in objects if isinstance(item, VxlanLink)]
         assert len(links) <= 1, "one reconciler keeps one link"
         self.link = links[0] if links else None
-        self.sysctls = sorted(item for item in objects if isinstance(item, Sysctl))
+        # Forwarding last: the moment it is on, the default route of router advertisements goes
+        # from every interface that was not told before to go on listening to them.
+        self.sysctls = sorted(
+            (item for item in objects if isinstance(item, Sysctl)),
+            key=lambda item: ("forward" in item.name, item),
+        )
         self.uplink = next((item for item in objects if isinstance(item, Uplink)), None)
         self.items: frozenset[Item] = frozenset(
             item for item in objects if not isinstance(item, NOT_ITEMS)
@@ -193,7 +198,7 @@ def plan_link(
         return LinkPlan(
             refused=f"{own.name} is somebody else's {own.kind or 'hardware'} interface; rename it"
         )
-    other = occupant(others, desired.name, desired.vni, desired.port)
+    other = occupant(others, desired.name, desired.vni, desired.port, len(desired.local))
     if other is not None:
         if own is None and other.name == adopts:
             return LinkPlan(adopt=other)
@@ -220,7 +225,7 @@ def external_problems(wanted: VxlanLink, external: Link, addresses: Iterable[Add
             f"{Address(name, wanted.local, 32)} is gone, and packets leave with it as their source:"
             " put it back, or give the interface another"
         )
-    needed = wanted.mtu + OVERHEAD_BYTES
+    needed = wanted.mtu + overhead_bytes(wanted.local)
     if external.mtu < needed:
         problems.append(
             f"{name} has MTU {external.mtu}, and large packets need {needed}: set it back, or lower"
@@ -248,11 +253,21 @@ def uplink_problem(wanted: Uplink, link: Link | None, addresses: Iterable[Addres
     return problem
 
 
-def occupant(links: Iterable[Link], name: str, vni: int, port: int) -> Link | None:
-    """Return the device under another name that has this VNI and port: there can be one only."""
+def occupant(
+    links: Iterable[Link], name: str, vni: int, port: int, address_bytes: int = 4
+) -> Link | None:
+    """Return the device under another name that has this VNI and port: there can be one only.
+
+    One over IPv4 and one over IPv6, to be exact.
+    """
     for link in links:
         vxlan = link.vxlan
-        if link.name != name and vxlan is not None and (vxlan.vni, vxlan.port) == (vni, port):
+        if (
+            link.name != name
+            and vxlan is not None
+            and (vxlan.vni, vxlan.port) == (vni, port)
+            and len(vxlan.local or vxlan.group or bytes(4)) == address_bytes
+        ):
             return link
     return None
 
@@ -262,7 +277,7 @@ def occupied_text(link: Link) -> str:
     vxlan = link.vxlan
     assert vxlan is not None
     text = f"device {link.name} has VNI {vxlan.vni} and port {vxlan.port} already;"
-    if link.name == f"flannel.{vxlan.vni}":
+    if link.name in {f"flannel.{vxlan.vni}", f"flannel-v6.{vxlan.vni}"}:
         text += " to go on with what Flannel has there, stop flanneld and give --adopt-flannel;"
     return f"{text} remove it (ip link del {link.name}) or choose another VNI"
 

@@ -10,7 +10,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from netplane.agent.ports import FirewallLook, FirewallReport
@@ -18,7 +17,8 @@ from netplane.nft.chains import Pair
 from netplane.nft.firewall import Firewall
 from netplane.nft.firewall import FirewallReport as TableReport
 from netplane.nft.forward import ForwardReport, ForwardRules
-from netplane.nft.rules import Rules
+from netplane.nft.rules import Rules, family_of
+from netplane.subnet.family import Address, Subnet
 
 PATIENCE_S = 2.0
 """How long routes, and who asks, wait."""
@@ -33,14 +33,14 @@ class Wanted:
     """What the firewall is to say, but for our subnet and the peers."""
 
     table: str
-    network: IPv4Network
+    network: Subnet
     vxlan_port: int
     vni: int
     masquerade: bool = False
     fully_random: bool = True
     forward_rules: bool = True
 
-    def rules(self, subnet: IPv4Network) -> Rules:
+    def rules(self, subnet: Subnet) -> Rules:
         """Return the rules of our table."""
         return Rules(
             table=self.table,
@@ -68,8 +68,8 @@ class HostFirewall:
         self._wanted = wanted
         self._on_report = on_report
         self._last = FirewallReport()
-        self._told: tuple[IPv4Network, frozenset[IPv4Address]] | None = None
-        self._wanted_vteps: frozenset[IPv4Address] = frozenset()
+        self._told: tuple[Subnet, frozenset[Address]] | None = None
+        self._wanted_vteps: frozenset[Address] = frozenset()
         """Those who were told last, and some who are to go yet."""
         self._leaving = asyncio.Event()
         """Some are."""
@@ -90,12 +90,13 @@ class HostFirewall:
         )
         self._own = Firewall(
             wanted.table,
+            family=family_of(wanted.network),
             interval_s=interval_s,
             on_report=self._take_own,
             on_other=self._foreign.hear,
         )
 
-    async def apply(self, subnet: IPv4Network, vteps: frozenset[IPv4Address]) -> None:
+    async def apply(self, subnet: Subnet, vteps: frozenset[Address]) -> None:
         """Let these hosts in, and before long no others."""
         self._wanted_vteps = vteps
         if self._told is not None and self._told[0] == subnet and self._told[1] >= vteps:
@@ -104,7 +105,7 @@ class HostFirewall:
             return
         await self._write(subnet, vteps)
 
-    async def _write(self, subnet: IPv4Network, vteps: frozenset[IPv4Address]) -> None:
+    async def _write(self, subnet: Subnet, vteps: frozenset[Address]) -> None:
         self._told = subnet, vteps
         if self._rules is None or self._rules.subnet != subnet:
             self._rules = self._wanted.rules(subnet)

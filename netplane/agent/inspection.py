@@ -9,21 +9,28 @@ import contextlib
 import enum
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
 from netplane.agent.desired import Desired, link_problem, plan_link
 from netplane.agent.errors import AgentError
 from netplane.backend import Backend, External, choose
 from netplane.backend.udp import UdpBackend
-from netplane.backend.vxlan import OVERHEAD_BYTES
+from netplane.backend.vxlan import overhead_bytes, second_mac
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
+from netplane.netlink.messages import AF_OF_LENGTH
+from netplane.netlink.objects import VxlanLink
 from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.family import (
+    Subnet,
+    ipv6_address,
+    ipv6_network,
+    parse_address,
+    parse_subnet,
+)
 from netplane.subnet.lease import Lease
-
-AF_INET = 2
 
 
 class State(enum.Enum):
@@ -50,12 +57,12 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an agent means to have, by its own words."""
+    """What an agent means to have of one family, by its own words."""
 
     config: NetworkConfig
     external: External
     own: Lease
-    peers: Mapping[IPv4Network, Lease]
+    peers: Mapping[Subnet, Lease]
     quarantined: Mapping[str, str]
     backend: Backend
     desired: Desired
@@ -63,6 +70,11 @@ class Known:
     """Subnet to reason, of peers that cannot be served."""
     masquerade: bool = False
     """What leaves the overlay gets this host as its source."""
+
+    @property
+    def family(self) -> int:
+        """As the kernel numbers it."""
+        return AF_OF_LENGTH[len(self.own.subnet.network_address.packed)]
 
 
 @contextlib.asynccontextmanager
@@ -75,24 +87,42 @@ async def reading() -> AsyncIterator[Kernel]:
         raise AgentError(f"cannot read the kernel's objects: {error}", "try again") from error
 
 
-def known_of(status: Mapping[str, Any]) -> Known | None:
-    """Read what `/v1/status` says; None when the agent has not joined a network yet."""
-    interface, own = status["interface"], status["own"]
-    if not (interface and own and status["network"]["config"]):
-        return None
+def known_of(status: Mapping[str, Any]) -> list[Known]:
+    """Read what `/v1/status` says, by family; none when the agent has not joined a network yet."""
+    own, mac = status["own"], status["network"]["mac"]
+    if not (status["interface"] and own and status["network"]["config"]):
+        return []
     config = parse_config(status["network"]["config"].encode())
+    mine, peers = _lease(own), list(map(_lease, status["peers"]))
+    first, *second = config.halves
+    found = [_half(status, first, mac, mine, peers)]
+    mine6 = mine.second()
+    if second and mine6 is not None:
+        peers6 = [half for lease in peers if (half := lease.second()) is not None]
+        found.append(_half(status, second[0], second_mac(mac), mine6, peers6))
+    return found
+
+
+def _half(
+    status: Mapping[str, Any], config: NetworkConfig, mac: str, mine: Lease, leases: list[Lease]
+) -> Known:
+    interface = status["interface"]
+    addresses = [
+        ip_interface(text) for text in (interface["address"], interface["address6"]) if text
+    ]
+    version = config.network.version
     external = External(
-        interface["name"], IPv4Interface(interface["address"]), int(interface["mtu"])
+        interface["name"],
+        next(one for one in addresses if one.version == version),
+        int(interface["mtu"]),
     )
     backend = choose.make(
         config,
         external=external,
-        mac=status["network"]["mac"],
+        mac=mac,
         blackhole=status["firewall"]["blackhole_route"],
     )
-    leases = map(_lease, status["peers"])
     peers = {lease.subnet: lease for lease in leases}
-    mine = _lease(own)
     plan = backend.plan(mine.subnet, peers)
     return Known(
         config,
@@ -109,11 +139,14 @@ def known_of(status: Mapping[str, Any]) -> Known | None:
 
 def _lease(fields: Mapping[str, Any]) -> Lease:
     return Lease(
-        IPv4Network(fields["subnet"]),
-        IPv4Address(fields["public_ip"]),
+        parse_subnet(fields["subnet"]),
+        parse_address(fields["public_ip"]),
         fields["backend"],
         fields["data"],
         create_revision=fields["created"],
+        subnet6=ipv6_network(fields["subnet6"]) if fields.get("subnet6") else None,
+        public_ip6=ipv6_address(fields["public_ip6"]) if fields.get("public_ip6") else None,
+        backend_data6=fields.get("data6"),
     )
 
 
@@ -170,7 +203,7 @@ def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
     if own.mac != wanted.mac:
         text = f"MAC of {own.name} is {own.mac.hex(':')}, the others send to {wanted.mac.hex(':')}"
         found.append(Finding("device", State.WRONG, text))
-    return found + _look_below(own, parent)
+    return found + _look_below(own, parent, wanted)
 
 
 def _look_at_process_device(backend: UdpBackend, links: Mapping[str, Link]) -> list[Finding]:
@@ -198,11 +231,11 @@ def _look_at_external(known: Known, link: Link | None) -> list[Finding]:
     return [Finding("mtu", State.OK if fits else State.WRONG, text)]
 
 
-def _look_below(own: Link, parent: Link) -> list[Finding]:
+def _look_below(own: Link, parent: Link, wanted: VxlanLink) -> list[Finding]:
     found = []
     if not parent.up:
         found.append(Finding("interface", State.WRONG, f"{parent.name} is down"))
-    fits = parent.mtu - OVERHEAD_BYTES
+    fits = parent.mtu - overhead_bytes(wanted.local)
     text = f"{own.name} {own.mtu}, {parent.name} {parent.mtu}"
     if own.mtu > fits:
         text += f": packets of more than {fits} bytes do not fit"
@@ -220,7 +253,7 @@ async def look_at_source_address(known: Known, kernel: Kernel, links: Iterable[L
     name, address = known.external.name, known.external.address.ip
     index = index_of(name, links)
     if index is not None:
-        found = await kernel.addresses(AF_INET, index, name)
+        found = await kernel.addresses(known.family, index, name)
         if any(item.address == address.packed for item in found):
             return Finding("interface", State.OK, f"{name} has {address}")
     why = "which our packets leave with" if known.backend.scope.link else "which the others send to"

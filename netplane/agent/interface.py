@@ -13,27 +13,30 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 from netplane.agent.errors import InterfaceError
 from netplane.netlink import messages
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
-from netplane.netlink.decode import attributes
+from netplane.netlink.decode import Message, attributes
 from netplane.netlink.decode import link as decode_link
 from netplane.netlink.objects import UNICAST
 
 # linux/if_addr.h, linux/rtnetlink.h, linux/if.h
 IFA_F_SECONDARY = 0x01
+"""Of an IPv6 address: it is a temporary one, against being recognised."""
+IFA_F_DADFAILED = 0x08
 IFA_F_DEPRECATED = 0x20
+IFA_F_TENTATIVE = 0x40
 IFA_F_PERMANENT = 0x80
-AF_INET = 2
+AF_INET, AF_INET6 = 2, 10
 RT_SCOPE_UNIVERSE = 0
 NEXT_HOP = struct.Struct("=HxxI")  # length, flags, hops, index
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
 
 OVERLAY_KINDS = {"vxlan", "geneve"}
-OVERLAY_NAMES = ("np.", "flannel")
+OVERLAY_NAMES = ("np.", "np6.", "flannel")
 """Flannel's device may also be a tunnel, or WireGuard's."""
 
 
@@ -41,7 +44,7 @@ OVERLAY_NAMES = ("np.", "flannel")
 class Address:
     """An address of a link, as the kernel has it."""
 
-    at: IPv4Interface
+    at: IPv4Interface | IPv6Interface
     """With the prefix of its network."""
     scope: int = RT_SCOPE_UNIVERSE
     flags: int = IFA_F_PERMANENT
@@ -49,7 +52,12 @@ class Address:
     @property
     def is_usable(self) -> bool:
         """Whether other hosts can be told to use it."""
-        return not (self.flags & IFA_F_DEPRECATED or self.at.ip.is_loopback)
+        if self.flags & IFA_F_DEPRECATED or self.at.ip.is_loopback:
+            return False
+        if isinstance(self.at, IPv4Interface):
+            return True
+        changes = IFA_F_SECONDARY | IFA_F_DADFAILED | IFA_F_TENTATIVE
+        return not (self.flags & changes or self.at.ip.is_link_local)
 
     def rank(self) -> tuple[bool, int, bool, bool]:
         """Sort key: what reaches farthest and stays longest first."""
@@ -63,7 +71,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface and its IPv4 addresses in the kernel's order."""
+    """An interface and its addresses in the kernel's order."""
 
     index: int
     name: str
@@ -80,8 +88,15 @@ class Link:
 
     def best_address(self) -> IPv4Interface | None:
         """Return the address that other hosts should use; None without a usable one."""
+        return next((at for at in self._usable() if isinstance(at, IPv4Interface)), None)
+
+    def best_address6(self) -> IPv6Interface | None:
+        """Return the same of IPv6."""
+        return next((at for at in self._usable() if isinstance(at, IPv6Interface)), None)
+
+    def _usable(self) -> list[IPv4Interface | IPv6Interface]:
         usable = sorted((each for each in self.addresses if each.is_usable), key=Address.rank)
-        return usable[0].at if usable else None
+        return [each.at for each in usable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,8 @@ class Host:
 
     links: tuple[Link, ...]
     default_routes: tuple[DefaultRoute, ...] = ()
+    default_routes6: tuple[DefaultRoute, ...] = ()
+    """Looked at where IPv4 has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +124,20 @@ class ExternalInterface:
     index: int
     name: str
     mtu: int
-    address: IPv4Interface
-    """With its prefix: hosts inside it are on the same link."""
+    address: IPv4Interface | IPv6Interface
+    """With its prefix: hosts inside it are on the same link. IPv6 only if there is no IPv4."""
+    address6: IPv6Interface | None = None
+    """Of the same interface: both families leave by one."""
+
+    def of(self, version: int) -> IPv4Interface | IPv6Interface | None:
+        """Return the address of a family; None: it has none."""
+        both = (self.address, self.address6)
+        return next((one for one in both if one is not None and one.version == version), None)
+
+    def addresses(self) -> str:
+        """Name what there is of both, for people."""
+        both = dict.fromkeys((self.address, self.address6))
+        return " and ".join(str(one) for one in both if one is not None)
 
 
 def choose(
@@ -122,7 +151,7 @@ def choose(
         iface_regex: Patterns tried after them, searched for in names and usable addresses.
 
     Raises:
-        InterfaceError: None, several, or one without an IPv4 address.
+        InterfaceError: None, several, or one without an address.
     """
     for wanted in iface:
         found = _named(host, wanted)
@@ -176,13 +205,14 @@ def _matching(host: Host, pattern: str) -> list[Link]:
 
 
 def _of_default_route(host: Host) -> Link:
-    if not host.default_routes:
+    routes = host.default_routes or host.default_routes6
+    if not routes:
         raise InterfaceError(
             "there is no default route that would tell the interface to the other hosts",
             f"name it with --iface; there are: {_names(host.links) or 'none'}",
         )
-    metric = min(route.metric for route in host.default_routes)
-    indexes = {route.index for route in host.default_routes if route.metric == metric}
+    metric = min(route.metric for route in routes)
+    indexes = {route.index for route in routes if route.metric == metric}
     links = [link for link in host.links if link.index in indexes]
     if len(links) != 1:
         raise InterfaceError(
@@ -192,24 +222,26 @@ def _of_default_route(host: Host) -> Link:
     return links[0]
 
 
-def _external(link: Link, wanted: IPv4Interface | None = None) -> ExternalInterface:
+def _external(link: Link, wanted: IPv4Interface | IPv6Interface | None = None) -> ExternalInterface:
     if link.is_overlay:
         raise InterfaceError(
             f"{link.name} is a device of an overlay itself, and leads to no host",
             "name the interface below it with --iface",
         )
-    address = wanted or link.best_address()
+    address6 = wanted if isinstance(wanted, IPv6Interface) else link.best_address6()
+    address4 = wanted if isinstance(wanted, IPv4Interface) else link.best_address()
+    address = address4 or address6
     if address is None:
         raise InterfaceError(
-            f"interface {link.name} has no IPv4 address that other hosts could use",
+            f"interface {link.name} has no address that other hosts could use",
             "give it one, or name another with --iface",
         )
-    return ExternalInterface(link.index, link.name, link.mtu, address)
+    return ExternalInterface(link.index, link.name, link.mtu, address, address6)
 
 
 def _names(links: Sequence[Link]) -> str:
     return ", ".join(
-        f"{link.name} ({link.best_address() or 'no IPv4 address'})"
+        f"{link.name} ({link.best_address() or link.best_address6() or 'no address'})"
         for link in links
         if not (link.flags & IFF_LOOPBACK or link.is_overlay)
     )
@@ -224,12 +256,9 @@ async def read_host() -> Host:
         async with Connection() as kernel:
             links = await kernel.dump(messages.dump_links())
             addresses = await kernel.dump(messages.dump_addresses(AF_INET, 0))
-            try:
-                routes = await kernel.dump(messages.dump_routes(AF_INET, messages.ANY_PROTOCOL))
-            except NetlinkError as error:
-                if error.code != errno.ENOENT:
-                    raise
-                routes = []  # nobody has ever made a route here, so there is no table yet
+            addresses += await kernel.dump(messages.dump_addresses(AF_INET6, 0))
+            routes = await _routes(kernel, AF_INET)
+            routes6 = await _routes(kernel, AF_INET6)
     except (NetlinkError, NetlinkLostError) as error:
         raise InterfaceError(
             f"cannot read this host's interfaces: {error}", "start the agent again"
@@ -238,24 +267,42 @@ async def read_host() -> Host:
         [message.body for message in links],
         [message.body for message in addresses],
         [message.body for message in routes],
+        [message.body for message in routes6],
     )
 
 
-def host_of(links: Sequence[bytes], addresses: Sequence[bytes], routes: Sequence[bytes]) -> Host:
+async def _routes(kernel: Connection, family: int) -> list[Message]:
+    try:
+        return await kernel.dump(messages.dump_routes(family, messages.ANY_PROTOCOL))
+    except NetlinkError as error:
+        # Nobody has ever made a route here, so there is no table yet; or there is no such family.
+        if error.code in {errno.ENOENT, errno.EOPNOTSUPP}:
+            return []
+        raise
+
+
+def host_of(
+    links: Sequence[bytes],
+    addresses: Sequence[bytes],
+    routes: Sequence[bytes],
+    routes6: Sequence[bytes] = (),
+) -> Host:
     """Read what the kernel has sent: RTM_NEWLINK, RTM_NEWADDR and RTM_NEWROUTE."""
     by_index: dict[int, list[Address]] = {}
     for body in addresses:
-        _, prefix_len, flags, scope, index = messages.ADDRESS.unpack_from(body)
+        family, prefix_len, flags, scope, index = messages.ADDRESS.unpack_from(body)
         found = attributes(body, messages.ADDRESS.size)
         # IFA_LOCAL is ours; on a point-to-point link IFA_ADDRESS is the other end's.
         packed = found.get(2) or found[1]
         if 8 in found:  # IFA_FLAGS, which has room for all of them
             [flags] = messages.U32.unpack(found[8])
-        address = Address(IPv4Interface((packed, prefix_len)), scope, flags)
+        interface = IPv6Interface if family == AF_INET6 else IPv4Interface
+        address = Address(interface((packed, prefix_len)), scope, flags)
         by_index.setdefault(index, []).append(address)
     return Host(
         tuple(_link(body, by_index) for body in links),
         tuple(route for body in routes for route in _default_routes(body)),
+        tuple(route for body in routes6 for route in _default_routes(body)),
     )
 
 

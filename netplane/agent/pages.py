@@ -112,7 +112,12 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
         "host_id": state.host_id,
         "interface": None
         if external is None
-        else {"name": external.name, "address": str(external.address), "mtu": external.mtu},
+        else {
+            "name": external.name,
+            "address": str(external.address),
+            "address6": str(external.address6) if external.address6 is not None else None,
+            "mtu": external.mtu,
+        },
         "network": {"config": state.config, "mac": state.vtep_mac},
         "own": None if agent.own is None else show_lease(agent.own),
         "peers": [show_lease(lease) for _, lease in sorted(agent.peers.items())],
@@ -148,7 +153,7 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
 
 def show_lease(lease: Lease) -> dict[str, Any]:
     """Return a lease as JSON shows it."""
-    return {
+    shown = {
         "subnet": str(lease.subnet),
         "public_ip": str(lease.public_ip),
         "backend": lease.backend_type,
@@ -156,3 +161,10 @@ def show_lease(lease: Lease) -> dict[str, Any]:
         "reserved": not lease.expires,
         "created": lease.create_revision,
     }
+    if lease.subnet6 is not None:
+        shown |= {
+            "subnet6": str(lease.subnet6),
+            "public_ip6": str(lease.public_ip6),
+            "data6": lease.backend_data6,
+        }
+    return shown

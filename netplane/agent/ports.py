@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv6Address
 from typing import Any, NamedTuple, Protocol
 
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.settings import Settings
 from netplane.subnet.config import NetworkConfig
+from netplane.subnet.family import Address, Pair, Subnet
 from netplane.subnet.lease import Lease, View
 
-Peers = Mapping[IPv4Network, Lease]
+Peers = Mapping[Subnet, Lease]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +23,17 @@ class Who:
     """What we say about ourselves when we ask for a subnet."""
 
     host_id: str
-    public_ip: IPv4Address
+    public_ip: Address
     session: str
     previous_session: str
     """Of the last agent here, whose sign of life may still be there."""
     boot_id: str
-    previous_subnet: IPv4Network | None
+    previous: Pair | None
     """What our containers have addresses of."""
     known: tuple[Lease, ...]
     """Peers of the remembered view."""
+    public_ip6: IPv6Address | None = None
+    """Beside an IPv4 one; it counts where the network has IPv6."""
 
 
 class Standing(NamedTuple):
@@ -64,7 +67,7 @@ class Subnets(Protocol):
     def config_text(self) -> str:
         """Return that configuration as the registry has it."""
 
-    async def acquire(self, backend_data: object) -> View:
+    async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
         """Claim our subnet and return the first view. Raises SubnetError, RegistryError."""
 
     async def run(self) -> None:
@@ -73,8 +76,8 @@ class Subnets(Protocol):
     async def next_view(self, seen: View) -> View:
         """Wait for a view that is another than `seen`."""
 
-    def move(self, public_ip: IPv4Address) -> None:
-        """Tell the others, as soon as the registry can be used, that we are at another address."""
+    def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
+        """Tell the others, as soon as the registry can be used, that we are at other addresses."""
 
     def describe(self, backend_data: object) -> None:
         """Tell the others, as soon as the registry can be used, how we are reached now."""
@@ -160,6 +163,9 @@ class Dataplane(Protocol):
 
     def lease_data(self) -> object:
         """Return what our lease tells the others about us."""
+
+    def lease_data6(self) -> object:
+        """Return the same for IPv6 beside IPv4."""
 
     async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
         """Make the kernel have this; `remove` lets what it has beyond that go."""

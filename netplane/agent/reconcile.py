@@ -27,6 +27,7 @@ from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostErr
 from netplane.netlink.decode import NetlinkFormatError
 from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import Kernel
+from netplane.netlink.messages import IPV6_BYTES
 from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
     Identity,
@@ -74,7 +75,9 @@ class Reconciler:
         self._interval_s = interval_s
         self._on_report = on_report
         # Before anything is read, or a change right behind the reading is not told.
-        self._monitor = Monitor(namespace) if listen else None
+        is_ipv6 = len(scope.networks[0][0]) == IPV6_BYTES
+        groups = events.GROUPS6 if is_ipv6 else events.GROUPS
+        self._monitor = Monitor(namespace, groups=groups) if listen else None
         self._connection = Connection(namespace)
         if self._monitor is not None:
             self._monitor.leave_out(self._connection.port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from ipaddress import IPv4Interface, IPv6Address
 
 from netplane.agent import subnet_env
 from netplane.agent.interface import ExternalInterface
@@ -12,23 +13,42 @@ from netplane.agent.settings import Settings
 from netplane.agent.state import State, read_boot_id
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
+from netplane.subnet.family import Address
 
 log = logging.getLogger("netplane.agent")
 
 
 def describe(settings: Settings, state: State, external: ExternalInterface) -> Who:
     """Return what we say about ourselves when we ask for a subnet. Reads subnet.env."""
-    previous = state.own.subnet if state.own is not None else None
+    previous = state.own.pair if state.own is not None else None
+    public_ip, public_ip6 = reached_by(settings, external)
     return Who(
         state.host_id,
-        settings.public_ip or external.address.ip,
+        public_ip,
         secrets.token_hex(8),
         state.session,
         read_boot_id(),
         # Others may write the file, so it counts only where we remember nothing.
-        previous or subnet_env.read_subnet(settings.subnet_file),
+        previous or subnet_env.read_subnets(settings.subnet_file),
         state.peers,
+        public_ip6,
     )
+
+
+def reached_by(
+    settings: Settings, external: ExternalInterface
+) -> tuple[Address, IPv6Address | None]:
+    """Return the addresses that other hosts are to use, as the subnet layer wants them.
+
+    The second beside an IPv4 one only.
+    """
+    found6 = external.address6.ip if external.address6 is not None else None
+    address6 = settings.public_ipv6 or found6
+    if settings.public_ip is not None:
+        return settings.public_ip, address6
+    if isinstance(external.address, IPv4Interface):
+        return external.address.ip, address6
+    return settings.public_ipv6 or external.address.ip, None
 
 
 def remembered_config(state: State) -> NetworkConfig | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from netplane.agent.errors import SettingsError
@@ -64,6 +64,8 @@ class Settings:
     """Tried after `iface`, against names and addresses."""
     public_ip: IPv4Address | None = None
     """What other hosts reach us by. None: the address of the interface."""
+    public_ipv6: IPv6Address | None = None
+    """The same of IPv6."""
     adopt_flannel: bool = False
     """Take over the device of a Flannel that ran here, with its MAC and routes."""
     subnet_file: Path = Path("/run/flannel/subnet.env")
@@ -137,14 +139,14 @@ class Settings:
                     f"--iface-regex {pattern!r} is no regular expression ({error})",
                     "quote dots and brackets for the shell",
                 ) from error
-        address = self.public_ip
-        if address is not None and (
-            address.is_unspecified or address.is_loopback or address.is_multicast
-        ):
-            raise SettingsError(
-                f"no host can be reached by --public-ip {address}",
-                "leave it out for the address of the interface",
-            )
+        for flag, address in (("--public-ip", self.public_ip), ("--public-ipv6", self.public_ipv6)):
+            if address is not None and (
+                address.is_unspecified or address.is_loopback or address.is_multicast
+            ):
+                raise SettingsError(
+                    f"no host can be reached by {flag} {address}",
+                    "leave it out for the address of the interface",
+                )
         if not 0 <= self.healthz_port < 1 << 16:
             raise SettingsError(f"--healthz-port {self.healthz_port}", "0 is off, 65535 the last")
         if self.iptables_resync < 0:

@@ -11,17 +11,19 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 from netplane.agent.files import write_whole
+from netplane.subnet.family import VERSION6, ipv6_address, ipv6_network, parse_address, parse_subnet
 from netplane.subnet.lease import Lease
 
 log = logging.getLogger("netplane.state")
 
 _MACHINE_ID = re.compile(rb"[0-9a-f]{32}")
 FORMAT = 1
+_SECOND = ("subnet6", "public_ip6", "backend_data6")
+"""Only where there are both families: an older agent reads what it can know."""
 RETRY_S = 5.0
 PAUSE_S = 1.0
 """Between two writes. In a network of a thousand hosts leases change all the time, and what came
@@ -102,12 +104,18 @@ def decode(text: str) -> State:
 
 
 def _lease_text(lease: Lease) -> str:
-    fields = {name: getattr(lease, name) for name in Lease.__slots__} | {
+    fields = {name: getattr(lease, name) for name in Lease.__slots__ if name not in _SECOND} | {
         "subnet": str(lease.subnet),
         "public_ip": str(lease.public_ip),
         # Keys are bytes, and junk among them is quarantined, not refused.
         "key": lease.key.decode("utf-8", "surrogateescape"),
     }
+    if lease.subnet6 is not None and lease.public_ip6 is not None:
+        fields |= {
+            "subnet6": str(lease.subnet6),
+            "public_ip6": str(lease.public_ip6),
+            "backend_data6": lease.backend_data6,
+        }
     return json.dumps(fields)
 
 
@@ -115,13 +123,20 @@ def _to_lease(fields: object) -> Lease:
     if not isinstance(fields, dict):
         raise ValueError(f"a lease is {fields!r}")  # noqa: TRY004
     try:
+        second = {}
+        if not fields.keys().isdisjoint(_SECOND):
+            second = {
+                "subnet6": ipv6_network(fields["subnet6"]),
+                "public_ip6": ipv6_address(fields["public_ip6"]),
+            }
         lease = Lease(
             **fields
             | {
-                "subnet": IPv4Network(fields["subnet"]),
-                "public_ip": IPv4Address(fields["public_ip"]),
+                "subnet": parse_subnet(fields["subnet"]),
+                "public_ip": parse_address(fields["public_ip"]),
                 "key": fields["key"].encode("utf-8", "surrogateescape"),
             }
+            | second
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a lease is {fields!r}: {error}") from error
@@ -130,6 +145,8 @@ def _to_lease(fields: object) -> Lease:
         and type(lease.create_revision) is int
         and type(lease.mod_revision) is int
         and type(lease.expires) is bool
+        and lease.subnet.version == lease.public_ip.version
+        and (lease.subnet6 is None or lease.subnet.version != VERSION6)
     ):
         raise ValueError(f"a lease is {fields!r}")
     return lease

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 
 from netplane.agent.files import write_whole
+from netplane.subnet.family import VERSION6, Pair
 
 log = logging.getLogger("netplane.subnet_env")
 
 
 @lru_cache(1)  # asked for whenever a lease of the network changes
-def render(network: IPv4Network, subnet: IPv4Network, mtu: int, *, ip_masq: bool = False) -> str:
+def render(networks: Pair, subnets: Pair, mtu: int, *, ip_masq: bool = False) -> str:
     """Return the file's text. FLANNEL_SUBNET is the gateway: the subnet's first address."""
-    return (
-        f"FLANNEL_NETWORK={network}\n"
-        f"FLANNEL_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n"
-        f"FLANNEL_MTU={mtu}\n"
-        f"FLANNEL_IPMASQ={str(ip_masq).lower()}\n"
-    )
+    text = ""
+    for subnet in subnets.all():
+        network = networks.of(subnet.version)
+        prefix = "FLANNEL_IPV6" if subnet.version == VERSION6 else "FLANNEL"
+        text += (
+            f"{prefix}_NETWORK={network}\n"
+            f"{prefix}_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n"
+        )
+    return f"{text}FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ={str(ip_masq).lower()}\n"
 
 
 def write(path: Path, text: str) -> bool:
@@ -62,8 +66,8 @@ class SubnetFile:
         return ""
 
 
-def read_subnet(path: Path) -> IPv4Network | None:
-    """Return the subnet this host had, to ask for it again; None when the file does not tell.
+def read_subnets(path: Path) -> Pair | None:
+    """Return the subnets this host had, to ask for them again; None when the file does not tell.
 
     A host that lost its other memory keeps the addresses of its containers so.
     """
@@ -74,11 +78,18 @@ def read_subnet(path: Path) -> IPv4Network | None:
     except (OSError, UnicodeDecodeError) as error:
         log.warning("cannot read %s, so it says nothing about our subnet: %s", path, error)
         return None
+    first: IPv4Network | None = None
+    second: IPv6Network | None = None
     for line in text.splitlines():
         key, _, value = line.strip().partition("=")
-        if key == "FLANNEL_SUBNET":
-            try:
-                return IPv4Interface(value.strip("\"'")).network
-            except ValueError:
-                log.warning("%s has no usable FLANNEL_SUBNET (%r)", path, value)
-    return None
+        value = value.strip("\"'")
+        try:
+            if key == "FLANNEL_SUBNET":
+                first = IPv4Interface(value).network
+            elif key == "FLANNEL_IPV6_SUBNET":
+                second = IPv6Interface(value).network
+        except ValueError:
+            log.warning("%s has no usable %s (%r)", path, key, value)
+    if first is None:
+        return None if second is None else Pair(second)
+    return Pair(first, second)

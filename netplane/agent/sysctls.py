@@ -44,9 +44,14 @@ class Sysctls:
         self._right = set(desired)
 
         kept = {item.name for item in desired}
-        for name, value in list(self.previous.items()):
+        # The other way round: forwarding, which is last to come, is the first to go.
+        for name, value in reversed(list(self.previous.items())):
             item = Sysctl(name, value)
-            if remove and name not in kept and self._write(item, done):
+            if not remove or name in kept:
+                continue
+            if name not in sysctl.read([name], self._namespace):
+                del self.previous[name]  # its link is gone, and it with that
+            elif self._write(item, done):
                 del self.previous[name]
                 done.removed.append(item)
 
@@ -54,7 +59,9 @@ class Sysctls:
         """Return those that are not as desired, with what they are."""
         found = sysctl.read([item.name for item in desired], self._namespace)
         return [
-            (item, found.get(item.name)) for item in desired if found.get(item.name) != item.value
+            (item, found.get(item.name))
+            for item in desired
+            if not item.is_met_by(found.get(item.name))
         ]
 
     def _write(self, item: Sysctl, done: PassLog) -> bool:

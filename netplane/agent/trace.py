@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from netplane.agent.inspection import (
-    AF_INET,
     Finding,
     Known,
     State,
@@ -17,21 +15,22 @@ from netplane.agent.inspection import (
     look_at_source_address,
     reading,
 )
-from netplane.backend import choose
+from netplane.backend import FORWARDING, FORWARDING6, choose
 from netplane.backend.udp import UdpBackend
 from netplane.backend.vxlan import VxlanBackend
 from netplane.netlink import sysctl
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import LOCAL, FdbEntry, Neighbour, Route, identity
+from netplane.subnet.family import VERSION6, Address, Subnet
 from netplane.subnet.jsontext import FormatError
 from netplane.subnet.lease import Lease, parse_name
 
 
 async def trace(
     known: Known | None,
-    source: IPv4Address,
-    destination: IPv4Address,
+    source: Address,
+    destination: Address,
     firewall: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
     """Follow a packet from hop to hop until it leaves this host, or would be lost.
@@ -70,7 +69,7 @@ class _Trace:
     def _add(self, subject: str, state: State, text: str) -> None:
         self._found.append(Finding(subject, state, text))
 
-    async def follow(self, source: IPv4Address, destination: IPv4Address) -> list[Finding]:
+    async def follow(self, source: Address, destination: Address) -> list[Finding]:
         if await self._look_at_source(source):
             await self._look_at_destination(destination)
         self._found += look_at_firewall(self._firewall, forwarded=self._is_forwarded)
@@ -78,7 +77,7 @@ class _Trace:
         self._add("firewall", State.UNSEEN, text)
         return self._found
 
-    async def _look_at_source(self, source: IPv4Address) -> bool:
+    async def _look_at_source(self, source: Address) -> bool:
         """Return whether the packet starts on this host."""
         route = await self._kernel.lookup(source.packed, self._names)
         owner = self._owner(source)
@@ -104,10 +103,11 @@ class _Trace:
             self._add("source", State.WRONG, text)
         else:
             self._add("source", State.OK, f"{source} is behind {route.link}")
-        if sysctl.read(["ipv4/ip_forward"]).get("ipv4/ip_forward") == "1":
-            self._add("forwarding", State.OK, "sysctl net/ipv4/ip_forward = 1")
+        forwarding = FORWARDING6 if source.version == VERSION6 else FORWARDING
+        if sysctl.read([forwarding.name]).get(forwarding.name) == forwarding.value:
+            self._add("forwarding", State.OK, str(forwarding))
         else:
-            self._add("forwarding", State.WRONG, "sysctl net/ipv4/ip_forward is 0")
+            self._add("forwarding", State.WRONG, f"sysctl net/{forwarding.name} is 0")
         return True
 
     def _is_towards_container(self, route: Route) -> bool:
@@ -116,13 +116,13 @@ class _Trace:
             "", known.backend.scope.link, known.external.name,
         }  # fmt: skip
 
-    def _owner(self, address: IPv4Address) -> Lease | None:
+    def _owner(self, address: Address) -> Lease | None:
         if self._known is None:
             return None
         peers = self._known.peers.items()
         return next((lease for subnet, lease in peers if address in subnet), None)
 
-    async def _look_at_destination(self, destination: IPv4Address) -> None:
+    async def _look_at_destination(self, destination: Address) -> None:
         route = await self._kernel.lookup(destination.packed, self._names)
         known, owner = self._known, self._owner(destination)
         if known is None:
@@ -155,15 +155,15 @@ class _Trace:
         else:
             self._add("route", State.OK, str(route))
 
-    def _why_nobody_has(self, destination: IPv4Address) -> str:
+    def _why_nobody_has(self, destination: Address) -> str:
         assert self._known is not None
         text = f"no host has a subnet with {destination}"
         for key, reason in self._known.quarantined.items():
             try:
-                subnet = parse_name(key.rpartition("/")[2].encode())
+                pair = parse_name(key.rpartition("/")[2].encode())
             except FormatError:
                 continue  # it names no subnet
-            if destination in subnet:
+            if any(destination in subnet for subnet in pair.all()):
                 text += f"; {key} is of no use: {reason}"
         return text
 
@@ -204,7 +204,7 @@ class _Trace:
         if index is None:
             return  # that is told already, and nothing can be on it
         found: list[Neighbour | FdbEntry] = []
-        found += await self._kernel.neighbours(AF_INET, index, name)
+        found += await self._kernel.neighbours(known.family, index, name)
         found += await self._kernel.fdb(index, name)
         actual = {identity(item): item for item in found}
         neighbour = next(
@@ -263,7 +263,7 @@ class _Trace:
         )
 
 
-def _wanted_route(known: Known, subnet: IPv4Network) -> Route | None:
+def _wanted_route(known: Known, subnet: Subnet) -> Route | None:
     if isinstance(known.backend, UdpBackend):
         subnet = known.config.network  # one route for all, and the process knows the rest
     packed = subnet.network_address.packed

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
 from kvstore.client import AsyncClient, Tls
@@ -18,10 +18,12 @@ from netplane.agent.containers.records import Store
 from netplane.agent.desired import occupant, occupied_text
 from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.firewall import HostFirewall, Wanted
+from netplane.agent.halves import DualDataplane
 from netplane.agent.interface import ExternalInterface, read_host
 from netplane.agent.interface import choose as choose_interface
 from netplane.agent.lock import LinkLock, RoutesLock
 from netplane.agent.ports import (
+    Dataplane,
     FirewallLook,
     FirewallReport,
     Occupant,
@@ -37,11 +39,13 @@ from netplane.agent.udp import ProcessKeeper, key_of_running
 from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.host_gw import HostGwBackend
 from netplane.backend.udp import SealedUdpBackend, UdpBackend
+from netplane.backend.vxlan import second_mac
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
+from netplane.subnet.family import VERSION6, Address, Subnet
 from netplane.subnet.lease import Lease
 from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
@@ -91,7 +95,7 @@ class RealParts:
     def __init__(self) -> None:
         self._links: dict[str, LinkLock] = {}
         """Of the devices that this process keeps; held until it ends."""
-        self._routes: dict[IPv4Network, RoutesLock] = {}
+        self._routes: dict[Subnet, RoutesLock] = {}
         """The same of networks."""
 
     @contextlib.asynccontextmanager
@@ -103,9 +107,14 @@ class RealParts:
                 EtcdRegistry(client),
                 layout,
                 Identity(
-                    who.host_id, who.public_ip, who.session, who.boot_id, who.previous_session
+                    who.host_id,
+                    who.public_ip,
+                    who.session,
+                    who.boot_id,
+                    who.previous_session,
+                    who.public_ip6,
                 ),
-                Wish(who.previous_subnet),
+                Wish.of(who.previous),
                 known=who.known,
             )
             yield RealSubnets(manager)
@@ -117,19 +126,44 @@ class RealParts:
         external: ExternalInterface,
         mac: str,
         sysctls: Mapping[str, str],
-    ) -> RealDataplane:
+    ) -> Dataplane:
         """As `Parts.dataplane`."""
+        if config.second is None:
+            return self._half(settings, config, external, mac, sysctls)
+        first, second = config.halves
+        return DualDataplane(
+            self._half(settings, first, external, mac, _of_family(sysctls, "ipv4/")),
+            self._half(settings, second, external, second_mac(mac), _of_family(sysctls, "ipv6/")),
+        )
+
+    def _half(
+        self,
+        settings: Settings,
+        config: NetworkConfig,
+        external: ExternalInterface,
+        mac: str,
+        sysctls: Mapping[str, str],
+    ) -> RealDataplane:
+        """Return what keeps a network of one family."""
+        version = config.network.version
+        address = external.of(version)
+        if address is None:
+            raise SettingsError(
+                f"interface {external.name} has no IPv{version} address that other hosts could"
+                f" use, and packets for {config.network} leave with one",
+                "give it one, or name another with --iface",
+            )
         try:
             backend = choose.make(
                 config,
-                external=External(external.name, external.address, external.mtu),
+                external=External(external.name, address, external.mtu),
                 mac=mac,
                 adopts_flannel=settings.adopt_flannel,
                 blackhole=settings.ip_blackhole_route,
             )
         except BackendError as error:
             raise SettingsError(str(error), _CORRECT) from error
-        _check_public_ip(backend, settings, external)
+        _check_public_ip(backend, settings, address, external.name)
         self._lock(backend, config)
         vxlan = choose.vxlan(config)
         firewall = Wanted(
@@ -161,11 +195,16 @@ class RealParts:
                 links = await Kernel(connection).vxlan_links()
         except (BackendError, NetlinkError, NetlinkLostError):
             return None  # `dataplane` and the first round tell of it
-        found = occupant(links, wanted.link, wanted.vni, wanted.port)
-        if found is None:
-            return None
-        is_flannels = found.name == wanted.flannels_link
-        return Occupant(found.name, found.mac.hex(":"), is_flannels, occupied_text(found))
+        for one in config.ranges:
+            is_ipv6 = one.network.version == VERSION6
+            link = wanted.link6 if is_ipv6 else wanted.link
+            address_bytes = len(one.network.network_address.packed)
+            found = occupant(links, link, wanted.vni, wanted.port, address_bytes)
+            if found is not None:
+                flannels = wanted.flannels_link6 if is_ipv6 else wanted.flannels_link
+                text = occupied_text(found)
+                return Occupant(found.name, found.mac.hex(":"), found.name == flannels, text)
+        return None
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """As `Parts.external`."""
@@ -182,11 +221,20 @@ class RealParts:
             raise AgentError(str(error), "correct that and repeat") from error
 
 
-def _check_public_ip(backend: Backend, settings: Settings, external: ExternalInterface) -> None:
-    address = external.address.ip
-    if backend.type == HostGwBackend.type and settings.public_ip not in (None, address):
+def _of_family(sysctls: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name: value for name, value in sysctls.items() if name.startswith(prefix)}
+
+
+def _check_public_ip(
+    backend: Backend, settings: Settings, external: IPv4Interface | IPv6Interface, name: str
+) -> None:
+    address = external.ip
+    is_ipv6 = address.version == VERSION6
+    public = settings.public_ipv6 if is_ipv6 else settings.public_ip
+    if backend.type == HostGwBackend.type and public not in (None, address):
         raise SettingsError(
-            f"--public-ip {settings.public_ip} is not the address of {external.name}, {address}:"
+            f"--public-ip{'v6' if is_ipv6 else ''} {public} is not the address of {name},"
+            f" {address}:"
             " the others have no way around it, as host-gw has them send to a neighbour",
             "leave it out, and choose the interface with --iface",
         )
@@ -220,7 +268,7 @@ class RealSubnets:
 
 
 class RealDataplane:
-    """`Dataplane` on a reconciler, which opens its sockets when it is first needed."""
+    """`Dataplane` of one family on a reconciler, which opens its sockets when first needed."""
 
     def __init__(
         self,
@@ -237,7 +285,7 @@ class RealDataplane:
         self._settings = settings
         self._wanted = firewall
         self._wall: HostFirewall | None = None
-        self._vteps: frozenset[IPv4Address] = frozenset()
+        self._vteps: frozenset[Address] = frozenset()
         self._before = dict(sysctls)
         self._made: Reconciler | None = None
         self._refused: dict[str, str] = {}
@@ -264,6 +312,10 @@ class RealDataplane:
         process = self._process
         key = key_of_running(self._settings.udp_socket) if process is None else process.key
         return {"PublicKey": key}
+
+    def lease_data6(self) -> object:
+        """As `Dataplane.lease_data6`: there is one family only."""
+        return None
 
     async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
         """As `Dataplane.apply`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Protocol
 
-from netplane.netlink.objects import BLACKHOLE, LAST, KernelObject, Route, Sysctl
+from netplane.netlink.objects import BLACKHOLE, LAST, METRIC6, KernelObject, Route, Sysctl
+from netplane.subnet.family import VERSION6, Address, Subnet
 from netplane.subnet.lease import Lease
 
 FORWARDING = Sysctl("ipv4/ip_forward", "1")
+FORWARDING6 = Sysctl("ipv6/conf/all/forwarding", "1")
 """What every backend needs: without it no packet of a container leaves its host."""
 
 
@@ -27,7 +29,7 @@ class External:
     """The interface to the other hosts."""
 
     name: str
-    address: IPv4Interface
+    address: IPv4Interface | IPv6Interface
     """With its prefix: peers inside it are on the same link."""
     mtu: int
 
@@ -68,7 +70,7 @@ class Planned:
     objects: frozenset[KernelObject]
     refused: dict[str, str]
     """Subnet to reason, for peers that cannot be served; the others are."""
-    vteps: frozenset[IPv4Address] = frozenset()
+    vteps: frozenset[Address] = frozenset()
     """Hosts whose packets may come in. A peer that cannot be served may yet send to us.
     Empty where nothing tells the packets of other hosts from those of others."""
     step: Step | None = field(default=None, compare=False)
@@ -77,10 +79,25 @@ class Planned:
     """What a process that moves packets is told of the peers; None: there is none."""
 
 
-def blackhole_of(subnet: IPv4Network) -> Route:
+def blackhole_of(subnet: Subnet) -> Route:
     """Return the route that ends packets to addresses of our subnet that no container has."""
     packed, length = subnet.network_address.packed, subnet.prefixlen
     return Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE)
+
+
+def forwarding_of(network: Subnet, external: External) -> frozenset[Sysctl]:
+    """Return the settings that every backend needs for networks of this family."""
+    if network.version != VERSION6:
+        return frozenset({FORWARDING})
+    # A host that forwards listens to no router, and forgets the default route that it has of one,
+    # unless it is told to by 2. Where 0 is set, nobody has listened before either.
+    listens = Sysctl(f"ipv6/conf/{external.name}/accept_ra", "2", also="0")
+    return frozenset({FORWARDING6, listens})
+
+
+def metric_of(network: Subnet) -> int:
+    """Return the metric of the routes to subnets, as the kernel shows it."""
+    return METRIC6 if network.version == VERSION6 else 0
 
 
 class Backend(Protocol):
@@ -95,7 +112,7 @@ class Backend(Protocol):
     def lease_data(self) -> dict[str, object] | None:
         """Return the BackendData of our own lease."""
 
-    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return all objects that serve these peers, our own link and address among them.
 
         Pure: the same arguments give the same plan. `subnet` is our own.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Network
 
-from netplane.backend import FORWARDING, External, Planned, Scope, blackhole_of
+from netplane.backend import External, Planned, Scope, blackhole_of, forwarding_of
 from netplane.netlink.objects import KernelObject
+from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease
 
 
@@ -21,21 +21,20 @@ class AllocBackend:
 
     type = "alloc"
 
-    def __init__(
-        self, *, network: IPv4Network, external: External, blackhole: bool = False
-    ) -> None:
+    def __init__(self, *, network: Subnet, external: External, blackhole: bool = False) -> None:
         self.mtu = external.mtu
         self.scope = Scope(
             "", external.name, ((network.network_address.packed, network.prefixlen),)
         )
+        self._external = external
         self._blackhole = blackhole
 
     def lease_data(self) -> None:
         """Return the BackendData of our own lease: none, as Flannel's."""
 
-    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return what our own subnet needs; no peer is refused, as none is served."""
-        own: set[KernelObject] = {FORWARDING}
+        own: set[KernelObject] = set(forwarding_of(subnet, self._external))
         if self._blackhole:
             own.add(blackhole_of(subnet))
         return Planned(frozenset(own), {})

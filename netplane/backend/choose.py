@@ -29,6 +29,10 @@ def check(config: NetworkConfig) -> None:
         vxlan(config)
         if kind in _BY_PROCESS:
             parse_port(config.backend)
+            if config.second is not None or config.network.version != 4:
+                raise BackendError(
+                    f"the backend {kind!r} carries IPv4 only; leave EnableIPv6 out, or take vxlan"
+                )
         return
     why, instead = _NOT_OFFERED.get(kind, ("nobody knows it", " or ".join(OFFERED)))
     raise BackendError(

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
-from netplane.backend import FORWARDING, External, Planned, Scope, Step, blackhole_of
+from netplane.backend import (
+    External,
+    Planned,
+    Scope,
+    Step,
+    blackhole_of,
+    forwarding_of,
+    metric_of,
+)
 from netplane.netlink.objects import KernelObject, Route, Uplink
+from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease
 
 _NOTHING: frozenset[KernelObject] = frozenset()
@@ -21,7 +29,7 @@ _NOTHING: frozenset[KernelObject] = frozenset()
 class _Plan:
     """The last plan, and what it was made of."""
 
-    subnet: IPv4Network | None
+    subnet: Subnet | None
     leases: dict[int, Lease]
     """By their ids."""
     planned: Planned
@@ -43,7 +51,7 @@ class HostGwBackend:
     def __init__(
         self,
         *,
-        network: IPv4Network,
+        network: Subnet,
         subnet_len: int,
         external: External,
         adopts_flannel: bool = False,
@@ -63,7 +71,7 @@ class HostGwBackend:
     def lease_data(self) -> None:
         """Return the BackendData of our own lease: none, as Flannel's."""
 
-    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return all objects that serve these peers.
 
         No peer depends on another, so those that stayed the same since the last plan are not
@@ -91,10 +99,10 @@ class HostGwBackend:
         self._last = _Plan(subnet, leases, planned)
         return planned
 
-    def _own(self, subnet: IPv4Network) -> Planned:
+    def _own(self, subnet: Subnet) -> Planned:
         """Return what is planned without peers."""
         objects: set[KernelObject] = {
-            FORWARDING,
+            *forwarding_of(subnet, self._external),
             Uplink(self._external.name, self._external.address.ip.packed),
         }
         if self._blackhole:
@@ -103,7 +111,8 @@ class HostGwBackend:
 
     def _route(self, peer: Lease) -> Route:
         packed, length = peer.subnet.network_address.packed, peer.subnet.prefixlen
-        return Route(self._external.name, packed, length, peer.public_ip.packed)
+        metric = metric_of(peer.subnet)
+        return Route(self._external.name, packed, length, peer.public_ip.packed, metric=metric)
 
     def _why_not(self, peer: Lease) -> str:
         """Return why a peer cannot be served, or ""."""

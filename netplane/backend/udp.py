@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Network
 
 from netplane.backend import (
     FORWARDING,
@@ -20,6 +19,7 @@ from netplane.backend import (
     blackhole_of,
 )
 from netplane.netlink.objects import Address, KernelObject, Route
+from netplane.subnet.family import Subnet
 from netplane.subnet.fields import number
 from netplane.subnet.jsontext import FormatError, lowered
 from netplane.subnet.lease import Lease
@@ -54,7 +54,7 @@ class UdpBackend:
         self,
         backend: Mapping[str, object],
         *,
-        network: IPv4Network,
+        network: Subnet,
         external: External,
         blackhole: bool = False,
     ) -> None:
@@ -75,7 +75,7 @@ class UdpBackend:
     def lease_data(self) -> None:
         """Return the BackendData of our own lease: none, as Flannel's."""
 
-    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return what lies on the device, and whom the process is told of.
 
         One route serves all peers, so they make no kernel objects.

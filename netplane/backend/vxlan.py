@@ -1,25 +1,28 @@
-"""vxlan over IPv4, on the wire as Flannel's: one device, and three kernel objects for each peer.
+"""vxlan over either family, on the wire as Flannel's: a device, and three objects for each peer.
 
-A peer's subnet is routed to its `.0` address, which a permanent neighbour entry gives the peer's
-MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody anything.
+A peer's subnet is routed to its first address, which a permanent neighbour entry gives the peer's
+MAC, which a forwarding entry gives the peer's host. So the kernel asks nobody anything. A network
+of both families has two devices: what is IPv6 inside is IPv6 outside.
 """
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 
 from netplane.backend import (
-    FORWARDING,
     BackendError,
     External,
     Planned,
     Scope,
     Step,
     blackhole_of,
+    forwarding_of,
+    metric_of,
 )
+from netplane.netlink.messages import IPV6_BYTES
 from netplane.netlink.objects import (
     Address,
     FdbEntry,
@@ -29,6 +32,8 @@ from netplane.netlink.objects import (
     Sysctl,
     VxlanLink,
 )
+from netplane.subnet.family import VERSION6, Subnet
+from netplane.subnet.family import Address as PublicAddress
 from netplane.subnet.fields import vxlan
 from netplane.subnet.jsontext import FormatError, lowered
 from netplane.subnet.lease import Lease, packed_mac
@@ -36,8 +41,14 @@ from netplane.subnet.lease import Lease, packed_mac
 OVERHEAD_BYTES = 50
 """Inner Ethernet 14, vxlan 8, UDP 8, IPv4 20."""
 
+OVERHEAD6_BYTES = 70
+"""IPv6 has 40 where IPv4 has 20; Flannel counts 50 here, too, and its largest packets are lost."""
+
 MTU_MIN = 576
 """Of the device: below it, hosts need not take a packet in one piece (RFC 791)."""
+
+MTU6_MIN = 1280
+"""Below it, the kernel has no IPv6 on a device (RFC 8200)."""
 
 PORT = 8472
 """Linux's and Flannel's, not the 4789 of RFC 7348."""
@@ -63,9 +74,19 @@ class VxlanConfig:
         return f"np.{self.vni}"
 
     @property
+    def link6(self) -> str:
+        """The name of our device for IPv6."""
+        return f"np6.{self.vni}"
+
+    @property
     def flannels_link(self) -> str:
         """The name of Flannel's."""
         return f"flannel.{self.vni}"
+
+    @property
+    def flannels_link6(self) -> str:
+        """The name of Flannel's for IPv6."""
+        return f"flannel-v6.{self.vni}"
 
     @classmethod
     def parse(cls, backend: Mapping[str, object]) -> VxlanConfig:
@@ -96,7 +117,7 @@ class _Served:
 class _Plan:
     """The last plan, and what it was made of."""
 
-    subnet: IPv4Network | None
+    subnet: Subnet | None
     leases: dict[int, Lease]
     """By their ids."""
     served: dict[int, _Served]
@@ -108,6 +129,17 @@ class _Plan:
 def random_mac() -> str:
     """Return a MAC for a new host: unicast, locally administered."""
     first, *rest = secrets.token_bytes(6)
+    return bytes([first & 0xFC | 0x02, *rest]).hex(":")
+
+
+def overhead_bytes(local: bytes) -> int:
+    """Return how much smaller packets inside are, by the packed address that they leave with."""
+    return OVERHEAD6_BYTES if len(local) == IPV6_BYTES else OVERHEAD_BYTES
+
+
+def second_mac(mac: str) -> str:
+    """Return the MAC of the device for IPv6 on a host with two: always the same, and another."""
+    first, *rest = hashlib.sha256(f"IPv6 beside {mac}".encode()).digest()[:6]
     return bytes([first & 0xFC | 0x02, *rest]).hex(":")
 
 
@@ -132,7 +164,7 @@ class VxlanBackend:
         self,
         config: VxlanConfig,
         *,
-        network: IPv4Network,
+        network: Subnet,
         external: External,
         mac: str,
         subnet_len: int = 0,
@@ -141,20 +173,24 @@ class VxlanBackend:
     ) -> None:
         self.config = config
         self.mac = mac.lower()
-        self.mtu = (config.mtu or external.mtu) - OVERHEAD_BYTES
-        if self.mtu < MTU_MIN:
+        is_ipv6 = network.version == VERSION6
+        overhead = overhead_bytes(external.address.ip.packed)
+        least = MTU6_MIN if is_ipv6 else MTU_MIN
+        self.mtu = (config.mtu or external.mtu) - overhead
+        if self.mtu < least:
             raise BackendError(
-                f"MTU {self.mtu + OVERHEAD_BYTES} leaves {self.mtu} bytes inside vxlan; at least"
-                f" {MTU_MIN + OVERHEAD_BYTES} are needed"
+                f"MTU {self.mtu + overhead} leaves {self.mtu} bytes inside vxlan; at least"
+                f" {least + overhead} are needed"
             )
         if packed_mac(mac) is None:
             raise BackendError(f"{mac} is no unicast MAC address")
-        self.link = config.link
+        self.link = config.link6 if is_ipv6 else config.link
+        flannels_link = config.flannels_link6 if is_ipv6 else config.flannels_link
         self.scope = Scope(
             self.link,
             external.name,
             ((network.network_address.packed, network.prefixlen),),
-            config.flannels_link if adopts_flannel else "",
+            flannels_link if adopts_flannel else "",
             subnet_len if adopts_flannel and config.direct_routing else 0,
         )
         self._external = external
@@ -173,10 +209,8 @@ class VxlanBackend:
                     learning=config.learning,
                     gbp=config.gbp,
                 ),
-                FORWARDING,
-                # Strict filtering drops what comes in from a host whose route is not yet there.
-                # 0 would not switch it off: the kernel takes the higher one of this and `all`.
-                Sysctl(f"ipv4/conf/{self.link}/rp_filter", LOOSE),
+                *forwarding_of(network, external),
+                *_settings(network, self.link),
             }
         )
 
@@ -184,7 +218,7 @@ class VxlanBackend:
         """Return the BackendData of our own lease."""
         return {"VNI": self.config.vni, "VtepMAC": self.mac}
 
-    def plan(self, subnet: IPv4Network, peers: Mapping[IPv4Network, Lease]) -> Planned:
+    def plan(self, subnet: Subnet, peers: Mapping[Subnet, Lease]) -> Planned:
         """Return all objects that serve these peers, our own link and address among them.
 
         Of two peers with one MAC the older is served: the kernel holds one destination for each.
@@ -219,11 +253,11 @@ class VxlanBackend:
         return planned
 
     def _planned(
-        self, subnet: IPv4Network, leases: Mapping[int, Lease], served: Mapping[int, _Served]
+        self, subnet: Subnet, leases: Mapping[int, Lease], served: Mapping[int, _Served]
     ) -> tuple[Planned, set[bytes]]:
         """Look at all peers. Returns the MACs that are in use, too."""
         objects: set[KernelObject] = set(self._own)
-        objects.add(Address(self.link, subnet.network_address.packed, 32))
+        objects.add(Address(self.link, subnet.network_address.packed, subnet.max_prefixlen))
         if self._blackhole:
             objects.add(blackhole_of(subnet))
         refused: dict[str, str] = {}
@@ -244,9 +278,10 @@ class VxlanBackend:
 
     def _serve(self, peer: Lease) -> _Served:
         gateway, host = peer.subnet.network_address.packed, peer.public_ip.packed
-        length = peer.subnet.prefixlen
+        length, metric = peer.subnet.prefixlen, metric_of(peer.subnet)
         if self._is_direct(peer):
-            return _Served(frozenset({Route(self._external.name, gateway, length, host)}))
+            direct = Route(self._external.name, gateway, length, host, metric=metric)
+            return _Served(frozenset({direct}))
         reason, mac = self._vtep(peer)
         if reason:
             return _Served(reason=reason)
@@ -255,7 +290,7 @@ class VxlanBackend:
                 {
                     Neighbour(self.link, gateway, mac),
                     FdbEntry(self.link, mac, host),
-                    Route(self.link, gateway, length, gateway, onlink=True),
+                    Route(self.link, gateway, length, gateway, onlink=True, metric=metric),
                 }
             ),
             mac,
@@ -286,9 +321,20 @@ class VxlanBackend:
         return "", mac
 
 
+def _settings(network: Subnet, link: str) -> list[Sysctl]:
+    """Return the settings of our own device."""
+    if network.version == VERSION6:
+        # On hosts where new devices are to have no IPv6, or where they listen to routers.
+        place = f"ipv6/conf/{link}"
+        return [Sysctl(f"{place}/disable_ipv6", "0"), Sysctl(f"{place}/accept_ra", "0")]
+    # Strict filtering drops what comes in from a host whose route is not yet there.
+    # 0 would not switch it off: the kernel takes the higher one of this and `all`.
+    return [Sysctl(f"ipv4/conf/{link}/rp_filter", LOOSE)]
+
+
 def _vteps(
     last: _Plan, leases: Mapping[int, Lease], came: Iterable[int], gone: Iterable[int]
-) -> frozenset[IPv4Address]:
+) -> frozenset[PublicAddress]:
     """Return the hosts of all leases, going on from the last ones; see `VxlanBackend.plan`."""
     before = last.planned.vteps
     if len(before) != len(last.leases):  # one of two that have it may have gone

@@ -46,10 +46,11 @@ log = logging.getLogger("netplane")
 @interface_options
 @option(
     "--public-ip",
-    type=Address(),
+    type=Address(4),
     help="What other hosts reach us by, such as the outside of a NAT.  [default: the "
     "interface's address]",
 )
+@option("--public-ipv6", type=Address(6), help="The same of IPv6, in networks that have it.")
 @option(
     "--subnet-file",
     type=click.Path(path_type=Path),

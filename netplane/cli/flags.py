@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from netplane.agent.errors import AgentError
 from netplane.agent.settings import Registry, Settings
+from netplane.subnet import family
 
 DEFAULTS = Settings()
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -24,7 +24,6 @@ _OFF = {"", "0", "f", "false"}
 
 NOT_OFFERED: dict[str, str] = {
     "iface-can-reach": "name the interface with --iface",
-    "public-ipv6": "only IPv4 networks are supported",
     "subnet-lease-renew-margin": "leases are renewed long before they end",
     "net-config-path": "the configuration is kept in the registry: netplane ctl init",
     "kube-subnet-mgr": "subnets are kept in etcd or kvstore",
@@ -110,30 +109,44 @@ class Duration(click.ParamType[float]):
         return sum(float(number) * UNITS_S[unit] for number, unit in parts)
 
 
-class Address(click.ParamType[IPv4Address]):
-    """An IPv4 address."""
+class Address(click.ParamType[family.Address]):
+    """An address of either family, or of one of them."""
 
     name = "address"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> IPv4Address:
+    def __init__(self, version: int | None = None) -> None:
+        self._version = version
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> family.Address:
         """Read the text."""
+        wanted = f"IPv{self._version}" if self._version else "IP"
         try:
-            return IPv4Address(value)
-        except AddressValueError:
-            self.fail(f"{value!r} is no IPv4 address", param, ctx)
+            found = family.parse_address(value)
+        except ValueError:
+            self.fail(f"{value!r} is no {wanted} address", param, ctx)
+        if self._version not in (None, found.version):
+            self.fail(f"{value!r} is no {wanted} address", param, ctx)
+        return found
 
 
-class Subnet(click.ParamType[IPv4Network]):
-    """A subnet, written as 10.5.72.0/24."""
+class Subnet(click.ParamType[family.Subnet]):
+    """A subnet of either family, or of one of them: 10.5.72.0/24, fd00:0:0:48::/64."""
 
     name = "subnet"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> IPv4Network:
+    def __init__(self, version: int | None = None) -> None:
+        self._version = version
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> family.Subnet:
         """Read the text."""
+        example = "fd00:0:0:48::/64" if self._version == family.VERSION6 else "10.5.72.0/24"
         try:
-            return IPv4Network(value)
+            found = family.parse_subnet(value)
         except ValueError as error:
-            self.fail(f"{value!r} is no subnet such as 10.5.72.0/24: {error}", param, ctx)
+            self.fail(f"{value!r} is no subnet such as {example}: {error}", param, ctx)
+        if self._version not in (None, found.version):
+            self.fail(f"{value!r} is no subnet such as {example}", param, ctx)
+        return found
 
 
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from netplane.agent.trace import trace as trace_packet
 from netplane.cli.ctl import ask_agent, output_option
 from netplane.cli.flags import Address, Command, Failed, failed, instance_options
 from netplane.cli.tables import write_json, write_table
+from netplane.subnet import family
 
 
 @click.command(cls=Command)
@@ -28,8 +28,8 @@ from netplane.cli.tables import write_json, write_table
 def trace(
     ctx: click.Context,
     /,
-    source: IPv4Address,
-    destination: IPv4Address,
+    source: family.Address,
+    destination: family.Address,
     run_dir: Path,
     instance: str,
     write_out: str,
@@ -38,12 +38,16 @@ def trace(
 
     Each line names an object that it depends on. The exit code is 1 when one is missing or wrong.
     """
+    if source.version != destination.version:
+        raise click.UsageError(f"{source} and {destination} are of different families")
+    known = None
     try:
-        known = known_of(ask_agent("GET", "/v1/status", run_dir, instance))
-        firewall = _firewall(known, run_dir, instance)
-        agent = [] if known else [Finding("agent", State.WRONG, "it has not joined a network yet")]
+        halves = known_of(ask_agent("GET", "/v1/status", run_dir, instance))
+        firewall = _firewall(halves, run_dir, instance)
+        known = next((one for one in halves if one.own.subnet.version == source.version), None)
+        agent = [] if halves else [Finding("agent", State.WRONG, "it has not joined a network yet")]
     except Failed as error:
-        known, firewall = None, None
+        firewall = None
         agent = [Finding("agent", State.WRONG, error.message)]
     _show(ctx, agent + _run(trace_packet(known, source, destination, firewall)), write_out)
 
@@ -58,14 +62,14 @@ def check(ctx: click.Context, /, run_dir: Path, instance: str, write_out: str) -
     The exit code is 1 when something is wrong.
     """
     status = ask_agent("GET", "/v1/status", run_dir, instance)
-    known = known_of(status)
-    firewall = _firewall(known, run_dir, instance)
-    _show(ctx, _run(check_host(known, status, firewall)), write_out)
+    halves = known_of(status)
+    firewall = _firewall(halves, run_dir, instance)
+    _show(ctx, _run(check_host(halves, status, firewall)), write_out)
 
 
-def _firewall(known: Known | None, run_dir: Path, instance: str) -> dict[str, Any] | None:
+def _firewall(halves: list[Known], run_dir: Path, instance: str) -> dict[str, Any] | None:
     """Have the agent read the firewall: how its rules look in the kernel only it knows."""
-    return None if known is None else ask_agent("GET", "/v1/firewall", run_dir, instance) or None
+    return (ask_agent("GET", "/v1/firewall", run_dir, instance) or None) if halves else None
 
 
 def _run(work: Coroutine[Any, Any, list[Finding]]) -> list[Finding]:

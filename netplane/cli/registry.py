@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,15 +24,24 @@ from netplane.cli.flags import (
     registry_of,
     registry_options,
 )
-from netplane.cli.tables import unnamed_backend, write_json, write_some, write_table
+from netplane.cli.tables import (
+    both_families,
+    unnamed_backend,
+    write_json,
+    write_some,
+    write_table,
+)
+from netplane.subnet import family
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
 from netplane.subnet.admin import reserve as reserve_subnet
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import SubnetError
 from netplane.subnet.etcd import EtcdRegistry
+from netplane.subnet.family import by_address
 from netplane.subnet.jsontext import text_of
-from netplane.subnet.records import Layout, Registered
+from netplane.subnet.lease import Lease
+from netplane.subnet.records import HostRecord, Layout, Registered
 from netplane.subnet.registry import RegistryError
 
 Result = TypeVar("Result")
@@ -42,27 +51,34 @@ Result = TypeVar("Result")
 @registry_options
 @click.argument("config", required=False, metavar="[JSON|@FILE]")
 @click.option("--network", metavar="CIDR", help="Instead of JSON: a backend over this network.")
+@click.option("--ipv6-network", metavar="CIDR", help="The same for IPv6; may be both.")
 @click.option(
     "--backend",
     type=click.Choice(choose.OFFERED),
-    help="With --network: how packets travel between hosts.  [default: vxlan]",
+    help="With these: how packets travel between hosts.  [default: vxlan]",
 )
 @click.option(
     "--force", is_flag=True, help="Also if running hosts would be cut off, or no agent can use it."
 )
 def init(
-    config: str | None, network: str | None, backend: str | None, force: bool, **flags: Any
+    config: str | None,
+    network: str | None,
+    ipv6_network: str | None,
+    backend: str | None,
+    force: bool,
+    **flags: Any,
 ) -> None:
     """Write the network's configuration into the registry, where there is none.
 
     CONFIG is Flannel's, such as {"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}.
     """
-    if (config is None) == (network is None):
+    is_json = network is None and ipv6_network is None
+    if (config is None) == is_json:
         raise click.UsageError("give the configuration as JSON, as @FILE, or --network CIDR")
-    if backend is not None and network is None:
+    if backend is not None and is_json:
         raise click.UsageError("--backend goes with --network; in JSON it is Backend.Type")
-    if network is not None:
-        value = text_of({"Network": network, "Backend": {"Type": backend or "vxlan"}})
+    if not is_json:
+        value = _configuration(network, ipv6_network, backend or "vxlan")
     elif config is not None and config.startswith("@"):
         try:
             value = Path(config[1:]).read_bytes().strip()
@@ -84,6 +100,17 @@ def init(
     click.echo(f"configuration {written.value}: {value.decode()}")
 
 
+def _configuration(network: str | None, ipv6_network: str | None, backend: str) -> bytes:
+    fields: dict[str, object] = {}
+    if network is None:
+        fields["EnableIPv4"] = False
+    else:
+        fields["Network"] = network
+    if ipv6_network is not None:
+        fields |= {"EnableIPv6": True, "IPv6Network": ipv6_network}
+    return text_of(fields | {"Backend": {"Type": backend}})
+
+
 @click.command(cls=Command)
 @registry_options
 @output_option
@@ -93,13 +120,12 @@ def hosts(write_out: str, **flags: Any) -> None:
     rows = [
         {
             "host": host.host_id,
-            "subnet": str(host.subnet),
-            "public_ip": str(host.public_ip),
+            **_both(host),
             "alive": host.host_id in registered.alive,
             "session": host.session,
             "boot": host.boot_id,
         }
-        for host in sorted(registered.hosts.values(), key=lambda host: host.subnet)
+        for host in sorted(registered.hosts.values(), key=lambda host: by_address(host.subnet))
     ]
     if write_out == "json":
         write_json(rows)
@@ -109,8 +135,8 @@ def hosts(write_out: str, **flags: Any) -> None:
         [
             (
                 str(row["host"]),
-                str(row["subnet"]),
-                str(row["public_ip"]),
+                both_families(row, "subnet"),
+                both_families(row, "public_ip"),
                 "runs" if row["alive"] else "silent",
             )
             for row in rows
@@ -125,14 +151,14 @@ def leases(write_out: str, **flags: Any) -> None:
     """Show who has which subnet, and what is of no use."""
     registered = _run(flags, _listed)
     rows = []
-    for lease in sorted(registered.leases.values(), key=lambda lease: lease.subnet):
-        host = registered.holder(lease.subnet)
+    for lease in sorted(registered.leases.values(), key=lambda lease: by_address(lease.subnet)):
+        host = registered.holder(lease.pair)
         rows.append(
             {
-                "subnet": str(lease.subnet),
-                "public_ip": str(lease.public_ip),
+                **_both(lease),
                 "backend": lease.backend_type,
                 "data": lease.backend_data,
+                **({} if lease.subnet6 is None else {"data6": lease.backend_data6}),
                 "reserved": not lease.expires,
                 "host": host.host_id if host is not None else "",
                 "revision": lease.mod_revision,
@@ -148,8 +174,8 @@ def leases(write_out: str, **flags: Any) -> None:
         ("SUBNET", "PUBLIC IP", "BACKEND", "KIND", "HOST"),
         [
             (
-                str(row["subnet"]),
-                str(row["public_ip"]),
+                both_families(row, "subnet"),
+                both_families(row, "public_ip"),
                 str(row["backend"] or unnamed),
                 "reservation" if row["reserved"] else "lease",
                 str(row["host"] or "no record (Flannel's?)"),
@@ -160,21 +186,40 @@ def leases(write_out: str, **flags: Any) -> None:
     write_some(f"of no use: {key}: {text}" for key, text in junk.items())
 
 
+def _both(one: HostRecord | Lease) -> dict[str, object]:
+    shown: dict[str, object] = {"subnet": str(one.subnet), "public_ip": str(one.public_ip)}
+    if one.subnet6 is not None:
+        shown |= {"subnet6": str(one.subnet6), "public_ip6": str(one.public_ip6)}
+    return shown
+
+
 @click.command(cls=Command)
 @registry_options
 @click.argument("subnet", type=Subnet())
 @click.argument("public_ip", type=Address())
-def reserve(subnet: IPv4Network, public_ip: IPv4Address, **flags: Any) -> None:
+@click.option("--ipv6-subnet", type=Subnet(6), help="In a network of both families.")
+@click.option("--public-ipv6", type=Address(6), help="In a network of both families.")
+def reserve(
+    subnet: family.Subnet,
+    public_ip: family.Address,
+    ipv6_subnet: IPv6Network | None,
+    public_ipv6: IPv6Address | None,
+    **flags: Any,
+) -> None:
     """Keep SUBNET for the host with PUBLIC_IP, also while it does not run."""
-    _run(flags, lambda registry, layout: reserve_subnet(registry, layout, subnet, public_ip))
-    click.echo(f"{subnet} is kept for {public_ip}")
+    pair = family.Pair(subnet, ipv6_subnet)
+    _run(
+        flags,
+        lambda registry, layout: reserve_subnet(registry, layout, pair, public_ip, public_ipv6),
+    )
+    click.echo(f"{pair} is kept for {public_ip}")
 
 
 @click.command(cls=Command)
 @registry_options
 @click.argument("subnet", type=Subnet())
-def release(subnet: IPv4Network, **flags: Any) -> None:
-    """Give SUBNET of a host that does not run to others."""
+def release(subnet: family.Subnet, **flags: Any) -> None:
+    """Give SUBNET of a host that does not run to others, and what it has of the other family."""
     _run(flags, lambda registry, layout: release_subnet(registry, layout, subnet))
     click.echo(f"{subnet} is free")
 

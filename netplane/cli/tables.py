@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -42,6 +42,12 @@ def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def both_families(row: Mapping[str, object], name: str) -> str:
+    """Return a field of both families as a cell of a table."""
+    # Without a space: whoever cuts the table into columns finds them where they were.
+    return ",".join(str(row[key]) for key in (name, f"{name}6") if key in row)
+
+
 def write_json(content: object) -> None:
     """Print for programs."""
     click.echo(json.dumps(content, indent=2))
@@ -60,11 +66,11 @@ def write_status(status: dict[str, Any]) -> None:
         ("instance", status["instance"]),
         (
             "interface",
-            f"{external['name']} {external['address']}, MTU {external['mtu']}"
+            f"{external['name']} {_interface_addresses(external)}, MTU {external['mtu']}"
             if external
             else "not known yet",
         ),
-        ("subnet", f"{own['subnet']}, others send to {own['public_ip']}" if own else "none yet"),
+        ("subnet", _own(own) if own else "none yet"),
         (
             "registry",
             f"cluster {registry['cluster_id']}, revision {registry['revision']}"
@@ -88,8 +94,8 @@ def write_status(status: dict[str, Any]) -> None:
             ("SUBNET", "PUBLIC IP", "BACKEND", "STATE"),
             [
                 (
-                    peer["subnet"],
-                    peer["public_ip"],
+                    both_families(peer, "subnet"),
+                    both_families(peer, "public_ip"),
                     peer["backend"] or unnamed,
                     _refusal(peer, refused) or ("leased" if unnamed == "alloc" else "routed"),
                 )
@@ -103,6 +109,16 @@ def write_status(status: dict[str, Any]) -> None:
         write_some(f"{title}: {name}: {reason}" for name, reason in junk.items())
 
 
+def _interface_addresses(external: dict[str, Any]) -> str:
+    both = dict.fromkeys((external["address"], external["address6"]))
+    return " and ".join(filter(None, both))
+
+
+def _own(own: dict[str, Any]) -> str:
+    subnets, addresses = both_families(own, "subnet"), both_families(own, "public_ip")
+    return f"{subnets}, others send to {addresses}"
+
+
 def unnamed_backend(config: bytes) -> str:
     """Return the backend of leases that name none, by their network's configuration."""
     try:
@@ -114,10 +130,13 @@ def unnamed_backend(config: bytes) -> str:
 
 def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:
     """Return why a peer, or one of its objects, is not in the kernel; "" when all are."""
-    subnet = str(peer["subnet"])
-    names = {subnet, subnet.partition("/")[0]}
-    if isinstance(peer["data"], dict):
-        names.add(str(peer["data"].get("VtepMAC")).lower())
+    names = set()
+    for second in ("", "6"):
+        subnet, data = peer.get(f"subnet{second}"), peer.get(f"data{second}")
+        if subnet is not None:
+            names |= {subnet, subnet.partition("/")[0]}
+        if isinstance(data, dict):
+            names.add(str(data.get("VtepMAC")).lower())
     # `10.5.2.0/24`, `route 10.5.2.0/24 via ...`, `fdb MAC dst ...`: see `netlink.objects`.
     return next((text for name, text in refused.items() if not names.isdisjoint(name.split())), "")
 

@@ -23,7 +23,8 @@ from netplane.netlink.objects import (
 NetObject = VxlanLink | Address | Neighbour | FdbEntry | Route
 
 AF_BRIDGE = 7
-AF_OF_LENGTH = {4: 2, 16: 10}
+IPV6_BYTES = 16
+AF_OF_LENGTH = {4: 2, IPV6_BYTES: 10}
 
 ACK, DUMP, REQUEST = 0x4, 0x300, 0x1
 REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
@@ -32,6 +33,7 @@ NESTED = 0x8000
 
 NUD_FAILED, NUD_PERMANENT = 0x20, 0x80
 NTF_SELF = 0x02
+IFA_F_NODAD = 0x02
 RTNH_F_ONLINK = 4
 RTM_F_FIB_MATCH = 0x2000
 """The entry of the table, not what becomes of it for one destination."""
@@ -220,7 +222,9 @@ def _neighbour(item: Neighbour | FdbEntry, index: int) -> bytes:
 
 def _address(item: Address, index: int) -> bytes:
     family = AF_OF_LENGTH[len(item.address)]
-    head = ADDRESS.pack(family, item.prefix_len, 0, RT_SCOPE_UNIVERSE, index)
+    # Nobody else has an address of ours; to look for others who do would keep it unusable at first.
+    flags = IFA_F_NODAD if len(item.address) == IPV6_BYTES else 0
+    head = ADDRESS.pack(family, item.prefix_len, flags, RT_SCOPE_UNIVERSE, index)
     return head + attribute(2, item.address) + attribute(1, item.address)
 
 

@@ -27,6 +27,9 @@ NETLINK_ADD_MEMBERSHIP = 1
 GROUPS = (1, 3, 5, 7, 24)
 """RTNLGRP_LINK, _NEIGH (forwarding entries too), _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_NETCONF."""
 
+GROUPS6 = (1, 3, 9, 11, 25)
+"""The same of IPv6."""
+
 LINKS_AND_ADDRESSES = (1, 5)
 """For who keeps nothing else: a thousand peers are three thousand notifications of the others."""
 

@@ -17,6 +17,9 @@ BOOT = 3
 
 UNICAST, LOCAL, BLACKHOLE = 1, 2, 6
 
+METRIC6 = 1024
+"""What the kernel makes of no metric in a route of IPv6; in one of IPv4 it stays 0."""
+
 LAST = 2**32 - 1
 """The metric of a route that every other one to the same place goes before."""
 
@@ -116,6 +119,12 @@ class Sysctl(NamedTuple):
 
     name: str
     value: str
+    also: str = ""
+    """Another value that is as good and stays."""
+
+    def is_met_by(self, value: str | None) -> bool:
+        """Tell whether a value is as it should be."""
+        return value == self.value or (value is not None and value == self.also)
 
     def __str__(self) -> str:
         return f"sysctl net/{self.name} = {self.value}"

@@ -10,12 +10,12 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 from typing import Any, NamedTuple
 
+from netplane.nft.rules import family_of
+from netplane.subnet.family import Subnet, is_within, parse_subnet
+
 FORWARD, DOCKER = "FORWARD", "DOCKER-USER"
-IPTABLES = ("ip", "filter", FORWARD)
-"""Where iptables has its chain, when nftables keep it."""
 FIREWALLD = "firewalld"
 
 FROM, TO = "from", "to"
@@ -38,6 +38,11 @@ class Line(NamedTuple):
     """All that comes to it."""
     hides_comment: bool = False
     """It has one that nft does not show: iptables write theirs so."""
+
+
+def iptables_of(network: Subnet) -> tuple[str, str, str]:
+    """Return where iptables have their chain for such a network, when nftables keep it."""
+    return family_of(network), "filter", FORWARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class Pair:
     """
 
     owner: str
-    network: IPv4Network
+    network: Subnet
 
     def comment(self, side: str) -> str:
         """Return the comment of the rule of one side."""
@@ -150,7 +155,8 @@ def in_the_way(chains: Iterable[Chain], pair: Pair, *, kept: bool) -> list[str]:
         elif chain.name.split()[1] == FIREWALLD:
             helps = f"firewall-cmd --permanent --zone=trusted --add-source={network}, and --reload"
         else:
-            helps = f"nft insert rule {chain.name} ip saddr {network} accept, and so for daddr"
+            helps = f"nft insert rule {chain.name} {family_of(network)} saddr {network} accept,"
+            helps += " and so for daddr"
         found.append(f"chain {chain.name} drops what no rule of it accepts: {helps}")
     return found
 
@@ -158,18 +164,19 @@ def in_the_way(chains: Iterable[Chain], pair: Pair, *, kept: bool) -> list[str]:
 # nftables
 
 
-def forward_chains(listed: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return family, table, name and policy of the base chains that see forwarded IPv4 packets.
+def forward_chains(listed: Mapping[str, Any], kind: str = "ip") -> list[tuple[str, str, str, str]]:
+    """Return family, table, name and policy of the base chains that see forwarded packets.
 
     Args:
         listed: the answer to `list chains`.
+        kind: the family of the packets; see `rules.family_of`.
     """
     return [
         (chain["family"], chain["table"], chain["name"], chain.get("policy", "accept"))
         for entry in listed["nftables"]
         if (chain := entry.get("chain")) is not None
         and chain.get("hook") == "forward"
-        and chain["family"] in ("ip", "inet")
+        and chain["family"] in (kind, "inet")
         and not re.fullmatch(r"netplane(-[a-z0-9-]+)?", chain["table"])
     ]
 
@@ -183,12 +190,12 @@ def has_chain(listed: Mapping[str, Any], family: str, table: str, name: str) -> 
     )
 
 
-def nft_lines(listed: Mapping[str, Any], network: IPv4Network) -> list[Line]:
+def nft_lines(listed: Mapping[str, Any], network: Subnet) -> list[Line]:
     """Read the rules in the answer to `list chain`, or `list table`."""
     return [_nft_line(entry["rule"], network) for entry in listed["nftables"] if "rule" in entry]
 
 
-def _nft_line(rule: Mapping[str, Any], network: IPv4Network) -> Line:
+def _nft_line(rule: Mapping[str, Any], network: Subnet) -> Line:
     hidden = {"xt": {"type": "match", "name": "comment"}}
     expressions = rule.get("expr", ())
     parts = [part for part in expressions if "counter" not in part and part != hidden]
@@ -205,7 +212,7 @@ def _nft_line(rule: Mapping[str, Any], network: IPv4Network) -> Line:
     )
 
 
-def with_comments(lines: list[Line], printed: str, network: IPv4Network) -> list[Line]:
+def with_comments(lines: list[Line], printed: str, network: Subnet) -> list[Line]:
     """Return rules of nft with the comments that `iptables -S` shows of the same chain."""
     _, shown = legacy_lines(printed, network)
     if len(shown) != len(lines):  # somebody wrote in between; that is told, and looked at anew
@@ -216,23 +223,23 @@ def with_comments(lines: list[Line], printed: str, network: IPv4Network) -> list
     ]
 
 
-def names_network(listed: Mapping[str, Any], network: IPv4Network) -> bool:
+def names_network(listed: Mapping[str, Any], network: Subnet) -> bool:
     """Tell whether any rule of a table looks for packets from the network, whatever it does."""
     rules = [entry["rule"] for entry in listed["nftables"] if "rule" in entry]
     return any(_side(part, network) == FROM for rule in rules for part in rule.get("expr", ()))
 
 
-def _side(part: Mapping[str, Any], network: IPv4Network) -> str:
+def _side(part: Mapping[str, Any], network: Subnet) -> str:
     test = part.get("match") or {}
     if test.get("op") not in ("==", "in"):
         return ""
     for side, (name, _) in SIDES.items():
-        if test.get("left") == {"payload": {"protocol": "ip", "field": name}}:
+        if test.get("left") == {"payload": {"protocol": family_of(network), "field": name}}:
             return side if _holds(test.get("right"), network) else ""
     return ""
 
 
-def _holds(right: object, network: IPv4Network) -> bool:
+def _holds(right: object, network: Subnet) -> bool:
     """Tell whether an address, prefix or set has the whole network in it."""
     if isinstance(right, Mapping):
         if "set" in right:
@@ -242,16 +249,16 @@ def _holds(right: object, network: IPv4Network) -> bool:
     return isinstance(right, str) and _is_within(network, right)
 
 
-def _is_within(network: IPv4Network, text: str) -> bool:
+def _is_within(network: Subnet, text: str) -> bool:
     try:
-        return network.subnet_of(IPv4Network(text))
-    except ValueError:  # the name of a set, or an address of the other family
+        return is_within(network, parse_subnet(text))
+    except ValueError:  # the name of a set
         return False
 
 
 def nft_commands(placing: Placing, pair: Pair) -> str:
     """Return one transaction of nft's commands."""
-    family, table, _ = IPTABLES
+    family, table, _ = iptables_of(pair.network)
     lines = [
         f"delete rule {family} {table} {chain} handle {line.name}" for chain, line in placing.stale
     ]
@@ -261,7 +268,7 @@ def nft_commands(placing: Placing, pair: Pair) -> str:
         # which iptables before 1.8.6 reads as a whole address.
         lines.append(
             f"insert rule {family} {table} {placing.place}"
-            f" ip {name} & {network.netmask} == {network.network_address}"
+            f" {family} {name} & {network.netmask} == {network.network_address}"
             f' counter accept comment "{pair.comment(side)}"'
         )
     return "\n".join(lines)
@@ -270,7 +277,7 @@ def nft_commands(placing: Placing, pair: Pair) -> str:
 # iptables without nftables
 
 
-def legacy_lines(printed: str, network: IPv4Network) -> tuple[str, list[Line]]:
+def legacy_lines(printed: str, network: Subnet) -> tuple[str, list[Line]]:
     """Read what `iptables -S CHAIN` prints; returns the policy, empty for a chain without one."""
     policy, lines = "", []
     for text in printed.splitlines():
@@ -282,7 +289,7 @@ def legacy_lines(printed: str, network: IPv4Network) -> tuple[str, list[Line]]:
     return policy, lines
 
 
-def _legacy_line(text: str, words: Sequence[str], network: IPv4Network) -> Line:
+def _legacy_line(text: str, words: Sequence[str], network: Subnet) -> Line:
     comment, tests, target = "", [], ""
     options = iter(words)
     for option in options:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
 from typing import Any, cast
 
 from netplane.nft.members import MEMBERS_MAX, MemberSocket
 from netplane.nft.rules import UNKNOWN_VTEPS, VTEPS, NftError, Rules, text
 from netplane.nft.table import FirewallReport, KeptTable, Members
+from netplane.subnet.family import Address
 
 __all__ = ["Firewall", "FirewallReport"]
 
@@ -15,13 +15,15 @@ __all__ = ["Firewall", "FirewallReport"]
 class Firewall(KeptTable):
     """Keeps one table of nftables as told; see `KeptTable`."""
 
-    def __init__(self, table: str, *, namespace: str | None = None, **options: Any) -> None:
-        super().__init__(table, namespace=namespace, **options)
-        self._socket = MemberSocket(namespace, table, VTEPS)
+    def __init__(
+        self, table: str, *, family: str = "ip", namespace: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(table, family=family, namespace=namespace, **options)
+        self._socket = MemberSocket(namespace, table, VTEPS, family)
         self._rules: Rules | None = None
         """Those of the last `apply`."""
 
-    async def apply(self, rules: Rules, vteps: frozenset[IPv4Address]) -> FirewallReport:
+    async def apply(self, rules: Rules, vteps: frozenset[Address]) -> FirewallReport:
         """Make the table say this, and keep it so from now on. One transaction.
 
         Only hosts that came or went are written when nothing else changed. What others have
@@ -32,7 +34,7 @@ class Firewall(KeptTable):
         self._rules = rules
         return await self.keep(text(rules), members)
 
-    def step(self, rules: Rules, vteps: frozenset[IPv4Address]) -> int | None:
+    def step(self, rules: Rules, vteps: frozenset[Address]) -> int | None:
         """Do at once what `apply` would, if only a few hosts came or went.
 
         It waits for the kernel alone: as long as a transaction takes that somebody else is in the
@@ -50,7 +52,7 @@ class Firewall(KeptTable):
             or self._lock.locked()
         ):
             return None
-        there = cast("frozenset[IPv4Address]", before[VTEPS])
+        there = cast("frozenset[Address]", before[VTEPS])
         came, gone = vteps - there, there - vteps
         number = len(came) + len(gone)
         if number > MEMBERS_MAX:
@@ -73,7 +75,7 @@ class Firewall(KeptTable):
         None: there is no such counter, as nothing is dropped.
         """
         try:
-            counters = await self._ask(f"list counter ip {self.table} {UNKNOWN_VTEPS}", "counter")
+            counters = await self._ask(f"list counter {self._name} {UNKNOWN_VTEPS}", "counter")
         except NftError:
             return None
         return int(counters[0]["packets"]) if counters else None

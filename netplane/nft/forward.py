@@ -20,7 +20,7 @@ from netplane.nft import iptables
 from netplane.nft.chains import (
     DOCKER,
     FIREWALLD,
-    IPTABLES,
+    FORWARD,
     OURS,
     Chain,
     Line,
@@ -29,6 +29,7 @@ from netplane.nft.chains import (
     forward_chains,
     has_chain,
     in_the_way,
+    iptables_of,
     legacy_commands,
     names_network,
     nft_commands,
@@ -39,7 +40,7 @@ from netplane.nft.chains import (
 from netplane.nft.iptables import IptablesError
 from netplane.nft.library import Nft
 from netplane.nft.monitor import TableChange
-from netplane.nft.rules import NftError
+from netplane.nft.rules import NftError, family_of
 
 Result = TypeVar("Result")
 
@@ -241,7 +242,7 @@ class ForwardRules:
         except NftError as error:
             problems.append(str(error))
         else:
-            for name in forward_chains(listed):
+            for name in forward_chains(listed, family_of(self._pair.network)):
                 try:
                     chains += await self._look_at_nft(listed, *name)
                 except (NftError, IptablesError) as error:
@@ -262,7 +263,7 @@ class ForwardRules:
         """Return a chain, none where it is known to let the network pass."""
         network = self._pair.network
         lines = await self._lines(family, table, name)
-        is_iptables = (family, table, name) == IPTABLES
+        is_iptables = (family, table, name) == iptables_of(network)
         docker = None
         if is_iptables and has_chain(listed, family, table, DOCKER):
             docker = await self._lines(family, table, DOCKER)
@@ -278,13 +279,14 @@ class ForwardRules:
         lines = nft_lines(await self._nft.ask(f"list chain {family} {table} {name}"), network)
         if any(line.accepts and line.hides_comment for line in lines):
             # They may be ours, saved by iptables and restored.
-            printed = await self._inside(partial(iptables.print_chain, name))
+            printed = await self._inside(partial(iptables.print_chain, name, network))
             lines = with_comments(lines, printed, network)
         return lines
 
     async def _write(self, chain: Chain, placing: Placing) -> None:
-        if chain.name == iptables.NAME:
-            await self._inside(partial(iptables.write_legacy, legacy_commands(placing, self._pair)))
+        if chain.name == iptables.name_of(self._pair.network):
+            commands = legacy_commands(placing, self._pair)
+            await self._inside(partial(iptables.write_legacy, commands, self._pair.network))
         else:
             await self._nft.run(nft_commands(placing, self._pair))
 
@@ -293,4 +295,4 @@ class ForwardRules:
 
 
 def _place_name(chain: Chain, placing: Placing) -> str:
-    return chain.name.replace(IPTABLES[2], placing.place)
+    return chain.name.replace(FORWARD, placing.place)

@@ -7,56 +7,66 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from ipaddress import IPv4Network
 from pathlib import Path
 
 from netplane.nft.chains import DOCKER, FORWARD, Chain, legacy_lines
+from netplane.nft.rules import family_of
+from netplane.subnet.family import VERSION6, Subnet
 
-TABLES = Path("/proc/thread-self/net/ip_tables_names")
+TABLES = Path("/proc/thread-self/net/")
 TIMEOUT_S = 10.0
 LOCK_S = "5"
 """How long the program waits for another one that writes."""
-NAME = "FORWARD of iptables-legacy"
 
 
 class IptablesError(Exception):
     """The program is missing, or failed; the text tells what helps."""
 
 
-def look_at_legacy(network: IPv4Network) -> Chain | None:
+def name_of(network: Subnet) -> str:
+    """Return the name of the chain that the form of its own keeps, for people."""
+    return f"{FORWARD} of {_short(network)}-legacy"
+
+
+def look_at_legacy(network: Subnet) -> Chain | None:
     """Return the chain of forwarded packets; None where the kernel has no such table.
 
     To ask for a table that is not there would make it. Raises IptablesError.
     """
     try:
-        tables = TABLES.read_text().split()
+        tables = (TABLES / f"{family_of(network)}_tables_names").read_text().split()
     except OSError:  # no such module: nothing can drop there
         return None
     if "filter" not in tables:
         return None
-    policy, own = legacy_lines(_run(_legacy(), "-w", LOCK_S, "-S", FORWARD), network)
+    program = _legacy(network)
+    policy, own = legacy_lines(_run(program, "-w", LOCK_S, "-S", FORWARD), network)
     docker = None
     if any(line.jumps == DOCKER for line in own):
-        _, docker = legacy_lines(_run(_legacy(), "-w", LOCK_S, "-S", DOCKER), network)
-    return Chain(NAME, policy, own, docker, is_iptables=True)
+        _, docker = legacy_lines(_run(program, "-w", LOCK_S, "-S", DOCKER), network)
+    return Chain(name_of(network), policy, own, docker, is_iptables=True)
 
 
-def write_legacy(commands: str) -> None:
+def write_legacy(commands: str, network: Subnet) -> None:
     """Do what `iptables-restore --noflush` reads, all or nothing. Raises IptablesError."""
-    _run(f"{_legacy()}-restore", "-w", LOCK_S, "--noflush", text=commands)
+    _run(f"{_legacy(network)}-restore", "-w", LOCK_S, "--noflush", text=commands)
 
 
-def print_chain(chain: str) -> str:
+def print_chain(chain: str, network: Subnet) -> str:
     """Return what iptables on nftables say of a chain; "" where there is no such program.
 
     Raises IptablesError.
     """
-    name = _program("iptables-nft", uses_nft=True)
+    name = _program(_short(network), "nft", uses_nft=True)
     return _run(name, "-S", chain) if name else ""
 
 
-def _legacy() -> str:
-    name = _program("iptables-legacy", uses_nft=False)
+def _short(network: Subnet) -> str:
+    return "ip6tables" if network.version == VERSION6 else "iptables"
+
+
+def _legacy(network: Subnet) -> str:
+    name = _program(_short(network), "legacy", uses_nft=False)
     if name:
         return name
     raise IptablesError(
@@ -65,9 +75,9 @@ def _legacy() -> str:
     )
 
 
-def _program(name: str, *, uses_nft: bool) -> str:
+def _program(short: str, form: str, *, uses_nft: bool) -> str:
     # Which form the short name means is the choice of the machine.
-    for each in (name, "iptables"):
+    for each in (f"{short}-{form}", short):
         if shutil.which(each) and ("nf_tables" in _run(each, "--version")) is uses_nft:
             return each
     return ""

@@ -23,7 +23,7 @@ from netplane.netlink.connection import (
     open_socket,
 )
 from netplane.netlink.messages import ACK, CREATE, NESTED, Request, Type, attribute
-from netplane.nft.monitor import FAMILY_IP, NETLINK_NETFILTER, SUBSYSTEM, opening
+from netplane.nft.monitor import FAMILIES, NETLINK_NETFILTER, SUBSYSTEM, opening
 from netplane.nft.rules import NftError
 
 # linux/netfilter/nfnetlink.h, nf_tables.h, netlink.h
@@ -39,7 +39,9 @@ MEMBERS_MAX = 256
 class MemberSocket:
     """A socket for the members of one set; opened when it is first needed. End with `close`."""
 
-    def __init__(self, namespace: str | None, table: str, name: str) -> None:
+    def __init__(self, namespace: str | None, table: str, name: str, family: str = "ip") -> None:
+        # struct nfgenmsg: family, version, resource
+        self._family = struct.pack("!BBH", FAMILIES[family], 0, 0)
         self._namespace = namespace
         self._socket: socket.socket | None = None
         self._is_clean = True
@@ -100,7 +102,7 @@ class MemberSocket:
             packed = b"".join(map(_element, members))
             if packed:
                 last = next(self._numbers)
-                body = _family + self._list + attribute(LIST_ELEMENTS | NESTED, packed)
+                body = self._family + self._list + attribute(LIST_ELEMENTS | NESTED, packed)
                 parts.append(Request(kind, ACK | flags, body).encode(last))
         parts.append(Request(BATCH_END, 0, _batch).encode(next(self._numbers)))
         return b"".join(parts), last
@@ -108,7 +110,6 @@ class MemberSocket:
 
 # struct nfgenmsg: family, version, resource
 _batch = struct.pack("!BBH", socket.AF_UNSPEC, 0, SUBSYSTEM)
-_family = struct.pack("!BBH", FAMILY_IP, 0, 0)
 
 
 def _element(packed: bytes) -> bytes:

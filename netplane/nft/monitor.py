@@ -33,7 +33,7 @@ ATTRIBUTE_TABLE = 1
 """The same in the messages about tables, chains, rules, sets, elements and objects."""
 GENERATION_PID, GENERATION_NAME = 2, 3
 
-FAMILY_IP = 2
+FAMILIES = {"ip": 2, "ip6": 10}
 
 opening = threading.Lock()
 """Held by who opens a netfilter socket: the library's is known by being the only new one."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+
+from netplane.subnet.family import VERSION6, Subnet
 
 VTEPS = "vteps"
 UNKNOWN_VTEPS = "unknown-vteps"
@@ -51,9 +52,9 @@ class Rules:
     """What the firewall of one network says, apart from its peers."""
 
     table: str
-    """`netplane`, or `netplane-INSTANCE`; its family is ip."""
-    network: IPv4Network
-    subnet: IPv4Network
+    """`netplane`, or `netplane-INSTANCE`; its family is that of the network."""
+    network: Subnet
+    subnet: Subnet
     """Our own."""
     vxlan_port: int
     """What comes to this UDP port from no VTEP is dropped; 0: nothing is."""
@@ -84,41 +85,52 @@ def text(rules: Rules) -> str:
     return "".join(f"  {line}\n" for part in parts for line in part.splitlines())
 
 
+def family_of(network: Subnet) -> str:
+    """Return the family of tables that see the packets of a network, and of the words for them."""
+    return "ip6" if network.version == VERSION6 else "ip"
+
+
 def removal(table: str) -> str:
-    """Return the transaction after which there is no such table, whether there was one or not."""
-    return f"add table ip {table}\ndelete table ip {table}\n"
+    """Return the transaction after which a table is gone, whether there was one or not.
+
+    Its family is a part of its name here and below, as in `ip netplane`.
+    """
+    return f"add table {table}\ndelete table {table}\n"
 
 
 def elements(verb: str, table: str, name: str, members: Iterable[object]) -> str:
     """Return the command that adds members to a set or deletes them; none: no command."""
     joined = ", ".join(sorted(map(str, members)))
-    return f"{verb} element ip {table} {name} {{ {joined} }}\n" if joined else ""
+    return f"{verb} element {table} {name} {{ {joined} }}\n" if joined else ""
 
 
 def _underlay(rules: Rules) -> list[str]:
     # Before connections are tracked, so who floods us from outside fills no table.
     # Over whatever interface: a container of this host sends over its bridge. Behind a UDP header
     # the network identifier is at bit 32 of vxlan's.
+    family = family_of(rules.network)
+    to_a_host = f"{family} saddr {rules.network} {family} daddr != {rules.network}"
     overlay = f"udp dport {rules.vxlan_port}"
     if rules.vni:
         overlay += f" @th,96,24 {rules.vni}"
     ends = f"counter name {UNKNOWN_VTEPS} drop"
+    addresses = "ipv6_addr" if family == "ip6" else "ipv4_addr"
     return [
         f'counter {UNKNOWN_VTEPS} {{\n  comment "dropped: overlay packets from no host of it"\n}}',
-        f'set {VTEPS} {{\n  type ipv4_addr\n  comment "the other hosts of the overlay"\n}}',
+        f'set {VTEPS} {{\n  type {addresses}\n  comment "the other hosts of the overlay"\n}}',
         chain(
             UNDERLAY,
             "overlay packets are taken from its hosts only",
             "type filter hook prerouting priority raw; policy accept;",
             [
                 (
-                    f"{overlay} fib daddr type local ip saddr != @{VTEPS} {ends}",
+                    f"{overlay} fib daddr type local {family} saddr != @{VTEPS} {ends}",
                     "from no host of the overlay",
                 ),
                 # On its way it would get this host's address, which the others let in. Between
                 # containers there may be an overlay as well.
                 (
-                    f"{overlay} ip saddr {rules.network} ip daddr != {rules.network} {ends}",
+                    f"{overlay} {to_a_host} {ends}",
                     "from a container to a host",
                 ),
             ],
@@ -127,14 +139,15 @@ def _underlay(rules: Rules) -> list[str]:
 
 
 def _forward(rules: Rules) -> list[str]:
+    family = family_of(rules.network)
     return [
         chain(
             FORWARD,
             "a drop in a chain of another table counts all the same",
             "type filter hook forward priority filter - 10; policy accept;",
             [
-                (f"ip saddr {rules.network} accept", "from containers"),
-                (f"ip daddr {rules.network} accept", "to containers"),
+                (f"{family} saddr {rules.network} accept", "from containers"),
+                (f"{family} daddr {rules.network} accept", "to containers"),
             ],
         )
     ]
@@ -146,7 +159,10 @@ def _postrouting(rules: Rules) -> list[str]:
     Its rules for nftables differ in the fourth: there packets from this host to containers of
     others keep a source that the others may have no way back to.
     """
-    network, subnet = rules.network, rules.subnet
+    network, subnet, family = rules.network, rules.subnet, family_of(rules.network)
+    many = "ff00::/8" if family == "ip6" else "224.0.0.0/4"
+    # What neighbours tell each other is of their addresses.
+    neighbours = [("icmpv6 type 133-137 return", "between neighbours")] if family == "ip6" else []
     masquerade = "masquerade fully-random" if rules.fully_random else "masquerade"
     return [
         chain(
@@ -158,18 +174,25 @@ def _postrouting(rules: Rules) -> list[str]:
                     f"meta mark & {KUBE_PROXY_MARK} == {KUBE_PROXY_MARK} return",
                     "kube-proxy sees to these",
                 ),
-                (f"ip saddr {subnet} ip daddr {network} return", "from our containers to others"),
-                (f"ip saddr {network} ip daddr {subnet} return", "from others to our containers"),
+                *neighbours,
                 (
-                    f"ip saddr != {network} ip daddr {subnet} return",
+                    f"{family} saddr {subnet} {family} daddr {network} return",
+                    "from our containers to others",
+                ),
+                (
+                    f"{family} saddr {network} {family} daddr {subnet} return",
+                    "from others to our containers",
+                ),
+                (
+                    f"{family} saddr != {network} {family} daddr {subnet} return",
                     "from outside to our containers: they see who it is",
                 ),
                 (
-                    f"ip saddr {network} ip daddr != 224.0.0.0/4 {masquerade}",
+                    f"{family} saddr {network} {family} daddr != {many} {masquerade}",
                     "from containers to the outside: nobody there knows their addresses",
                 ),
                 (
-                    f"ip saddr != {network} ip daddr {network} {masquerade}",
+                    f"{family} saddr != {network} {family} daddr {network} {masquerade}",
                     "from outside to containers of others: the answers come back here",
                 ),
             ],

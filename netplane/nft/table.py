@@ -21,7 +21,7 @@ from netplane.netlink.objects import Identity
 from netplane.nft import listing
 from netplane.nft.library import Nft
 from netplane.nft.listing import Listing
-from netplane.nft.monitor import FAMILY_IP, NftMonitor, TableChange
+from netplane.nft.monitor import FAMILIES, NftMonitor, TableChange
 from netplane.nft.rules import (
     COMMENT,
     SET_IN_RULE,
@@ -39,7 +39,7 @@ RETRY_FIRST_S = 1.0
 ABSENT = os.strerror(errno.ENOENT)
 LACKS_A_PART = (
     "the kernel lacks a part of nf_tables that this needs: modprobe -a nf_tables nft_chain_nat"
-    " nft_masq nft_nat nft_ct nft_fib_ipv4"
+    " nft_masq nft_nat nft_ct nft_fib_ipv4 nft_fib_ipv6"
 )
 
 Members = Mapping[str, frozenset[Hashable]]
@@ -78,12 +78,13 @@ class _Pass:
 
 
 class KeptTable:
-    """One table of family ip. Nothing of anybody else's is touched.
+    """One table. Nothing of anybody else's is touched.
 
     Nothing is opened or written before the first call. Whoever ends us: the table stays.
 
     Args:
         table: its name; see `rules.check_table`.
+        family: its family, `ip` or `ip6`.
         namespace: a path, as `/run/netns/a`; None is the one we are in.
         listen: whether `run` listens for changes; without it only the timer heals.
         interval_s: how often the table is read though no change was told.
@@ -95,6 +96,7 @@ class KeptTable:
         self,
         table: str,
         *,
+        family: str = "ip",
         namespace: str | None = None,
         listen: bool = True,
         interval_s: float = INTERVAL_S,
@@ -103,13 +105,15 @@ class KeptTable:
     ) -> None:
         check_table(table)
         self.table = table
+        self._name = f"{family} {table}"
+        self._family = FAMILIES[family]
         self._namespace = namespace
         self._listens = listen
         self._interval_s = interval_s
         self._on_report = on_report
         self._on_other = on_other
         self._nft = Nft(namespace)
-        self._key = Identity("table", f"ip {table}")
+        self._key = Identity("table", self._name)
         self._text = ""
         """What there should be, but for members; empty: nobody has said yet, or it was cleared."""
         self._members: Members = {}
@@ -155,7 +159,7 @@ class KeptTable:
             done = _Pass("cleared")
             try:
                 if await self._list(terse=True) is not None:
-                    await self._nft.run(removal(self.table))
+                    await self._nft.run(removal(self._name))
                     done.removed = 1
             except NftError as error:
                 self._problem = str(error)
@@ -169,7 +173,7 @@ class KeptTable:
             try:
                 return self._differences(await self._list())
             except NftError as error:
-                return [f"table ip {self.table} cannot be read: {error}"]
+                return [f"table {self._name} cannot be read: {error}"]
 
     async def run(self) -> None:
         """Heal on changes, lost notifications and the timer, until cancelled."""
@@ -207,7 +211,7 @@ class KeptTable:
     def _hear(self, change: TableChange | Overrun) -> None:
         if isinstance(change, Overrun):
             self._note("overrun")
-        elif (change.family, change.table) == (FAMILY_IP, self.table):
+        elif (change.family, change.table) == (self._family, self.table):
             self._heals.writers[self._key] = change.writer
             self._note("removed" if change.removed else "changed")
             return
@@ -291,8 +295,8 @@ class KeptTable:
         for name, wanted in self._members.items():
             came, gone = wanted - before[name], before[name] - wanted
             # What goes makes room for what comes: of a map there is one member to a key.
-            text += elements("delete", self.table, name, gone)
-            text += elements("add", self.table, name, came)
+            text += elements("delete", self._name, name, gone)
+            text += elements("add", self._name, name, came)
             written += len(came)
             removed += len(gone)
         self._written_members = None  # until it is known what became of it; we may be cancelled
@@ -304,14 +308,14 @@ class KeptTable:
         self._written = ""
         text, members = self._text, self._members
         # nft before 1.0.7 has no command that deletes a table whether it is there or not.
-        parts = [removal(self.table), f"table ip {self.table} {{\n{text}}}\n"]
-        parts += [elements("add", self.table, name, found) for name, found in members.items()]
+        parts = [removal(self._name), f"table {self._name} {{\n{text}}}\n"]
+        parts += [elements("add", self._name, name, found) for name, found in members.items()]
         await self._nft.run("".join(parts))
         if self._shown_text != text:
             found = await self._list(terse=True)
             made = text.count(COMMENT) - 1  # all have one, the table too
             if found is None or not found.is_untouched(made, text.count(SET_IN_RULE)):
-                raise NftError(f"somebody else changed table ip {self.table} while it was written")
+                raise NftError(f"somebody else changed table {self._name} while it was written")
             self._shown, self._shown_text = found.lines, text
         self._written, self._written_members = text, members
         done.written = self._text.count(COMMENT) + sum(map(len, members.values()))
@@ -319,7 +323,7 @@ class KeptTable:
     async def _list(self, *, terse: bool = False) -> Listing | None:
         """Return what there is of our table; None: nothing."""
         try:
-            answer = await self._nft.show(f"list table ip {self.table}", terse=terse)
+            answer = await self._nft.show(f"list table {self._name}", terse=terse)
         except NftError as error:
             if ABSENT in error.text and error.asked:
                 return None
@@ -328,7 +332,7 @@ class KeptTable:
 
     def _differences(self, found: Listing | None) -> list[str]:
         if found is None:
-            return [f"table ip {self.table} is missing"]
+            return [f"table {self._name} is missing"]
         members = {name: frozenset(map(str, meant)) for name, meant in self._members.items()}
         return listing.differences(Listing(self._shown, members), found)
 
@@ -336,7 +340,7 @@ class KeptTable:
         writer = self._heals.writers.get(self._key, "")
         last = f", last by {writer}" if writer else ""
         return (
-            f"table ip {self.table} was changed {self._heals.count(self._key)} times within a"
+            f"table {self._name} was changed {self._heals.count(self._key)} times within a"
             f" minute{last}: it is put right every {Heals.PAUSE_S:g} s only"
         )
 

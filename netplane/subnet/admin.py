@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import enum
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator
+from ipaddress import IPv6Address
 
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError, ContentionError, SubnetError
-from netplane.subnet.lease import address_problem, encode_value
+from netplane.subnet.family import VERSION6, Address, Pair, Subnet
+from netplane.subnet.lease import address_problem, addresses, encode_value
 from netplane.subnet.plan import is_free
 from netplane.subnet.records import Layout, Registered
 from netplane.subnet.registry import (
     Absent,
     Attempt,
+    Condition,
     Delete,
     OutcomeUnknownError,
     Put,
@@ -73,7 +76,7 @@ def _check_replacement(value: bytes, wanted: NetworkConfig, leases: int) -> None
     names = [
         name
         for name, same in (
-            ("Network", current.network == wanted.network),
+            *_changes(current, wanted),
             (
                 "Backend",
                 (current.backend_type, current.backend) == (wanted.backend_type, wanted.backend),
@@ -89,41 +92,73 @@ def _check_replacement(value: bytes, wanted: NetworkConfig, leases: int) -> None
         )
 
 
+def _changes(current: NetworkConfig, wanted: NetworkConfig) -> Iterator[tuple[str, bool]]:
+    for name, version in (("Network", 4), ("IPv6Network", VERSION6)):
+        yield name, current.networks.of(version) == wanted.networks.of(version)
+
+
 async def reserve(
-    registry: Registry, layout: Layout, subnet: IPv4Network, public_ip: IPv4Address
+    registry: Registry,
+    layout: Layout,
+    pair: Pair,
+    public_ip: Address,
+    public_ip6: IPv6Address | None = None,
 ) -> None:
-    """Keep a subnet for a host: its lease does not end, whether the host runs now or starts later.
+    """Keep subnets for a host: its lease does not end, whether the host runs now or starts later.
+
+    Args:
+        registry: Where.
+        layout: Below which prefix.
+        pair: A subnet of each family that the network has.
+        public_ip: The host's address, of the first subnet's family.
+        public_ip6: Its address of the second's.
 
     Raises:
-        SubnetError: Another address has it, it does not fit the configuration, or no host can
-            have that address. Nothing was written.
+        SubnetError: Another address has one of them, they do not fit the configuration, or no host
+            can have that address. Nothing was written.
         RegistryError: As the registry says.
     """
-    key = layout.lease(subnet)
+    key = layout.lease(*pair)
     for _ in range(_TRIES):
         registered = await _listed(registry, layout)
         config = _config(registered)
-        reason = config.misfit(subnet, reserved=True)
-        reason = reason or address_problem(public_ip, config.network)
+        reason = config.misfit(pair, reserved=True) or _misaddressed(config, public_ip, public_ip6)
         if reason:
-            raise SubnetError(f"subnet {subnet} cannot be reserved: {reason}")
-        kv, lease = registered.kvs.get(key), registered.at(subnet)
-        if kv is None and is_free(registered, subnet):
+            raise SubnetError(f"subnet {pair} cannot be reserved: {reason}")
+        kv, lease = registered.kvs.get(key), registered.at(pair)
+        if kv is None and all(is_free(registered, subnet) for subnet in pair.all()):
             # Its owner writes the rest when it starts.
-            value = encode_value(public_ip, config.backend_type)
-            attempt = Attempt((Absent(key),), (Put(key, value),))
-        elif kv is not None and lease is not None and lease.public_ip == public_ip:
+            value = encode_value(public_ip, config.backend_type, public_ip6=public_ip6)
+            conditions: list[Condition] = [Absent(layout.lease(pair.first))]
+            writes = [Put(key, value)]
+            if pair.second is not None:
+                mark = layout.mark(pair.second)
+                conditions.append(Unchanged(mark, registered.mod_revision(mark)))
+                writes.append(Put(mark, b""))
+            attempt = Attempt(tuple(conditions), tuple(writes))
+        elif kv is not None and lease is not None and public_ip in lease.addresses:
             attempt = Attempt((Unchanged(key, kv.mod_revision),), (Put(key, kv.value),))
         else:
-            others = (one for one in registered.subnets.values() if one.overlaps(subnet))
-            owner = registered.owner_text(next(others, subnet))
-            raise SubnetError(f"subnet {subnet} cannot be reserved: it belongs to {owner}")
+            others = (one for one in registered.subnets.values() if one.overlaps(pair))
+            owner = registered.owner_text(next(others, pair))
+            raise SubnetError(f"subnet {pair} cannot be reserved: it belongs to {owner}")
         if await _done(registry, layout, attempt):
             return
-    raise ContentionError(f"others change subnet {subnet} at the same time")
+    raise ContentionError(f"others change subnet {pair} at the same time")
 
 
-async def release(registry: Registry, layout: Layout, subnet: IPv4Network) -> None:
+def _misaddressed(config: NetworkConfig, public_ip: Address, public_ip6: IPv6Address | None) -> str:
+    """Say why no host of the network can have these addresses; "" when one can."""
+    found = addresses(public_ip, public_ip6)
+    versions = [address.version for address in found]
+    wanted = [given.network.version for given in config.ranges]
+    if versions != wanted:
+        return f"the host needs an address of {' and '.join(f'IPv{one}' for one in wanted)}"
+    reasons = map(address_problem, found, config.ranges)
+    return next(filter(None, reasons), "")
+
+
+async def release(registry: Registry, layout: Layout, subnet: Subnet) -> None:
     """Delete the lease or reservation of a host that does not run.
 
     Raises:
@@ -131,18 +166,19 @@ async def release(registry: Registry, layout: Layout, subnet: IPv4Network) -> No
             was written.
         RegistryError: As the registry says.
     """
-    key = layout.lease(subnet)
     for _ in range(_TRIES):
         registered = await _listed(registry, layout)
-        kv, host = registered.kvs.get(key), registered.holder(subnet)
-        if kv is None:
-            raise SubnetError(f"there is no lease of {subnet}; see `netplane ctl leases`")
+        pair = _found(registered, subnet)
+        key = layout.lease(*pair)
+        kv, host = registered.kvs[key], registered.holder(pair)
         conditions = [Unchanged(key, kv.mod_revision)]
         deletions = [Delete(key)]
+        if pair.second is not None:
+            deletions.append(Delete(layout.mark(pair.second)))
         if host is not None:
             if host.host_id in registered.alive:
                 raise SubnetError(
-                    f"the host {host.host_id!r} runs and uses {subnet}: drain it with `netplane "
+                    f"the host {host.host_id!r} runs and uses {pair}: drain it with `netplane "
                     "ctl drain` there"
                 )
             conditions.append(Unchanged(layout.host(host.host_id), host.mod_revision))
@@ -151,6 +187,14 @@ async def release(registry: Registry, layout: Layout, subnet: IPv4Network) -> No
         if await _done(registry, layout, Attempt(tuple(conditions), tuple(deletions))):
             return
     raise ContentionError(f"others change subnet {subnet} at the same time")
+
+
+def _found(registered: Registered, subnet: Subnet) -> Pair:
+    """Return what a lease has that has this subnet. Raises SubnetError."""
+    for pair in registered.subnets.values():
+        if subnet in pair.all():
+            return pair
+    raise SubnetError(f"there is no lease of {subnet}; see `netplane ctl leases`")
 
 
 async def _listed(registry: Registry, layout: Layout) -> Registered:

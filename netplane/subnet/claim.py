@@ -6,12 +6,14 @@ import contextlib
 import logging
 import random
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv6Address, IPv6Network
+from itertools import zip_longest
 
 from netplane.subnet.allocate import choose, exhausted
 from netplane.subnet.clock import Clock
-from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.config import NetworkConfig, Range, parse_config
 from netplane.subnet.errors import ConfigError, ContentionError
+from netplane.subnet.family import Address, Pair, Subnet
 from netplane.subnet.held import HeldLease
 from netplane.subnet.lease import encode_value
 from netplane.subnet.plan import Claim, Identity, Wish, plan
@@ -59,14 +61,19 @@ class Claimer:
         self._draw = draw
         self.lease = HeldLease(registry, clock, lease_ttl_s)
         self.life = HeldLease(registry, clock, life_ttl_s)
-        self.subnet: IPv4Network | None = None
+        self.pair: Pair | None = None
         """What we have, or had and want back."""
-        self.public_ip = who.public_ip
+        self.addresses: tuple[Address, IPv6Address | None] = who.public_ip, who.public_ip6
         """What our lease says, as far as we have written it."""
         self.config_value = b""
         """The configuration that we go by since we have a subnet; b"": none yet."""
-        self._backend_data: object = None
+        self._data: tuple[object, object] = (None, None)
         self._value = b""
+
+    @property
+    def subnet(self) -> Subnet | None:
+        """The first of what we have."""
+        return None if self.pair is None else self.pair.first
 
     def config(self) -> NetworkConfig:
         """Return the configuration: what is registered, or since `claim` what was then.
@@ -86,28 +93,28 @@ class Claimer:
             )
         return kv.value
 
-    def describe(self, backend_data: object) -> None:
-        """Say how peers reach us: the JSON of BackendData; the next claim writes it."""
-        if backend_data != self._backend_data:
-            self._backend_data = backend_data
+    def describe(self, backend_data: object, backend_data6: object = None) -> None:
+        """Say how peers reach us: BackendData and BackendV6Data; the next claim writes it."""
+        if self._data != (backend_data, backend_data6):
+            self._data = backend_data, backend_data6
             self._value = b""  # as for `move`
 
-    def move(self, public_ip: IPv4Address) -> None:
-        """Say that we are at another address; the next claim writes it."""
-        if public_ip != self._who.public_ip:
-            self._who = replace(self._who, public_ip=public_ip)
+    def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
+        """Say that we are at other addresses; the next claim writes them."""
+        if (public_ip, public_ip6) != (self._who.public_ip, self._who.public_ip6):
+            self._who = replace(self._who, public_ip=public_ip, public_ip6=public_ip6)
             self._value = b""  # what is registered is not what it should be
 
     def is_in_order(self) -> bool:
         """Tell whether the registry says of us what it should."""
-        if self.subnet is None or not (self.lease.lease_id and self.life.lease_id):
+        if self.pair is None or not (self.lease.lease_id and self.life.lease_id):
             return False
         kvs, layout, who = self._registered.kvs, self._layout, self._who
         record = self._registered.hosts.get(who.host_id)
-        lease, life = kvs.get(layout.lease(self.subnet)), kvs.get(layout.life(who.host_id))
+        lease, life = kvs.get(layout.lease(*self.pair)), kvs.get(layout.life(who.host_id))
         return (
             record is not None
-            and (record.session, record.subnet) == (who.session, self.subnet)
+            and (record.session, record.pair) == (who.session, self.pair)
             and lease is not None
             and lease.value == self._value
             and lease.lease_id in (0, self.lease.lease_id)
@@ -123,15 +130,16 @@ class Claimer:
             claim = plan(self._registered, config, self._who, wish)
             if claim.why:
                 _log.info("%s", claim.why)
-            subnets = [claim.subnet] if claim.subnet is not None else self._free(config)
-            self._value = encode_value(self._who.public_ip, config.backend_type, self._backend_data)
+            pairs = self._candidates(config, claim)
+            who = self._who.within(config)
+            self._value = self._encode(config, who)
             record = self._registered.kvs.get(self._layout.host(self._who.host_id))
             await self.lease.obtain(reuse=0 if record is None else record.lease_id)
             await self.life.obtain()
-            if await self._try(tuple(self._attempt(claim, subnet) for subnet in subnets)):
+            if await self._try(tuple(self._attempt(claim, who, pair) for pair in pairs)):
                 # From here on a changed configuration is reported, and not applied by halves.
                 self.config_value = config_value
-                self.public_ip = self._who.public_ip
+                self.addresses = who.public_ip, who.public_ip6
                 return
         raise ContentionError(
             f"others changed what we were about to write, {_TRIES} times; trying again"
@@ -147,14 +155,23 @@ class Claimer:
         config_value = self._config_value()
         config = parse_config(config_value)
         claim = plan(self._registered, config, self._who, wish)
-        value = encode_value(self._who.public_ip, config.backend_type, self._backend_data)
+        who = self._who.within(config)
+        value = self._encode(config, who)
         if claim.subnet is None or claim.drops:
             return False
-        kv = self._registered.kvs.get(self._layout.lease(claim.subnet))
+        pair = Pair(claim.subnet, claim.subnet6)
+        kv = self._registered.kvs.get(self._layout.lease(*pair))
         if kv is None or kv.value != value:
             return False
-        self.subnet, self.config_value, self._value = claim.subnet, config_value, value
+        self.pair, self.config_value, self._value = pair, config_value, value
+        self.addresses = who.public_ip, who.public_ip6
         return True
+
+    def _encode(self, config: NetworkConfig, who: Identity) -> bytes:
+        data, data6 = self._data
+        if config.second is None:
+            data6 = None
+        return encode_value(who.public_ip, config.backend_type, data, who.public_ip6, data6)
 
     async def give_back(self) -> None:
         """End our leases: what hangs on them goes, what others wrote there meanwhile stays."""
@@ -187,38 +204,57 @@ class Claimer:
         record = registered.hosts.get(self._who.host_id)
         if record is None or record.session != self._who.session:
             return False
-        self.subnet = record.subnet
+        self.pair = record.pair
         return self.is_in_order()
 
-    def _free(self, config: NetworkConfig) -> list[IPv4Network]:
+    def _candidates(self, config: NetworkConfig, claim: Claim) -> list[Pair]:
+        """Return what to try to get: one pair of subnets, or several where any will do."""
+        first = self._candidates_of(config.first, claim.subnet)
+        if config.second is None:
+            return [Pair(subnet) for subnet in first]
+        second = self._candidates_of(config.second, claim.subnet6)
+        pairs = []
+        # Where there are fewer of one family, each of these may go with each of the others.
+        for one, other in zip_longest(first, second):
+            subnet6 = other or second[-1]
+            assert isinstance(subnet6, IPv6Network)
+            pairs.append(Pair(one or first[-1], subnet6))
+        return pairs
+
+    def _candidates_of(self, given: Range, wanted: Subnet | None) -> list[Subnet]:
+        if wanted is not None:
+            return [wanted]
         registered = self._registered
-        found = choose(config, registered.subnets.values(), self._draw, _CANDIDATES)
+        found = choose(given, registered.taken(given.network.version), self._draw, _CANDIDATES)
         if not found:
             leases = sorted(registered.leases.values(), key=lambda lease: lease.create_revision)
-            raise exhausted(config, leases, registered.live_subnets())
+            raise exhausted(given, leases, registered.live_subnets())
         return found
 
-    def _attempt(self, claim: Claim, subnet: IPv4Network) -> Attempt:
-        layout, who, registered = self._layout, self._who, self._registered
+    def _attempt(self, claim: Claim, who: Identity, pair: Pair) -> Attempt:
+        layout, registered = self._layout, self._registered
         lease_key, host_key, life_key = (
-            layout.lease(subnet), layout.host(who.host_id), layout.life(who.host_id),
+            layout.lease(*pair), layout.host(who.host_id), layout.life(who.host_id),
         )  # fmt: skip
-        record = HostRecord(who.host_id, subnet, who.public_ip, who.session, who.boot_id)
+        record = HostRecord(
+            who.host_id, pair.first, who.public_ip, who.session, who.boot_id,
+            subnet6=pair.second, public_ip6=who.public_ip6,
+        )  # fmt: skip
+        lease_id = self.lease.lease_id if claim.expires else 0
         conditions: list[Condition] = [
             Unchanged(key, registered.mod_revision(key)) for key in (host_key, life_key)
         ]
         writes: list[Write] = [
-            Put(lease_key, self._value, self.lease.lease_id if claim.expires else 0),
+            Put(lease_key, self._value, lease_id),
             Put(host_key, record.encode(), self.lease.lease_id),
             Put(life_key, life_value(who.session), self.life.lease_id),
         ]
         if claim.replaces:
             conditions.append(Unchanged(lease_key, claim.replaces))
         else:
-            # By prefix: also no key of this subnet that has an IPv6 part. Subnets of one length
-            # cannot overlap otherwise, so all that claim must go by the same configuration.
-            conditions.append(Absent(lease_key))
-            conditions.append(Unchanged(layout.config, registered.mod_revision(layout.config)))
+            conditions += _unclaimed(registered, claim, pair)
+            if pair.second is not None:
+                writes.append(Put(layout.mark(pair.second), b"", lease_id))
         for lease in claim.drops:
             conditions.append(Unchanged(lease.key, lease.mod_revision))
             writes.append(Delete(lease.key))
@@ -240,3 +276,22 @@ class Claimer:
                 )
             else:
                 self._registered.drop(write.key)
+
+
+def _unclaimed(registered: Registered, claim: Claim, pair: Pair) -> list[Condition]:
+    """Return what must hold so that nobody else has any of these subnets.
+
+    Subnets of one length overlap only if they are the same, so all must go by one configuration.
+    """
+    layout = registered.layout
+    conditions: list[Condition] = [Unchanged(layout.config, registered.mod_revision(layout.config))]
+    if any(lease.subnet.overlaps(pair.first) for lease in claim.drops):
+        # We have it, under another key that is not to change either: nobody else gets it.
+        conditions.append(Unchanged(layout.lease(*pair), 0))
+    else:
+        # By prefix: also no key of this subnet that has an IPv6 part, or another one.
+        conditions.append(Absent(layout.lease(pair.first)))
+    if pair.second is not None:
+        mark = layout.mark(pair.second)
+        conditions.append(Unchanged(mark, registered.mod_revision(mark)))
+    return conditions

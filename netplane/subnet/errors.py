@@ -11,7 +11,7 @@ SubnetError
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from netplane.subnet.family import Pair, Subnet
 
 
 class SubnetError(Exception):
@@ -39,27 +39,27 @@ class IdentityError(SubnetError):
 
 
 class SubnetTakenError(SubnetError):
-    """`subnet`, which our containers use, belongs to `owner` now."""
+    """`subnet`, of what our containers use, belongs to `owner` now."""
 
-    def __init__(self, subnet: IPv4Network, owner: str) -> None:
+    def __init__(self, pair: Pair, owner: str) -> None:
         super().__init__(
-            f"our subnet {subnet} belongs to {owner} now; containers keep their addresses, new "
+            f"our subnet {pair} belongs to {owner} now; containers keep their addresses, new "
             "ones are refused: remove the containers of this host and let the agent take another "
             "subnet, or drain the other host"
         )
-        self.subnet = subnet
+        self.subnet: Subnet = pair.first
         self.owner = owner
 
 
 class SubnetMisfitError(SubnetError):
-    """`subnet`, which our containers use, does not fit the configuration any more."""
+    """`subnet`, of what our containers use, does not fit the configuration any more."""
 
-    def __init__(self, subnet: IPv4Network, reason: str) -> None:
+    def __init__(self, pair: Pair, reason: str) -> None:
         super().__init__(
-            f"our subnet {subnet} cannot be kept: {reason}; remove the containers of this host, or "
+            f"our subnet {pair} cannot be kept: {reason}; remove the containers of this host, or "
             "set the network's configuration back with `netplane ctl init --force`"
         )
-        self.subnet = subnet
+        self.subnet: Subnet = pair.first
 
 
 class ContentionError(SubnetError):

@@ -22,12 +22,13 @@ import logging
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv6Address, IPv6Network
 
 from netplane.subnet.claim import Claimer
 from netplane.subnet.clock import Clock, LoopClock
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import IdentityError, SubnetError, SubnetTakenError
+from netplane.subnet.family import Address, Subnet
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout, Registered
@@ -74,10 +75,12 @@ class Status:
     """Why the registry cannot be used at the moment; "" when it can."""
     config: str
     """Why the registered configuration is not the one that we go by; "" when it is."""
-    subnet: IPv4Network | None
+    subnet: Subnet | None
     lease_left_s: float
     """Until the subnet's lease ends, if it is not renewed."""
     revision: int
+    subnet6: IPv6Network | None = None
+    """Beside an IPv4 one."""
 
 
 class SubnetManager:
@@ -149,18 +152,19 @@ class SubnetManager:
         self._registered.load(listing)
         return self._claimer.config()
 
-    async def acquire(self, backend_data: object = None) -> View:
+    async def acquire(self, backend_data: object = None, backend_data6: object = None) -> View:
         """Claim this host's subnet and return the first view.
 
         Args:
             backend_data: JSON that peers need to reach us, such as {"VNI": 1, "VtepMAC": "..."}.
+            backend_data6: The same over IPv6, in a network of both families.
 
         Raises:
             SubnetError: See `netplane.subnet.errors`; nothing of ours is left in the registry.
             RegistryError: Try again.
         """
         claimer = self._claimer
-        claimer.describe(backend_data)
+        claimer.describe(backend_data, backend_data6)
         try:
             await claimer.claim(self._wish)
         except SubnetError:
@@ -172,8 +176,7 @@ class SubnetManager:
                 raise
             self._note("keep", _unwritten(error))
         self._stand(Standing.HELD)
-        mac = backend_data.get("VtepMAC", "") if isinstance(backend_data, dict) else ""
-        local = Local(claimer.public_ip, claimer.subnet, str(mac).lower())
+        local = Local(*claimer.addresses, mac=_mac(backend_data), mac6=_mac(backend_data6))
         self._builder = ViewBuilder(claimer.config(), local, self._known)
         self._builder.config_value = claimer.config_value
         return self._publish()
@@ -219,9 +222,9 @@ class SubnetManager:
                 self._attention.set()
                 raise
 
-    def move(self, public_ip: IPv4Address) -> None:
-        """Be reached at another address from now on: our lease is changed in place."""
-        self._claimer.move(public_ip)
+    def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
+        """Be reached at other addresses from now on: our lease is changed in place."""
+        self._claimer.move(public_ip, public_ip6)
         self._attention.set()
 
     def describe(self, backend_data: object) -> None:
@@ -239,6 +242,7 @@ class SubnetManager:
             self._claimer.subnet,
             self._claimer.lease.left_s(),
             self._registered.head.revision,
+            None if self._claimer.pair is None else self._claimer.pair.second,
         )
 
     @property
@@ -256,8 +260,9 @@ class SubnetManager:
     def _publish(self, *, always: bool = False) -> View:
         assert self._builder is not None
         # As registered: until a move is written, the lease with the old address is ours.
-        self._builder.local.subnet = self._claimer.subnet
-        self._builder.local.public_ip = self._claimer.public_ip
+        local, claimer = self._builder.local, self._claimer
+        local.pair = claimer.pair
+        local.public_ip, local.public_ip6 = claimer.addresses
         old, new = self._view, self._builder.build(self._registered)
         if old is not None and not always and _content(old) == _content(new):
             return old
@@ -372,7 +377,7 @@ class SubnetManager:
     async def _put_back(self) -> None:
         history = self._registered.history
         try:
-            await self._claimer.claim(Wish(self._claimer.subnet, keep=True))
+            await self._claimer.claim(Wish.of(self._claimer.pair, keep=True))
         except SubnetTakenError as error:
             self._stand(Standing.TAKEN, str(error))
         except IdentityError as error:
@@ -420,6 +425,10 @@ def _unwritten(error: RefusedError) -> str:
         f"{error}; our lease is used as it is registered, our host record and sign of life are not "
         "written"
     )
+
+
+def _mac(data: object) -> str:
+    return str(data.get("VtepMAC", "")).lower() if isinstance(data, dict) else ""
 
 
 def _content(view: View) -> tuple[object, ...]:

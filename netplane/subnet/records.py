@@ -4,18 +4,29 @@
     <prefix>/subnets/<subnet>       leases, Flannel's and ours
     <prefix>/netplane/hosts/<id>    which host has which subnet, written together with its lease
     <prefix>/netplane/alive/<id>    there while that host's agent runs
+    <prefix>/netplane/ipv6/<subnet> written with each lease beside an IPv4 one: see `Layout.mark`
 
 One listing and one watch of the prefix cover all of it. Flannel reads the first two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv6Address, IPv6Network
 
+from netplane.subnet.family import (
+    Address,
+    Pair,
+    Subnet,
+    ipv6_address,
+    ipv6_network,
+    parse_address,
+    parse_subnet,
+)
+from netplane.subnet.fields import text
 from netplane.subnet.jsontext import FormatError, parse_object, text_of
-from netplane.subnet.lease import Lease, decode_value, parse_name, subnet_name
+from netplane.subnet.lease import Lease, addresses, decode_value, parse_name, public, subnet_name
 from netplane.subnet.registry import Change, Head, KeyValue, Listing
 
 PREFIX_DEFAULT = "/coreos.com/network"
@@ -52,9 +63,17 @@ class Layout:
         """What the keys of signs of life begin with."""
         return self.everything + b"netplane/alive/"
 
-    def lease(self, subnet: IPv4Network) -> bytes:
+    def lease(self, subnet: Subnet, subnet6: IPv6Network | None = None) -> bytes:
         """Return the key of a lease."""
-        return self.subnets + subnet_name(subnet).encode()
+        return self.subnets + subnet_name(subnet, subnet6).encode()
+
+    def mark(self, subnet6: IPv6Network) -> bytes:
+        """Return the key that everybody writes who takes an IPv6 subnet beside an IPv4 one.
+
+        A lease's key begins with its IPv4 subnet, so it shows by itself that two hosts take one
+        of these at once; of the IPv6 subnet behind it only a key of its own can.
+        """
+        return self.everything + b"netplane/ipv6/" + subnet_name(subnet6).partition("&")[2].encode()
 
     def host(self, host_id: str) -> bytes:
         """Return the key of a host record."""
@@ -70,23 +89,39 @@ class HostRecord:
     """Which host has a subnet, by an identity that outlives its addresses."""
 
     host_id: str
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: Subnet
+    public_ip: Address
     session: str
     """Drawn at each start of the agent."""
     boot_id: str
     mod_revision: int = 0
+    subnet6: IPv6Network | None = None
+    """Beside an IPv4 one; so is the next."""
+    public_ip6: IPv6Address | None = None
+
+    @property
+    def pair(self) -> Pair:
+        """Return the subnets of both families."""
+        return Pair(self.subnet, self.subnet6)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Return the addresses of both families."""
+        return addresses(self.public_ip, self.public_ip6)
 
     def encode(self) -> bytes:
         """Return the value that says it."""
-        return text_of(
-            {
-                "Subnet": str(self.subnet),
-                "PublicIP": str(self.public_ip),
-                "Session": self.session,
-                "BootID": self.boot_id,
-            }
-        )
+        fields = {
+            "Subnet": str(self.subnet),
+            "PublicIP": str(self.public_ip),
+            "Session": self.session,
+            "BootID": self.boot_id,
+        }
+        if self.subnet6 is not None:
+            fields["IPv6Subnet"] = str(self.subnet6)
+        if self.public_ip6 is not None:
+            fields["PublicIPv6"] = str(self.public_ip6)
+        return text_of(fields)
 
 
 def _decode_host(host_id: str, kv: KeyValue) -> HostRecord:
@@ -101,8 +136,16 @@ def _decode_host(host_id: str, kv: KeyValue) -> HostRecord:
         and isinstance(boot_id, str)
     ):
         raise FormatError("a host record has Subnet, PublicIP, Session and BootID, all text")
+    subnet6, address6 = text(fields, "IPv6Subnet"), text(fields, "PublicIPv6")
     return HostRecord(
-        host_id, IPv4Network(subnet), IPv4Address(address), session, boot_id, kv.mod_revision
+        host_id,
+        parse_subnet(subnet),
+        parse_address(address),
+        session,
+        boot_id,
+        kv.mod_revision,
+        ipv6_network(subnet6) if subnet6 else None,
+        ipv6_address(address6) if address6 else None,
     )
 
 
@@ -118,8 +161,8 @@ class Registered:
     history: int = 0
     """Counts the steps back: what was heard before one says nothing about what is now."""
     kvs: dict[bytes, KeyValue] = field(default_factory=dict)
-    subnets: dict[bytes, IPv4Network] = field(default_factory=dict)
-    """Of each key that names a subnet, whatever its value is."""
+    subnets: dict[bytes, Pair] = field(default_factory=dict)
+    """Of each key that names subnets, whatever its value is."""
     leases: dict[bytes, Lease] = field(default_factory=dict)
     """By key; those with a sound value only."""
     hosts: dict[str, HostRecord] = field(default_factory=dict)
@@ -177,10 +220,10 @@ class Registered:
     def _read(self, kv: KeyValue) -> None:
         layout, key = self.layout, kv.key
         if key.startswith(layout.subnets):
-            subnet = self.subnets[key] = parse_name(key.removeprefix(layout.subnets))
+            pair = self.subnets[key] = parse_name(key.removeprefix(layout.subnets))
             self.leases[key] = decode_value(
                 kv.value,
-                subnet,
+                *pair,
                 key=key,
                 create_revision=kv.create_revision,
                 mod_revision=kv.mod_revision,
@@ -216,23 +259,29 @@ class Registered:
         kv = self.kvs.get(key)
         return 0 if kv is None else kv.mod_revision
 
-    def at(self, subnet: IPv4Network) -> Lease | None:
-        """Return the lease of exactly this subnet."""
-        return self.leases.get(self.layout.lease(subnet))
+    def at(self, pair: Pair) -> Lease | None:
+        """Return the lease of exactly these subnets."""
+        return self.leases.get(self.layout.lease(*pair))
 
-    def holder(self, subnet: IPv4Network) -> HostRecord | None:
-        """Return the host that says it has this subnet; of several the last that said so."""
-        found = [host for host in self.hosts.values() if host.subnet == subnet]
+    def taken(self, version: int) -> Iterator[Subnet]:
+        """Return every subnet of a family that somebody has, also of leases of no use."""
+        return (
+            subnet for pair in self.subnets.values() if (subnet := pair.of(version)) is not None
+        )
+
+    def holder(self, pair: Pair) -> HostRecord | None:
+        """Return the host that says it has these subnets; of several the last that said so."""
+        found = [host for host in self.hosts.values() if host.pair == pair]
         return max(found, key=lambda host: host.mod_revision, default=None)
 
-    def live_subnets(self) -> frozenset[IPv4Network]:
+    def live_subnets(self) -> frozenset[Pair]:
         """Return the subnets of hosts whose agents run."""
-        return frozenset(host.subnet for host in self.hosts.values() if host.host_id in self.alive)
+        return frozenset(host.pair for host in self.hosts.values() if host.host_id in self.alive)
 
-    def owner_text(self, subnet: IPv4Network) -> str:
-        """Name a subnet's owner for an operator."""
-        lease, host = self.at(subnet), self.holder(subnet)
-        address = f"PublicIP {lease.public_ip}" if lease is not None else "an unreadable lease"
+    def owner_text(self, pair: Pair) -> str:
+        """Name the owner of subnets for an operator."""
+        lease, host = self.at(pair), self.holder(pair)
+        address = public(lease.public_ip) if lease is not None else "an unreadable lease"
         return address if host is None else f"host {host.host_id!r}, {address}"
 
 

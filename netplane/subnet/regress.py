@@ -7,10 +7,10 @@ caller brings the time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network
 
+from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.spans import Spans
 
@@ -26,7 +26,7 @@ class Known:
 
     cluster_id: int
     revision: int
-    peers: Mapping[IPv4Network, Lease]
+    peers: Mapping[Subnet, Lease]
     own: Lease | None = None
     """What the registry said of us."""
     doubt: str = ""
@@ -37,11 +37,11 @@ class Known:
 class Verdict:
     """What to program."""
 
-    peers: Mapping[IPv4Network, Lease]
+    peers: Mapping[Subnet, Lease]
     """Those of the view, and those that are held."""
     regressed: str
     """Why peers are held although the view lacks them; "" when nothing is held."""
-    held: frozenset[IPv4Network]
+    held: frozenset[Subnet]
     """Peers that the view lacks, or shows as they were before."""
     until_s: float
     """When they are let go; meaningless when nothing is held."""
@@ -59,7 +59,7 @@ class Guard:
     """What to save: while peers are held after a step back, that it is one is part of it."""
     _reason: str = ""
     _until_s: float = 0.0
-    _held: dict[IPv4Network, Lease] = field(default_factory=dict)
+    _held: dict[Subnet, Lease] = field(default_factory=dict)
     _untrusted_until: int = 0
     """Values written up to this revision may be older than what is held."""
 
@@ -71,11 +71,9 @@ class Guard:
         self._let_return(view)
         peers = dict(view.peers)
         if self._held:
-            seen = Spans(peers)
-            for subnet, lease in self._held.items():
-                for other in seen.touched_by(subnet):
-                    peers.pop(other, None)
-                peers[subnet] = lease
+            for subnet in self._in_the_way(view):
+                peers.pop(subnet, None)
+            peers.update(self._held)
         before = self.known
         self.known = Known(view.cluster_id, view.revision, peers, view.own)
         if not self._untrusted_until:
@@ -84,6 +82,23 @@ class Guard:
             origin = self.saved or before or self.known
             self.saved = replace(origin, peers=self.known.peers, doubt=self._reason)
         return Verdict(self.known.peers, self._reason, frozenset(self._held), self._until_s)
+
+    def _in_the_way(self, view: View) -> Iterator[Subnet]:
+        """Find the peers of a view that have something of one that is held."""
+        seen = Spans(view.peers)
+        for subnet in self._held:
+            yield from seen.touched_by(subnet)
+        if view.config.second is None:
+            return
+        owners: dict[Subnet, Subnet] = {
+            lease.subnet6: subnet
+            for subnet, lease in view.peers.items()
+            if lease.subnet6 is not None
+        }
+        halves = Spans(owners)
+        for lease in self._held.values():
+            if lease.subnet6 is not None:
+                yield from (owners[other] for other in halves.touched_by(lease.subnet6))
 
     def accept(self) -> None:
         """Believe the registry: let go of all that is held. `netplane ctl accept-view`."""
@@ -188,8 +203,15 @@ def _is_untouched(view: View, lease: Lease) -> bool:
 
 
 def _is_same(one: Lease, other: Lease) -> bool:
-    return (one.public_ip, one.backend_type, one.backend_data) == (
-        other.public_ip,
-        other.backend_type,
-        other.backend_data,
+    return _says(one) == _says(other)
+
+
+def _says(lease: Lease) -> tuple[object, ...]:
+    return (
+        lease.public_ip,
+        lease.backend_type,
+        lease.backend_data,
+        lease.subnet6,
+        lease.public_ip6,
+        lease.backend_data6,
     )

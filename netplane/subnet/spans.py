@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+
+from netplane.subnet.family import Subnet
 
 
 class Spans:
-    """A set of subnets without overlaps. Asking costs a search, not a walk through all."""
+    """A set of subnets of one family without overlaps. Asking is a search, not a walk."""
 
-    def __init__(self, subnets: Iterable[IPv4Network] = ()) -> None:
-        self._subnets = sorted(subnets)
+    def __init__(self, subnets: Iterable[Subnet] = ()) -> None:
+        # By number: subnets of both families would not compare.
+        self._subnets = sorted(subnets, key=lambda subnet: int(subnet.network_address))
         self._starts = [int(subnet.network_address) for subnet in self._subnets]
 
-    def add(self, subnet: IPv4Network) -> None:
+    def add(self, subnet: Subnet) -> None:
         """Take one more, which overlaps none of them."""
         start = int(subnet.network_address)
         position = bisect_left(self._starts, start)
         self._starts.insert(position, start)
         self._subnets.insert(position, subnet)
 
-    def remove(self, subnet: IPv4Network) -> None:
+    def remove(self, subnet: Subnet) -> None:
         """Take out one that is there."""
         position = bisect_left(self._starts, int(subnet.network_address))
         del self._starts[position], self._subnets[position]
 
-    def touched_by(self, subnet: IPv4Network) -> list[IPv4Network]:
+    def are_apart(self) -> bool:
+        """Tell whether those that it was made with have no overlaps: all else relies upon it."""
+        behind = self._starts[1:]
+        return all(
+            int(subnet.broadcast_address) < start
+            for subnet, start in zip(self._subnets, behind, strict=False)
+        )
+
+    def touched_by(self, subnet: Subnet) -> list[Subnet]:
         """Return those that a subnet overlaps."""
         end = bisect_right(self._starts, int(subnet.broadcast_address))
         begin = bisect_left(self._starts, int(subnet.network_address), 0, end)

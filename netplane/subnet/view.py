@@ -9,27 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from itertools import pairwise
+from ipaddress import IPv6Address
 
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
-from netplane.subnet.fields import VNI_MAX
-from netplane.subnet.lease import MAC, Lease, View, address_problem, packed_mac
+from netplane.subnet.family import Address, Pair, Subnet
+from netplane.subnet.lease import Lease, View, public
+from netplane.subnet.peers import Taken, settle
 from netplane.subnet.records import Registered
-from netplane.subnet.spans import Spans
-
-_NO_DATA = "BackendData is missing"
+from netplane.subnet.usable import NO_DATA, lasting_problem
 
 
 @dataclass(slots=True)
 class Local:
     """What is ours, so that nobody else's lease may claim it."""
 
-    public_ip: IPv4Address
-    subnet: IPv4Network | None = None
+    public_ip: Address
+    public_ip6: IPv6Address | None = None
+    """Beside an IPv4 one."""
+    pair: Pair | None = None
     mac: str = ""
     """Lower case; "" for backends without."""
+    mac6: str = ""
 
 
 class ViewBuilder:
@@ -50,10 +51,10 @@ class ViewBuilder:
         self._good = {lease.key: lease for lease in known}
         self._checked: dict[bytes, tuple[Lease, str]] = {}
         self._own: Lease | None = None
-        self._peers: dict[IPv4Network, Lease] = {}
+        self._peers: dict[Subnet, Lease] = {}
         self._quarantined: dict[bytes, str] = {}
-        self._spans = Spans()
-        self._macs: set[str] = set()
+        self._is_dual = config.second is not None
+        self._taken = Taken(both=self._is_dual)
         self._built_for: tuple[object, ...] | None = None
         """What else the last view hangs on; None: the next one cannot go on from it."""
 
@@ -64,7 +65,10 @@ class ViewBuilder:
         is out of the ordinary, and every conflict, is left to a look at all of them.
         """
         changed = registered.take_changed()
-        built_for = (self.local.public_ip, self.local.subnet, self.local.mac, self.config_value)
+        local = self.local
+        built_for = (
+            local.public_ip, local.public_ip6, local.pair, local.mac, local.mac6, self.config_value,
+        )  # fmt: skip
         goes_on = changed is not None and built_for == self._built_for
         if changed is None or not goes_on or not self._update(registered, changed):
             is_plain = self._rebuild(registered)
@@ -94,8 +98,7 @@ class ViewBuilder:
             good = self._good.pop(key, None)
             if good is not None:
                 del self._peers[good.subnet]
-                self._spans.remove(good.subnet)
-                self._macs.discard(_mac(good))
+                self._taken.remove(good)
             if key not in registered.subnets:
                 continue
             lease = registered.leases.get(key)
@@ -107,15 +110,16 @@ class ViewBuilder:
                 if reason:
                     self._quarantined[key] = reason
                     lease = None
+                elif not self._is_dual:
+                    lease = lease.without_second()
             lease = lease or good
             if lease is None:
                 continue
             self._good[key] = lease
-            if _mac(lease) in self._macs or self._spans.touched_by(lease.subnet):
+            if self._taken.touches(lease):
                 return False
             self._peers[lease.subnet] = lease
-            self._spans.add(lease.subnet)
-            self._macs.add(_mac(lease))
+            self._taken.add(lease)
         return True
 
     def _rebuild(self, registered: Registered) -> bool:
@@ -131,7 +135,7 @@ class ViewBuilder:
                     own = lease
                     continue
                 reason = self._problem(lease)
-                if reason == _NO_DATA and not lease.expires and key not in self._good:
+                if reason == NO_DATA and not lease.expires and key not in self._good:
                     # Kept for a host that has not come yet: it will say where it can be reached.
                     continue
             if reason:
@@ -141,14 +145,12 @@ class ViewBuilder:
                 if lease is None or self._problem(lease):
                     continue
             assert lease is not None
-            candidates.append(lease)
-        peers = self._without_conflicts(candidates, quarantined)
+            candidates.append(lease if self._is_dual else lease.without_second())
+        peers, self._taken = settle(candidates, quarantined, both=self._is_dual)
         # Of keys that are gone nothing is remembered.
         self._good = {lease.key: lease for lease in peers.values()}
         self._checked = {key: self._checked[key] for key in self._good if key in self._checked}
         self._own, self._peers, self._quarantined = own, peers, quarantined
-        self._spans = Spans(peers)
-        self._macs = set(map(_mac, peers.values()))
         return len(peers) == len(candidates)
 
     def _unreadable(self, registered: Registered) -> Mapping[bytes, str]:
@@ -174,90 +176,24 @@ class ViewBuilder:
 
     def _is_own(self, lease: Lease) -> bool:
         local = self.local
-        return lease.subnet == local.subnet and lease.public_ip == local.public_ip
+        return (
+            lease.public_ip == local.public_ip
+            and lease.pair == local.pair
+            and (lease.public_ip6 == local.public_ip6 or not self._is_dual)
+        )
 
     def _problem(self, lease: Lease) -> str:
         """Say what forbids to use a lease, whatever the others are; "" for nothing."""
         local = self.local
-        if local.subnet is not None and lease.subnet.overlaps(local.subnet):
-            return f"it overlaps our own subnet {local.subnet}; PublicIP {lease.public_ip}"
+        if local.pair is not None and lease.pair.overlaps(local.pair):
+            return f"it overlaps our own subnet {local.pair}; {public(lease.public_ip)}"
         if lease.public_ip == local.public_ip:
-            return f"PublicIP {lease.public_ip} is our own"
+            return f"{public(lease.public_ip)} is our own"
+        if local.public_ip6 is not None and local.public_ip6 == lease.public_ip6:
+            return f"{public(local.public_ip6)} is our own"
         known = self._checked.get(lease.key)
         if known is not None and known[0] == lease:
             return known[1]
-        reason = self._lasting_problem(lease)
+        reason = lasting_problem(lease, self.config, (local.mac, local.mac6))
         self._checked[lease.key] = (lease, reason)
         return reason
-
-    def _lasting_problem(self, lease: Lease) -> str:
-        """As `_problem`, of what does not change with what is ours."""
-        config = self.config
-        if not lease.subnet.subnet_of(config.network):
-            return f"subnet {lease.subnet} is outside of Network {config.network}"
-        reason = address_problem(lease.public_ip, config.network)
-        if reason:
-            return reason
-        # Flannel leaves the type of udp and alloc out.
-        wanted = "" if config.backend_type in ("udp", "alloc") else config.backend_type
-        if lease.backend_type != wanted:
-            return f"its backend is {lease.backend_type or 'udp'!r}, ours {config.backend_type!r}"
-        return self._vxlan_problem(lease) if config.backend_type == "vxlan" else ""
-
-    def _vxlan_problem(self, lease: Lease) -> str:
-        data = lease.backend_data
-        if not isinstance(data, dict):
-            return _NO_DATA
-        vni, mac = data.get("VNI"), data.get("VtepMAC")
-        if not isinstance(vni, int) or isinstance(vni, bool) or not 1 <= vni <= VNI_MAX:
-            return f"VNI {vni!r} is no number from 1 to {VNI_MAX}"
-        if vni != self.config.vni:
-            return f"its VNI is {vni}, ours {self.config.vni}"
-        if not isinstance(mac, str) or not MAC.fullmatch(mac):
-            return f"VtepMAC {mac!r} is no MAC address"
-        if packed_mac(mac) is None:
-            return f"VtepMAC {mac} is no address of one interface"
-        if mac.lower() == self.local.mac:
-            return f"VtepMAC {mac} is our own"
-        return ""
-
-    def _without_conflicts(
-        self, candidates: list[Lease], quarantined: dict[bytes, str]
-    ) -> dict[IPv4Network, Lease]:
-        """Return the leases that agree with each other; of two that do not, the older stays."""
-        spans = sorted(
-            (int(lease.subnet.network_address), int(lease.subnet.broadcast_address))
-            for lease in candidates
-        )
-        macs = [_mac(lease) for lease in candidates]
-        if len(set(macs)) == len(macs) and all(
-            before[1] < after[0] for before, after in pairwise(spans)
-        ):
-            return {lease.subnet: lease for lease in candidates}  # as it should be
-        peers: dict[IPv4Network, Lease] = {}
-        taken = Spans()
-        by_mac: dict[str, Lease] = {}
-        for lease in sorted(candidates, key=lambda lease: (lease.create_revision, lease.key)):
-            older = next((peers[one] for one in taken.touched_by(lease.subnet)), None)
-            twin = by_mac.get(_mac(lease))
-            if older is not None:
-                quarantined[lease.key] = (
-                    f"subnet {lease.subnet} overlaps {older.subnet} of {older.public_ip}, which "
-                    "is older"
-                )
-            elif twin is not None:
-                quarantined[lease.key] = (
-                    f"VtepMAC {_mac(lease)} is that of {twin.subnet} of {twin.public_ip}, which "
-                    "is older"
-                )
-            else:
-                peers[lease.subnet] = by_mac[_mac(lease)] = lease
-                taken.add(lease.subnet)
-        return peers
-
-
-def _mac(lease: Lease) -> str:
-    """Return the peer's MAC; where there is none, something that no other lease has."""
-    data = lease.backend_data
-    mac = data.get("VtepMAC") if isinstance(data, dict) else None
-    return mac.lower() if isinstance(mac, str) else lease.key.decode(errors="replace")

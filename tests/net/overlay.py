@@ -13,12 +13,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from netplane.agent.ask import ask
-from netplane.agent.subnet_env import read_subnet
+from netplane.agent.subnet_env import read_subnets
+from netplane.subnet.family import Pair
 from tests.net.namespaces import CommandError
-from tests.net.packets import mesh, ping_all
+from tests.net.packets import mesh, mesh6, ping_all
 from tests.net.rig import Container, Host, Rig
 from tests.net.udp import stop_process
 from tests.servers import Cluster, Etcd, Kvstore, is_healthy
@@ -27,6 +28,11 @@ ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 30.0
 PREFIX = "/coreos.com/network/"
 NETWORK = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
+DUAL = (
+    '{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",'
+    '"Backend":{"Type":"vxlan"}}'
+)
+ONLY_IPV6 = DUAL.replace('"Network":"10.5.0.0/16"', '"EnableIPv4":false')
 HOST_GW = NETWORK.replace("vxlan", "host-gw")
 ALLOC = NETWORK.replace("vxlan", "alloc")
 
@@ -123,8 +129,14 @@ class AgentProcess:
 
     @property
     def subnet(self) -> IPv4Network:
+        """The first that subnet.env says."""
+        # The few tests of networks without IPv4 know what they get.
+        return cast("IPv4Network", self.subnets.first)
+
+    @property
+    def subnets(self) -> Pair:
         """What subnet.env says."""
-        found = read_subnet(self.subnet_file)
+        found = read_subnets(self.subnet_file)
         assert found is not None
         return found
 
@@ -233,7 +245,7 @@ class Overlay:
         server: str = "kvstore",
     ) -> None:
         """`agents` are on the first hosts; None: on all."""
-        self.rig = Rig(hosts)
+        self.rig = Rig(hosts, ipv6="IPv6" in network)
         self._count = hosts if agents is None else agents
         self._server = SERVERS[server]
         self._members = members
@@ -277,7 +289,8 @@ class Overlay:
 
     def add_container(self, agent: AgentProcess) -> Container:
         """Put a container behind an agent's host, as subnet.env says."""
-        return agent.host.add_container(agent.subnet, mtu=agent.mtu)
+        first, second = agent.subnets
+        return agent.host.add_container(first, mtu=agent.mtu, subnet6=second)
 
     def add_containers(self, each: int = 2) -> list[Container]:
         """Put containers behind every host with an agent."""
@@ -288,7 +301,8 @@ class Overlay:
 
     def everybody_answers(self) -> bool:
         """Tell whether every container answers every other."""
-        return None not in ping_all(mesh(self.rig.containers), timeout_s=0.2)
+        containers = self.rig.containers
+        return None not in ping_all(mesh(containers) + mesh6(containers), timeout_s=0.2)
 
     def kvctl(self, *arguments: str) -> str:
         """Run a command of an etcd client on the first host. Raises CommandError."""

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from tests.net.namespaces import Namespace
+from tests.net.rig import Container
 
 ECHO_REQUEST, ECHO_REPLY = 8, 0
+ECHO6_REQUEST, ECHO6_REPLY = 128, 129
 SO_RCVBUFFORCE = 33
 SOL_RAW, ICMP_FILTER = 255, 1
+SOL_ICMPV6, ICMPV6_FILTER = 58, 1
 UDP_PORT = 7000
 DRAIN_S = 1.0
 """What has not come so long after the last packet will not come."""
@@ -149,22 +152,19 @@ def ping_all(
     """Send one ICMP echo request for each place and address, all at once.
 
     Returns the milliseconds of each in their order, None for those without a reply in time.
-    `size` is the payload; a packet has 28 bytes more.
+    `size` is the payload; a packet has 28 bytes more, one of IPv6 48.
     """
     wanted = list(pairs)
     with ExitStack() as stack:
         sockets = []
-        for place, _ in wanted:
-            raw = place.namespace.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-            # Only replies: a namespace sees the requests of all the others as well.
-            raw.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", 0xFFFFFFFF ^ 1 << ECHO_REPLY))
-            sockets.append(stack.enter_context(raw))
+        for place, target in wanted:
+            sockets.append(stack.enter_context(_raw(place, target)))
         marks = [random.randrange(1 << 16) for _ in wanted]
         sent: list[float] = []
         for raw, mark, (_, target) in zip(sockets, marks, wanted, strict=True):
             sent.append(time.monotonic())
             with suppress(OSError):  # no route: it will get no reply
-                raw.sendto(_echo_request(mark, size), (target, 0))
+                raw.sendto(_echo_request(mark, size, target), (target, 0))
         results: list[float | None] = []
         for raw, mark, begun, (_, target) in zip(sockets, marks, sent, wanted, strict=True):
             at = _await_reply(raw, mark, target, begun + timeout_s)
@@ -177,7 +177,21 @@ def ping(source: Place, target: str, *, timeout_s: float = 1.0, size: int = 56) 
     return ping_all([(source, target)], timeout_s=timeout_s, size=size)[0]
 
 
-def _echo_request(mark: int, size: int) -> bytes:
+def _raw(place: Place, target: str) -> socket.socket:
+    """Return a socket that gets replies only: a namespace sees the requests of others as well."""
+    if ":" in target:
+        raw = place.namespace.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        blocked = ((1 << 256) - 1) ^ 1 << ECHO6_REPLY
+        raw.setsockopt(SOL_ICMPV6, ICMPV6_FILTER, blocked.to_bytes(32, "little"))
+        return raw
+    raw = place.namespace.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    raw.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", 0xFFFFFFFF ^ 1 << ECHO_REPLY))
+    return raw
+
+
+def _echo_request(mark: int, size: int, target: str) -> bytes:
+    if ":" in target:  # the kernel computes the checksum
+        return struct.pack("!BBHHH", ECHO6_REQUEST, 0, 0, mark, 1) + bytes(size)
     head = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, mark, 1)
     data = bytes(size)
     checksum = _checksum(head + data)
@@ -198,12 +212,13 @@ def _await_reply(raw: socket.socket, mark: int, target: str, until: float) -> fl
         # Without time left: what has come already counts, as others may have taken all the time.
         raw.settimeout(max(until - time.monotonic(), 0))
         try:
-            packet, (sender, _) = raw.recvfrom(65536)
+            packet, (sender, *_) = raw.recvfrom(65536)
         except (TimeoutError, BlockingIOError):
             return None
-        offset = 4 * (packet[0] & 15)
+        # Of IPv6 the kernel gives what is behind the header.
+        offset, wanted = (0, ECHO6_REPLY) if ":" in target else (4 * (packet[0] & 15), ECHO_REPLY)
         kind, _, _, found, _ = struct.unpack_from("!BBHHH", packet, offset)
-        if kind == ECHO_REPLY and found == mark and sender == target:
+        if kind == wanted and found == mark and sender == target:
             return time.monotonic()
 
 
@@ -238,3 +253,9 @@ def _read_until(lines: Iterable[str], word: str) -> None:
 def mesh(places: Sequence[Place]) -> list[tuple[Place, str]]:
     """Return every ordered pair of different places, as `ping_all` takes them."""
     return [(one, other.address) for one in places for other in places if one is not other]
+
+
+def mesh6(containers: Sequence[Container]) -> list[tuple[Place, str]]:
+    """Return the same for second addresses, of those that have one."""
+    both = [one for one in containers if one.address6]
+    return [(one, other.address6) for one in both for other in both if one is not other]

@@ -11,21 +11,26 @@ eth0 of containers, each a namespace of its own
 from __future__ import annotations
 
 from contextlib import ExitStack
-from ipaddress import IPv4Network
+from ipaddress import IPv6Network
 from typing import Self
 
+from netplane.subnet.family import VERSION6, Subnet
 from tests.net.namespaces import Namespace
 
 UNDERLAY = "10.77"
+UNDERLAY6 = "fd77"
 
 
 class Container:
-    """A namespace behind a host, with one address of the host's subnet."""
+    """A namespace behind a host, with one address of each of the host's subnets."""
 
-    def __init__(self, host: Host, namespace: Namespace, address: str) -> None:
+    def __init__(self, host: Host, namespace: Namespace, address: str, address6: str = "") -> None:
         self.host = host
         self.namespace = namespace
         self.address = address
+        """Of the first subnet."""
+        self.address6 = address6
+        """Of the second; empty: there is none."""
 
 
 class Host:
@@ -36,12 +41,14 @@ class Host:
         self.name = f"host-{number}"
         # 250 to a /24 of addresses: a hundred hosts need no more, a thousand would fit.
         self.address = f"{UNDERLAY}.{number // 250}.{number % 250 + 1}"
+        self.address6 = f"{UNDERLAY6}::{number + 1:x}"
         self.port = f"port{number}"
         self.namespace = rig.stack.enter_context(Namespace(self.name))
         self.containers: list[Container] = []
         self._rig = rig
-        self.plug(self.address)
         self.namespace.sysctl("ipv4.ip_forward", "0")
+        self.namespace.sysctl("ipv6.conf.all.forwarding", "0")
+        self.plug(self.address)
 
     def plug(self, address: str) -> None:
         """Put in a card that is connected to the underlay."""
@@ -54,34 +61,52 @@ class Host:
             "link set eth0 up",
             f"route add default via {UNDERLAY}.255.254",
         )
+        if self._rig.ipv6:
+            self.plug6(self.address6)
+
+    def plug6(self, address: str) -> None:
+        """Give the card an IPv6 address, and a default route of IPv6."""
+        self.namespace.ip(
+            f"addr add {address}/64 dev eth0 nodad",
+            f"route add default via {UNDERLAY6}::ffff",
+        )
 
     def unplug(self) -> None:
         """Take the card out: the interface is gone."""
         self._rig.underlay.ip(f"link del {self.port}")
 
-    def add_container(self, subnet: IPv4Network, mtu: int = 1500) -> Container:
+    def add_container(
+        self, subnet: Subnet, mtu: int = 1500, subnet6: IPv6Network | None = None
+    ) -> Container:
         """Put one more container behind the host, on a bridge made for the first of them."""
-        gateway = subnet.network_address + 1
+        subnets = [subnet] if subnet6 is None else [subnet, subnet6]
+        gateways = [one.network_address + 1 for one in subnets]
         if not self.containers:
             self.namespace.ip(
                 "link add br0 type bridge",
-                f"addr add {gateway}/{subnet.prefixlen} dev br0",
+                *(
+                    f"addr add {gateway}/{one.prefixlen} dev br0{_nodad(one)}"
+                    for one, gateway in zip(subnets, gateways, strict=True)
+                ),
                 f"link set br0 mtu {mtu} up",
             )
         number = len(self.containers) + 1
         namespace = self._rig.stack.enter_context(Namespace(f"{self.name}-c{number}"))
-        address = gateway + number
+        addresses = [gateway + number for gateway in gateways]
         self.namespace.ip(
             f"link add veth{number} mtu {mtu} type veth "
             f"peer name eth0 mtu {mtu} netns {namespace.pid}",
             f"link set veth{number} master br0 up",
         )
         namespace.ip(
-            f"addr add {address}/{subnet.prefixlen} dev eth0",
+            *(
+                f"addr add {address}/{one.prefixlen} dev eth0{_nodad(one)}"
+                for one, address in zip(subnets, addresses, strict=True)
+            ),
             "link set eth0 up",
-            f"route add default via {gateway}",
+            *(f"route add default via {gateway}" for gateway in gateways),
         )
-        container = Container(self, namespace, str(address))
+        container = Container(self, namespace, *map(str, addresses))
         self.containers.append(container)
         return container
 
@@ -94,10 +119,19 @@ class Host:
         self._rig.underlay.ip(f"link set {self.port} up")
 
 
-class Rig:
-    """Some hosts; everything goes at the end of the `with`, or of this process."""
+def _nodad(subnet: Subnet) -> str:
+    # An address of IPv6 is of no use before nobody else is found to have it.
+    return " nodad" if subnet.version == VERSION6 else ""
 
-    def __init__(self, hosts: int) -> None:
+
+class Rig:
+    """Some hosts; everything goes at the end of the `with`, or of this process.
+
+    With `ipv6` they have addresses of both families.
+    """
+
+    def __init__(self, hosts: int, *, ipv6: bool = False) -> None:
+        self.ipv6 = ipv6
         self.stack = ExitStack()
         self._count = hosts
         self.hosts: list[Host] = []
@@ -108,6 +142,7 @@ class Rig:
             self.underlay.ip(
                 "link add hub type bridge",
                 f"addr add {UNDERLAY}.255.254/16 dev hub",
+                *([f"addr add {UNDERLAY6}::ffff/64 dev hub nodad"] if self.ipv6 else []),
                 "link set hub up",
             )
             for number in range(self._count):

@@ -47,7 +47,8 @@ class Situation:
     def must_allow(self) -> IPv4Network:
         """Return the subnet that containers get addresses of. Raises CniError."""
         if self.subnet is None or not self.mtu:
-            raise CniError(plugin.TRY_LATER, "the agent has no subnet yet", "netplane ctl status")
+            why = self.taken or "netplane ctl status"
+            raise CniError(plugin.TRY_LATER, "the agent has no subnet for containers yet", why)
         if self.taken:
             raise CniError(plugin.TRY_LATER, "this host's subnet belongs to another", self.taken)
         return self.subnet

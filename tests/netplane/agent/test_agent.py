@@ -18,6 +18,7 @@ from netplane.agent.ports import FirewallReport, Occupant, Report
 from netplane.agent.state import encode, load
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
+from netplane.subnet.family import Pair
 from netplane.subnet.registry import UnavailableError
 from tests.netplane.agent.world import (
     CONFIG,
@@ -232,14 +233,14 @@ async def test_the_subnet_of_our_containers_is_asked_for_again(world: World) -> 
     world.settings.subnet_file.write_text("FLANNEL_SUBNET=10.5.44.1/24\n")
     async with running(world):
         await world.until(lambda: len(world.who) == 1)
-    assert world.who[0].previous_subnet == IPv4Network("10.5.44.0/24")
+    assert world.who[0].previous == Pair(IPv4Network("10.5.44.0/24"))
     assert world.who[0].public_ip == EXTERNAL.address.ip
     # What we remember knows more than the file, which others may write.
     remembered = replace(load(world.settings.state_file)[0], own=OWN)
     world.settings.state_file.write_text(encode(remembered))
     async with running(world):
         await world.until(lambda: len(world.who) == 2)
-    assert world.who[1].previous_subnet == OWN.subnet
+    assert world.who[1].previous == OWN.pair
 
 
 async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(world: World) -> None:
@@ -364,7 +365,7 @@ async def test_a_network_that_only_divides_otherwise_keeps_what_is_programmed(
     world: World,
 ) -> None:
     remember(world, 2)
-    world.config = replace(CONFIG, subnet_len=25)
+    world.config = replace(CONFIG, first=replace(CONFIG.first, subnet_len=25))
     async with running(world, 0.01) as agent:
         await world.until_last("healing")
         world.registry_is_up.set()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 
 import pytest
 
 from netplane.agent.errors import InterfaceError
 from netplane.agent.interface import (
+    IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
     IFA_F_PERMANENT,
     IFA_F_SECONDARY,
+    IFA_F_TENTATIVE,
     IFF_LOOPBACK,
     IFF_UP,
     Address,
@@ -63,9 +65,7 @@ def test_two_equal_default_routes_are_refused_with_both_names() -> None:
 def test_without_a_default_route_the_candidates_are_named_and_not_the_loopback() -> None:
     with pytest.raises(InterfaceError, match=r"no default route") as refused:
         choose(host())
-    assert "eth0 (192.0.2.10/24), eth1 (198.51.100.7/24), eth2 (no IPv4 address)" in str(
-        refused.value
-    )
+    assert "eth0 (192.0.2.10/24), eth1 (198.51.100.7/24), eth2 (no address)" in str(refused.value)
     assert "127.0.0.1" not in str(refused.value)
 
 
@@ -123,7 +123,7 @@ def test_nothing_found_names_what_was_tried_and_what_there_is() -> None:
 
 @pytest.mark.parametrize("wanted", ["eth2", "lo"])
 def test_an_interface_without_a_usable_address_is_refused(wanted: str) -> None:
-    with pytest.raises(InterfaceError, match=f"interface {wanted} has no IPv4 address"):
+    with pytest.raises(InterfaceError, match=f"interface {wanted} has no address"):
         choose(host(), iface=[wanted])
 
 
@@ -140,3 +140,41 @@ def test_the_address_that_reaches_farthest_and_stays_longest_is_taken() -> None:
         assert link(9, "x", *worse[rest:], best).best_address() == best.at
     assert link(9, "x", worse[0]).best_address() is None
     assert link(9, "x", *worse[:2]).best_address() == worse[1].at
+
+
+GLOBAL6 = IPv6Interface("2001:db8::7/64")
+
+
+@pytest.mark.parametrize(
+    "flags", [IFA_F_SECONDARY, IFA_F_DEPRECATED, IFA_F_TENTATIVE, IFA_F_DADFAILED]
+)
+def test_an_ipv6_address_that_does_not_stay_is_not_told_to_others(flags: int) -> None:
+    # Temporary ones change by the day; of the others it is not sure that they are ours.
+    left = Address(IPv6Interface("2001:db8::bad/64"), flags=flags)
+    local = Address(IPv6Interface("fe80::1/64"), scope=253)
+    both = link(2, "eth0", "192.0.2.10/24", left, local, Address(GLOBAL6))
+    found = choose(Host((LOOPBACK, both), (DefaultRoute(2, 0),)))
+    assert (str(found.of(4)), found.of(6)) == ("192.0.2.10/24", GLOBAL6)
+    bare = choose(
+        Host(
+            (LOOPBACK, link(2, "eth0", "192.0.2.10/24", left, local)),
+        ),
+        ["eth0"],
+    )
+    assert bare.of(6) is None
+
+
+def test_both_families_are_of_one_interface_which_that_of_ipv4_tells() -> None:
+    # Flannel looks for each by itself, and may send the two over different networks.
+    six = link(3, "eth1", Address(GLOBAL6))
+    routes6 = (DefaultRoute(3, 0),)
+    assert choose(Host((ETH0, six), (DefaultRoute(2, 0),), routes6)).address6 is None
+    alone = choose(Host((ETH0, six), (), routes6))
+    assert (alone.name, alone.of(4), alone.of(6)) == ("eth1", None, GLOBAL6)
+
+
+def test_an_ipv6_address_names_interface_and_address() -> None:
+    other = IPv6Interface("2001:db8::8/64")
+    both = link(2, "eth0", "192.0.2.10/24", Address(GLOBAL6), Address(other))
+    found = choose(Host((ETH1, both)), ["2001:db8::8"])
+    assert (found.name, str(found.of(4)), found.of(6)) == ("eth0", "192.0.2.10/24", other)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import asdict
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from netplane.agent.lock import InstanceLock, LinkLock, RoutesLock
 from netplane.agent.notify import notify
 from netplane.agent.ports import FirewallLook
 from netplane.agent.settings import Registry, Settings
+from netplane.subnet.family import Pair
 
 NETWORK, SUBNET = IPv4Network("10.5.0.0/16"), IPv4Network("10.5.72.0/24")
 FLANNELS = (
@@ -34,12 +35,38 @@ FLANNELS = (
 
 def test_subnet_env_is_what_flannel_writes(tmp_path: Path) -> None:
     path = tmp_path / "run" / "subnet.env"
-    text = subnet_env.render(NETWORK, SUBNET, 1450)
+    text = subnet_env.render(Pair(NETWORK), Pair(SUBNET), 1450)
     assert text == FLANNELS
     assert subnet_env.write(path, text)
     assert path.read_text() == FLANNELS
     assert path.stat().st_mode & 0o777 == 0o644  # CNI plugins may run as anybody
-    assert subnet_env.read_subnet(path) == SUBNET
+    assert subnet_env.read_subnets(path) == Pair(SUBNET)
+
+
+NETWORK6, SUBNET6 = IPv6Network("fd00:5::/48"), IPv6Network("fd00:5:0:48::/64")
+FLANNELS6 = "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:48::1/64\n"
+
+
+@pytest.mark.parametrize("has_ipv4", [True, False])
+def test_subnet_env_has_ipv6_as_flannel_writes_it(has_ipv4: bool, tmp_path: Path) -> None:
+    networks = Pair(NETWORK, NETWORK6) if has_ipv4 else Pair(NETWORK6)
+    subnets = Pair(SUBNET, SUBNET6) if has_ipv4 else Pair(SUBNET6)
+    path = tmp_path / "subnet.env"
+
+    text = subnet_env.render(networks, subnets, 1430, ip_masq=True)
+
+    ipv4 = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\n" if has_ipv4 else ""
+    assert text == f"{ipv4}{FLANNELS6}FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"
+    subnet_env.write(path, text)
+    assert subnet_env.read_subnets(path) == subnets
+
+
+def test_of_a_subnet_env_counts_what_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_text(f"FLANNEL_SUBNET=10.5.72.1/33\n{FLANNELS6}")
+    assert subnet_env.read_subnets(path) == Pair(SUBNET6)
+    path.write_text("FLANNEL_SUBNET='10.5.72.1/24'\nFLANNEL_IPV6_SUBNET=10.5.72.1/24\n")
+    assert subnet_env.read_subnets(path) == Pair(SUBNET)
 
 
 def test_subnet_env_is_left_alone_when_it_is_right(tmp_path: Path) -> None:
@@ -105,8 +132,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
 def test_a_subnet_env_of_no_use_tells_nothing(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "subnet.env"
     path.write_bytes(content)
-    assert subnet_env.read_subnet(path) is None
-    assert subnet_env.read_subnet(tmp_path / "missing") is None
+    assert subnet_env.read_subnets(path) is None
+    assert subnet_env.read_subnets(tmp_path / "missing") is None
     assert subnet_env.write(path, FLANNELS)
 
 

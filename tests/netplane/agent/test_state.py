@@ -7,7 +7,7 @@ import contextlib
 import json
 import threading
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -42,9 +42,31 @@ STATE = State(
 )  # fmt: skip
 
 
+BOTH = replace(
+    LEASE,
+    subnet6=IPv6Network("fd00:5:0:48::/64"),
+    public_ip6=IPv6Address("2001:db8::10"),
+    backend_data6={"VNI": 1, "VtepMAC": "c6:d2:32:6f:8f:66"},
+)
+ONLY_IPV6 = replace(
+    LEASE, subnet=IPv6Network("fd00:5:0:9::/64"), public_ip=IPv6Address("2001:db8::9")
+)
+
+
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert decode(encode(STATE)) == STATE
     assert decode(encode(State())) == State()
+    both = replace(STATE, own=BOTH, peers=(ONLY_IPV6, LEASE))
+    assert decode(encode(both)) == both
+
+
+def test_files_of_one_family_are_as_agents_before_ipv6_wrote_them() -> None:
+    # Both ways: an agent of before can be put back in place.
+    fields = {
+        "subnet", "public_ip", "backend_type", "backend_data", "key", "create_revision",
+        "mod_revision", "expires",
+    }  # fmt: skip
+    assert json.loads(encode(STATE))["own"].keys() == fields
 
 
 def test_no_file_is_a_first_start(tmp_path: Path) -> None:
@@ -54,6 +76,7 @@ def test_no_file_is_a_first_start(tmp_path: Path) -> None:
 def mangled() -> list[str]:
     whole = json.loads(encode(STATE))
     lease = whole["own"]
+    both = json.loads(encode(replace(STATE, own=BOTH)))["own"]
     changes: list[object] = [
         {**whole, "format": 2},
         {**whole, "more": 1},
@@ -66,6 +89,12 @@ def mangled() -> list[str]:
         {**whole, "peers": [3]},
         {**whole, "own": {**lease, "subnet": "10.5.72.1/24"}},
         {**whole, "own": {**lease, "public_ip": "::1"}},
+        {**whole, "own": {**lease, "subnet": "fd00::/64"}},
+        {**whole, "own": {**both, "public_ip6": "192.0.2.1"}},
+        {**whole, "own": {**both, "subnet6": 7}},
+        {**whole, "own": {**both, "subnet": "fd00::/64", "public_ip": "fd01::1"}},
+        {**whole, "own": {name: both[name] for name in both if name != "public_ip6"}},
+        {**whole, "own": {**lease, "public_ip6": "fd01::1"}},
         {**whole, "own": {**lease, "key": 3}},
         {**whole, "own": {**lease, "surprise": 1}},
         {**whole, "own": {**lease, "expires": "no"}},

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from netplane.agent.ports import (
 from netplane.agent.settings import Settings
 from netplane.agent.state import State, encode
 from netplane.subnet.config import NetworkConfig, parse_config
+from netplane.subnet.family import Address
 from netplane.subnet.lease import Lease, View
 
 CONFIG_TEXT = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
@@ -162,7 +163,7 @@ class FakeSubnets:
     def config_text(self) -> str:
         return CONFIG_TEXT
 
-    async def acquire(self, backend_data: object) -> View:
+    async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
         self.world.data.append(backend_data)
         self.world.note("lease")
         return await self.world.views.get()
@@ -173,7 +174,7 @@ class FakeSubnets:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
-    def move(self, public_ip: IPv4Address) -> None:
+    def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
         self.world.note(f"moved to {public_ip}")
 
     async def drain(self) -> None:
@@ -197,6 +198,9 @@ class FakeDataplane:
         self.sysctls = dict(sysctls)
         self.on_report: Callable[[Report], None] = lambda report: None
         self.on_firewall: Callable[[FirewallReport], None] = lambda report: None
+
+    def lease_data6(self) -> object:
+        return None
 
     def lease_data(self) -> object:
         return {"VNI": 1, "VtepMAC": self.mac}

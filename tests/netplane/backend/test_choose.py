@@ -37,7 +37,7 @@ def test_flags_reach_the_backend() -> None:
             config(Type=kind, DirectRouting=True), external=EXTERNAL, mac="02:00:00:00:00:01",
             adopts_flannel=True, blackhole=True,
         )  # fmt: skip
-        subnet = config().subnet_at(3)
+        subnet = config().first.subnet_at(3)
         assert blackhole_of(subnet) in made.plan(subnet, {}).objects
         assert made.scope.adopts_routes == (0 if kind in {"alloc", "udp", "netplane-udp"} else 24)
 
@@ -78,7 +78,7 @@ def test_only_vxlan_has_a_network_identifier() -> None:
 
 def test_alloc_leases_a_subnet_and_leads_nowhere() -> None:
     made = make(config(Type="alloc"), external=EXTERNAL, mac="02:00:00:00:00:01")
-    subnet, other = config().subnet_at(3), config().subnet_at(4)
+    subnet, other = config().first.subnet_at(3), config().first.subnet_at(4)
     plan = made.plan(subnet, {other: Lease(other, IPv4Address("198.51.100.2"), "")})
     assert (plan.objects, plan.refused, plan.vteps) == ({FORWARDING}, {}, frozenset())
     assert made.mtu == 1500

@@ -63,6 +63,14 @@ def test_a_port_that_is_none_is_refused(port: str) -> None:
         choose.check(config)
 
 
+@pytest.mark.parametrize("kind", ["udp", "netplane-udp"])
+def test_a_network_with_ipv6_is_refused(kind: str) -> None:
+    text = '{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"'
+    config = parse_config(f'{text},"Backend":{{"Type":"{kind}"}}}}'.encode())
+    with pytest.raises(BackendError, match="carries IPv4 only"):
+        choose.check(config)
+
+
 def test_containers_may_send_what_fits_into_udp() -> None:
     assert backend(mtu=9000).mtu == 9000 - 28
     with pytest.raises(BackendError, match="at least 604 are needed"):

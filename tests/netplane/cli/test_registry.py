@@ -65,7 +65,10 @@ def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
         ([CONFIG, "--network", "10.5.0.0/16"], "give the configuration"),
         (["{"], "not JSON"),
         (["@/nowhere"], "cannot read /nowhere: No such file"),
+        ([CONFIG, "--ipv6-network", "fd00::/48"], "give the configuration"),
         (["--network", "10.5.0.0/29"], "too small to divide"),
+        (["--ipv6-network", "10.5.0.0/16"], "not an IPv6 CIDR"),
+        (["--network", "10.5.0.0/16", "--ipv6-network", "fd00::/125"], "too small to divide"),
         ([CONFIG, "--backend", "host-gw"], "--backend goes with --network"),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"udp","Port":-1}}'],
@@ -91,6 +94,72 @@ def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], sa
 def test_init_takes_the_name_of_a_backend_instead_of_json(ctl: Ctl) -> None:
     assert ctl("init", "--network", "10.5.0.0/16", "--backend", "host-gw").exit_code == 0
     assert ctl.value("config") == b'{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["--network", "10.5.0.0/16", "--ipv6-network", "fd00:5::/48"],
+            (
+                b'{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",'
+                b'"Backend":{"Type":"vxlan"}}'
+            ),
+        ),
+        (
+            ["--ipv6-network", "fd00:5::/48"],
+            (
+                b'{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48",'
+                b'"Backend":{"Type":"vxlan"}}'
+            ),
+        ),
+    ],
+)
+def test_init_takes_networks_of_ipv6_instead_of_json(
+    ctl: Ctl, arguments: list[str], text: bytes
+) -> None:
+    assert ctl("init", *arguments).exit_code == 0
+    assert ctl.value("config") == text
+    ctl.store.put(f"{PREFIX}/subnets/0.0.0.0-0&fd00:5:0:1::-64".encode(), b"x")
+    refused = ctl("init", "--network", "10.5.0.0/16", "--ipv6-network", "fd00:6::/48")
+    assert "IPv6Network cannot change under running hosts" in refused.output
+
+
+def test_a_reservation_of_both_families_is_kept_shown_and_released(ctl: Ctl) -> None:
+    ctl("init", "--network", "10.5.0.0/16", "--ipv6-network", "fd00:5::/48")
+    second = ("--ipv6-subnet", "fd00:5:0:48::/64", "--public-ipv6", "2001:db8::1")
+
+    alone = ctl("reserve", "10.5.72.0/24", "192.0.2.1")
+    assert "it has no subnet of IPv6Network fd00:5::/48" in alone.output
+    done = ctl("reserve", "10.5.72.0/24", "192.0.2.1", *second)
+
+    assert done.output == "10.5.72.0/24 with fd00:5:0:48::/64 is kept for 192.0.2.1\n"
+    shown = ctl("leases").output.splitlines()
+    assert shown[1].split()[:4] == [
+        "10.5.72.0/24,fd00:5:0:48::/64", "192.0.2.1,2001:db8::1", "vxlan", "reservation",
+    ]  # fmt: skip
+    [row] = json.loads(ctl("leases", "-w", "json").output)["leases"]
+    assert (row["subnet6"], row["public_ip6"]) == ("fd00:5:0:48::/64", "2001:db8::1")
+    assert ctl("release", "fd00:5:0:48::/64").output == "fd00:5:0:48::/64 is free\n"
+    assert json.loads(ctl("leases", "-w", "json").output)["leases"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("x", "192.0.2.1"), "'x' is no subnet such as 10.5.72.0/24"),
+        (("10.5.72.0/24", "x"), "'x' is no IP address"),
+        (("10.5.72.0/24", "192.0.2.1", "--ipv6-subnet", "10.5.9.0/24"), "such as fd00:0:0:48::/64"),
+        (("10.5.72.0/24", "192.0.2.1", "--public-ipv6", "192.0.2.1"), "is no IPv6 address"),
+        (("fe80::%eth0/64", "192.0.2.1"), "names an interface"),
+    ],
+)
+def test_reserve_refuses_what_is_no_subnet_or_address(
+    ctl: Ctl, arguments: tuple[str, ...], said: str
+) -> None:
+    done = ctl("reserve", *arguments)
+    assert done.exit_code == 2
+    assert said in done.output
 
 
 def test_init_writes_for_flannel_what_only_flannel_serves(ctl: Ctl) -> None:
@@ -142,3 +211,30 @@ def test_a_registry_that_is_down_is_named(ctl: Ctl) -> None:
     done = ctl("leases", "--etcd-endpoints", f"127.0.0.1:{port}")
     assert done.exit_code == 1
     assert f"Hint: endpoints: 127.0.0.1:{port}" in done.output
+
+
+def test_hosts_and_leases_of_either_family_are_shown_side_by_side(ctl: Ctl) -> None:
+    # While a network gets IPv6 there are all three kinds.
+    rows = {
+        "a": {"Subnet": "10.5.72.0/24", "IPv6Subnet": "fd00:5::/64", "PublicIPv6": "2001:db8::1"},
+        "b": {"Subnet": "fd00:5:0:1::/64", "PublicIP": "2001:db8::2"},
+        "c": {"Subnet": "10.5.7.0/24"},
+    }
+    for name, fields in rows.items():
+        record = {"PublicIP": "192.0.2.1", "Session": "s", "BootID": "b"} | fields
+        ctl.store.put(f"{PREFIX}/netplane/hosts/{name}".encode(), json.dumps(record).encode())
+    value = b'{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1"}'
+    for key in ("10.5.72.0-24&fd00:5::-64", "0.0.0.0-0&fd00:5:0:1::-64", "10.5.7.0-24"):
+        ctl.store.put(f"{PREFIX}/subnets/{key}".encode(), value)
+
+    hosts = [line.split()[:3] for line in ctl("hosts").output.splitlines()[1:]]
+    leases = [line.split() for line in ctl("leases").output.splitlines()[1:]]
+
+    assert hosts == [
+        ["c", "10.5.7.0/24", "192.0.2.1"],
+        ["a", "10.5.72.0/24,fd00:5::/64", "192.0.2.1,2001:db8::1"],
+        ["b", "fd00:5:0:1::/64", "2001:db8::2"],
+    ]
+    assert [(line[0], line[-1]) for line in leases] == [
+        ("10.5.7.0/24", "c"), ("10.5.72.0/24,fd00:5::/64", "a"), ("fd00:5:0:1::/64", "b"),
+    ]  # fmt: skip

@@ -14,7 +14,16 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netplane.netlink import messages
 from netplane.netlink.messages import Request
-from netplane.netlink.objects import BLACKHOLE, LAST, Address, FdbEntry, Neighbour, Route, VxlanLink
+from netplane.netlink.objects import (
+    BLACKHOLE,
+    LAST,
+    METRIC6,
+    Address,
+    FdbEntry,
+    Neighbour,
+    Route,
+    VxlanLink,
+)
 
 MAC = bytes.fromhex("02aabbccddee")
 ROUTE = Route("np.1", packed := bytes([10, 5, 7, 0]), 24, packed, onlink=True)
@@ -161,16 +170,54 @@ def test_a_vxlan_link_agrees_with_another_encoder(*, gbp: bool) -> None:
 
 
 def test_the_other_family_is_told_by_the_length() -> None:
-    # IPv6 comes later, and nothing here may have to change for it.
     address = bytes.fromhex("fd00" + "00" * 13 + "07")
-    assert messages.add(Route("np6", address, 64, address), 7).encode(9) == other_encoder(
+    route = Route("np6", address, 64, address, onlink=True, metric=METRIC6)
+    assert messages.add(route, 7).encode(9) == other_encoder(
         rtmsg, 24, 0x605, 9,
-        family=10, dst_len=64, table=254, proto=181, scope=0, type=1, flags=0,
-        attrs=[("RTA_DST", "fd00::7"), ("RTA_OIF", 7), ("RTA_GATEWAY", "fd00::7")],
+        family=10, dst_len=64, table=254, proto=181, scope=0, type=1, flags=4,
+        attrs=[
+            ("RTA_DST", "fd00::7"), ("RTA_OIF", 7), ("RTA_GATEWAY", "fd00::7"),
+            ("RTA_PRIORITY", 1024),
+        ],
+    )  # fmt: skip
+    # Flag 2: usable at once, nobody else is asked whether he has it.
+    assert messages.add(Address("np6", address, 128), 7).encode(9) == other_encoder(
+        ifaddrmsg, 20, 0x605, 9,
+        family=10, prefixlen=128, flags=2, scope=0, index=7,
+        attrs=[("IFA_LOCAL", "fd00::7"), ("IFA_ADDRESS", "fd00::7")],
+    )  # fmt: skip
+    assert messages.add(Neighbour("np6", address, MAC), 7).encode(9) == other_encoder(
+        ndmsg, 28, 0x505, 9,
+        family=10, ifindex=7, state=0x80, flags=0, ndm_type=0,
+        attrs=[("NDA_DST", "fd00::7"), ("NDA_LLADDR", MAC.hex(":")), ("NDA_PROTOCOL", 181)],
+    )  # fmt: skip
+    assert messages.add(FdbEntry("np6", MAC, address), 7).encode(9) == other_encoder(
+        ndmsg, 28, 0x505, 9,
+        family=7, ifindex=7, state=0x80, flags=0x2, ndm_type=0,
+        attrs=[("NDA_LLADDR", MAC.hex(":")), ("NDA_DST", "fd00::7")],
+    )  # fmt: skip
+
+
+def test_a_vxlan_link_over_ipv6_agrees_with_another_encoder() -> None:
+    # Without a word on checksums: outer ones are made and wanted, as `ip link` has it.
+    local = bytes.fromhex("fd77" + "00" * 13 + "01")
+    assert messages.add(LINK._replace(local=local), 2).encode(9) == other_encoder(
+        ifinfmsg, 16, 0x605, 9,
+        family=0, ifi_type=0, index=0, flags=1, change=1,
+        attrs=[
+            ("IFLA_IFNAME", "np.1"), ("IFLA_ADDRESS", MAC.hex(":")), ("IFLA_MTU", 1450),
+            ("IFLA_LINKINFO", {"attrs": [
+                ("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", {"attrs": [
+                    ("IFLA_VXLAN_ID", 1), ("IFLA_VXLAN_LINK", 2), ("IFLA_VXLAN_LOCAL6", "fd77::1"),
+                    ("IFLA_VXLAN_LEARNING", 0), ("IFLA_VXLAN_PORT", 8472),
+                ]}),
+            ]}),
+        ],
     )  # fmt: skip
 
 
 def test_names_fit_the_kernels_limit() -> None:
     assert len(f"np.{2**24 - 1}") <= 15
+    assert len(f"np6.{2**24 - 1}") <= 15
     assert str(ROUTE) == "route 10.5.7.0/24 via 10.5.7.0 dev np.1 onlink"
     assert str(IPv4Address(FDB.destination)) in str(FDB)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
@@ -50,6 +50,26 @@ def test_overlay_packets_are_told_from_others_by_port_and_number() -> None:
     ]
 
 
+def test_the_same_is_said_of_ipv6() -> None:
+    network, subnet = "fd00:5::/48", "fd00:5:0:1::/64"
+    said = text(replace(RULES, network=IPv6Network(network), subnet=IPv6Network(subnet), vni=257))
+    drop = "counter name unknown-vteps drop"
+    assert chain(said, "underlay") == [
+        f"udp dport 8472 @th,96,24 257 fib daddr type local ip6 saddr != @vteps {drop}",
+        f"udp dport 8472 @th,96,24 257 ip6 saddr {network} ip6 daddr != {network} {drop}",
+    ]
+    assert "type ipv6_addr" in said
+    assert chain(said, "postrouting") == [
+        "meta mark & 0x4000 == 0x4000 return",
+        "icmpv6 type 133-137 return",  # neighbours: what they say is of their own addresses
+        f"ip6 saddr {subnet} ip6 daddr {network} return",
+        f"ip6 saddr {network} ip6 daddr {subnet} return",
+        f"ip6 saddr != {network} ip6 daddr {subnet} return",
+        f"ip6 saddr {network} ip6 daddr != ff00::/8 masquerade fully-random",
+        f"ip6 saddr != {network} ip6 daddr {network} masquerade fully-random",
+    ]
+
+
 def test_what_is_not_asked_for_is_not_there() -> None:
     said = text(replace(RULES, masquerade=False, vxlan_port=0))
     assert re.findall(r"(?:chain|set|counter) (\S+) {", said) == ["forward"]
@@ -70,11 +90,11 @@ def test_everything_says_why_it_is_there_and_fits() -> None:
 
 def test_members_are_written_in_order_and_none_is_no_command() -> None:
     hosts = {IPv4Address("10.0.0.3"), IPv4Address("10.0.0.2")}
-    assert elements("add", "netplane-b", "vteps", hosts) == (
+    assert elements("add", "ip netplane-b", "vteps", hosts) == (
         "add element ip netplane-b vteps { 10.0.0.2, 10.0.0.3 }\n"
     )
-    assert elements("delete", "netplane", "vteps", []) == ""
-    assert removal("netplane") == "add table ip netplane\ndelete table ip netplane\n"
+    assert elements("delete", "ip netplane", "vteps", []) == ""
+    assert removal("ip netplane") == "add table ip netplane\ndelete table ip netplane\n"
 
 
 @pytest.mark.parametrize("name", ["filter", "netplane x", "netplane-A", "netplane-", ""])

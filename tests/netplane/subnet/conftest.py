@@ -21,7 +21,7 @@ from netplane.subnet.manager import SubnetManager
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout
 from netplane.subnet.registry import Registry
-from tests.netplane.subnet.stores import vxlan
+from tests.netplane.subnet.stores import address6, vxlan, vxlan6
 from tests.servers import Etcd
 
 CONFIG = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
@@ -81,7 +81,7 @@ class Network:
         session = f"session {next(self._sessions)}"
         who = Identity(
             host_id or f"host{number}", IPv4Address(ip or f"192.0.2.{number}"), session,
-            boot_id, previous_session,
+            boot_id, previous_session, address6(number),
         )  # fmt: skip
         options = {"clock": self.clock, "draw": Random(number)} | options
         return SubnetManager(registry or self.registry, self.layout, who, wish, **options)
@@ -89,8 +89,9 @@ class Network:
     async def join(self, number: int, **others: Any) -> tuple[SubnetManager, View]:
         """Return a host's manager that has a subnet."""
         manager = self.manager(number, **others)
-        await manager.open()
-        return manager, await manager.acquire(vxlan(number))
+        config = await manager.open()
+        data = vxlan6(number) if config.network.version == 6 else vxlan(number)
+        return manager, await manager.acquire(data, vxlan6(number))
 
     async def value(self, key: bytes) -> bytes | None:
         kv = await self.client.get(key)

@@ -13,17 +13,18 @@ import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from kvstore.client import AsyncClient, KvError
 from netplane.subnet.errors import SubnetError, SubnetMisfitError, SubnetTakenError
 from netplane.subnet.etcd import EtcdRegistry
+from netplane.subnet.family import Address, Pair
 from netplane.subnet.lease import View, decode_value, parse_name
 from netplane.subnet.manager import Standing, SubnetManager
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout
 from netplane.subnet.registry import Absent, Attempt, Outcome, RegistryError, Unchanged
-from tests.netplane.subnet.stores import vxlan
+from tests.netplane.subnet.stores import address6, vxlan, vxlan6
 from tests.sim.full import profile as profiles
 from tests.sim.full.cluster import FullCluster
 from tests.sim.full.library import drawn_from, new_client
@@ -37,6 +38,21 @@ CONFIGS = (
     b'{"Network":"10.5.0.0/24","SubnetLen":28,"Backend":{"Type":"vxlan"}}',  # 15 subnets
     b'{"Network":"10.5.0.0/24","SubnetLen":29,"Backend":{"Type":"vxlan"}}',
 )
+BOTH = (
+    (
+        b'{"EnableIPv6":true,"Network":"10.5.0.0/24","SubnetLen":28,"IPv6Network":"fd00::/120",'
+        b'"IPv6SubnetLen":124,"Backend":{"Type":"vxlan"}}'
+    ),  # 15 subnets of each family
+    (
+        b'{"EnableIPv6":true,"Network":"10.5.0.0/24","SubnetLen":29,"IPv6Network":"fd00::/120",'
+        b'"IPv6SubnetLen":125,"Backend":{"Type":"vxlan"}}'
+    ),
+)
+MIXED = (BOTH[0], CONFIGS[0])
+"""A network that gets IPv6 and loses it: every host has another key for the same IPv4 subnet then.
+
+Agents of the one and of the other do not use each other's leases, so these never settle.
+"""
 STOLEN = "nobody takes a subnet that another host has"
 OVERLAP = "no two subnets overlap"
 ONE = "a host has one subnet"
@@ -74,6 +90,21 @@ class Forgetful(EtcdRegistry):
         return await super().attempt(tuple(less(one) for one in attempts), otherwise)
 
 
+class Unmarked(EtcdRegistry):
+    """Leaves out only what makes sure that no two take one IPv6 subnet beside different others."""
+
+    async def attempt(self, attempts: tuple[Attempt, ...], otherwise: bytes) -> Outcome:
+        def less(attempt: Attempt) -> Attempt:
+            kept = tuple(
+                one
+                for one in attempt.conditions
+                if isinstance(one, Absent) or b"/netplane/ipv6/" not in one.key
+            )
+            return Attempt(kept, attempt.writes)
+
+        return await super().attempt(tuple(less(one) for one in attempts), otherwise)
+
+
 class Agent:
     """One host: its agent runs, is killed, and starts again with what the host has saved."""
 
@@ -85,7 +116,7 @@ class Agent:
         self.view: View | None = None
         self._starts = 0
         self._session = ""
-        self._subnet: IPv4Network | None = None
+        self._pair: Pair | None = None
         self._begin(None)
 
     def _begin(self, _: object) -> None:
@@ -94,11 +125,12 @@ class Agent:
         self._starts += 1
         session = f"{self.number}.{self._starts}"
         who = Identity(
-            f"h{self.number}", IPv4Address(f"192.0.2.{self.number}"), session, "boot", self._session
-        )
+            f"h{self.number}", IPv4Address(f"192.0.2.{self.number}"), session, "boot",
+            self._session, address6(self.number),
+        )  # fmt: skip
         self._session = session
-        keep = self._subnet is not None and self.world.chance(0.5)
-        self.loop.start(self._live(client, who, Wish(self._subnet, keep=keep)))
+        keep = self._pair is not None and self.world.chance(0.5)
+        self.loop.start(self._live(client, who, Wish.of(self._pair, keep=keep)))
         self.world.after(self.world.between(SECOND, 20 * SECOND), self._kill)
 
     async def _live(self, client: AsyncClient, who: Identity, wish: Wish) -> None:
@@ -113,7 +145,7 @@ class Agent:
             )
             try:
                 await manager.open()
-                self.view = await manager.acquire(vxlan(self.number))
+                self.view = await manager.acquire(vxlan(self.number), vxlan6(self.number))
                 break
             except (SubnetTakenError, SubnetMisfitError) as error:
                 self.world.mark(f"agent: {type(error).__name__}")
@@ -121,7 +153,7 @@ class Agent:
             except (RegistryError, SubnetError) as error:
                 self.world.mark(f"agent: {type(error).__name__}")
                 await asyncio.sleep(0.2)
-        self._subnet = manager.status().subnet
+        self._pair = manager._claimer.pair
         self.world.mark("agent: has a subnet")
         self.loop.create_task(self._look(manager))
         await manager.run()
@@ -140,12 +172,12 @@ class Agent:
         self.manager = None
         self.world.after(self.world.between(1, 3 * SECOND), self._begin)
 
-    def subnet(self) -> IPv4Network | None:
+    def pair(self) -> Pair | None:
         """Return what this host says it has."""
         manager = self.manager
         if manager is None or manager._standing is not Standing.HELD:
             return None
-        return manager._claimer.subnet
+        return manager._claimer.pair
 
 
 @dataclass
@@ -165,8 +197,14 @@ class Result:
 class Run:
     """A cluster, an operator who changes the configuration, and agents."""
 
-    def __init__(self, cluster: FullCluster, registry: Callable[..., EtcdRegistry]) -> None:
+    def __init__(
+        self,
+        cluster: FullCluster,
+        registry: Callable[..., EtcdRegistry],
+        configs: tuple[bytes, ...],
+    ) -> None:
         self.cluster = cluster
+        self.configs = configs
         self.registry = registry
         self.healed = False
         # The agents are what this is about; the others keep the members busy.
@@ -183,7 +221,7 @@ class Run:
         # Without any there is no network to settle, and faults may last as long as this has tried.
         while not (self.healed and number):
             try:
-                await self._client.put(LAYOUT.config, CONFIGS[number % 2])
+                await self._client.put(LAYOUT.config, self.configs[number % 2])
                 number += 1
                 await asyncio.sleep(world.between(1, pause_ms) / 1000)
             except KvError:
@@ -198,13 +236,13 @@ class Run:
                 story += [(at, key, None if kv is None else kv.value) for at, kv in history]
         # Within one revision what is given back goes first.
         story.sort(key=lambda one: (one[0], one[2] is not None))
-        owners: dict[IPv4Network, IPv4Address] = {}
+        owners: dict[Pair, Address] = {}
         for revision, key, value in story:
             subnet = parse_name(key.removeprefix(LAYOUT.subnets))
             if value is None:
                 del owners[subnet]
                 continue
-            owner = decode_value(value, subnet).public_ip
+            owner = decode_value(value, *subnet).public_ip
             before = owners.get(subnet, owner)
             if before != owner:
                 cluster.invariants.fail(
@@ -221,7 +259,7 @@ class Run:
                     )
             owners[subnet] = owner
         for agent in self.agents:
-            subnet_said = agent.subnet()
+            subnet_said = agent.pair()
             owner_ip = IPv4Address(f"192.0.2.{agent.number}")
             if subnet_said is not None and owners.get(subnet_said) != owner_ip:
                 cluster.invariants.fail(
@@ -236,14 +274,12 @@ class Run:
         self.check()
 
     def _is_settled(self) -> bool:
-        subnets = {agent.subnet() for agent in self.agents}
-        return (
-            None not in subnets
-            and len(subnets) == AGENTS
-            and all(
-                agent.view is not None and {*agent.view.peers, agent.subnet()} == subnets
-                for agent in self.agents
-            )
+        pairs = {agent.number: agent.pair() for agent in self.agents}
+        return all(
+            agent.view is not None
+            and {lease.pair for lease in agent.view.peers.values()}
+            == {pair for number, pair in pairs.items() if number != agent.number}
+            for agent in self.agents
         )
 
     def _unsettled(self) -> str:
@@ -263,6 +299,7 @@ def run(
     registry: Callable[..., EtcdRegistry] = EtcdRegistry,
     *,
     settle: bool = True,
+    configs: tuple[bytes, ...] = CONFIGS,
 ) -> Result:
     """Run one seed."""
     gc.disable()
@@ -275,7 +312,7 @@ def run(
             cluster = FullCluster(seed, PROFILE)
             with drawn_from(cluster.world.random):
                 try:
-                    race = Run(cluster, registry)
+                    race = Run(cluster, registry, configs)
                     cluster.run(events)
                     race.check()
                     if settle:

@@ -8,6 +8,7 @@ import pytest
 
 from netplane.subnet.admin import Written, init_network, release, reserve
 from netplane.subnet.errors import ConfigError, SubnetError
+from netplane.subnet.family import Pair
 from netplane.subnet.lease import encode_value
 from netplane.subnet.registry import Attempt, Outcome, OutcomeUnknownError
 from tests.netplane.subnet.conftest import Network, subnet_of
@@ -106,9 +107,9 @@ async def test_an_unknown_outcome_is_looked_at(empty: Network) -> None:
 
 
 async def test_a_reserved_subnet_is_its_hosts_whenever_it_comes(network: Network) -> None:
-    await reserve(network.registry, network.layout, SUBNET, ADDRESS)
+    await reserve(network.registry, network.layout, Pair(SUBNET), ADDRESS)
     assert await network.lease_of(network.layout.lease(SUBNET)) == 0
-    await reserve(network.registry, network.layout, SUBNET, ADDRESS)  # again is no harm
+    await reserve(network.registry, network.layout, Pair(SUBNET), ADDRESS)  # again is no harm
 
     _, view = await network.join(1)
 
@@ -120,7 +121,7 @@ async def test_a_running_hosts_lease_becomes_a_reservation(network: Network) -> 
     key = network.layout.lease(subnet_of(view))
     value = await network.value(key)
 
-    await reserve(network.registry, network.layout, subnet_of(view), ADDRESS)
+    await reserve(network.registry, network.layout, Pair(subnet_of(view)), ADDRESS)
 
     assert (await network.value(key), await network.lease_of(key)) == (value, 0)
 
@@ -143,7 +144,7 @@ async def test_what_others_have_or_does_not_fit_cannot_be_reserved(
     before = (await network.registry.list(network.layout.everything)).kvs
 
     with pytest.raises(SubnetError, match=words):
-        await reserve(network.registry, network.layout, IPv4Network(subnet), ADDRESS)
+        await reserve(network.registry, network.layout, Pair(IPv4Network(subnet)), ADDRESS)
 
     assert (await network.registry.list(network.layout.everything)).kvs == before
 
@@ -151,7 +152,7 @@ async def test_what_others_have_or_does_not_fit_cannot_be_reserved(
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "10.5.9.9"])
 async def test_nothing_is_reserved_for_who_cannot_be_a_host(network: Network, address: str) -> None:
     with pytest.raises(SubnetError, match=f"cannot be reserved: PublicIP {address} is "):
-        await reserve(network.registry, network.layout, SUBNET, IPv4Address(address))
+        await reserve(network.registry, network.layout, Pair(SUBNET), IPv4Address(address))
 
     assert await network.value(network.layout.lease(SUBNET)) is None
 
@@ -174,7 +175,7 @@ async def test_release_gives_a_dead_hosts_subnet_back(network: Network) -> None:
 
 
 async def test_release_deletes_a_reservation_and_junk(network: Network) -> None:
-    await reserve(network.registry, network.layout, SUBNET, ADDRESS)
+    await reserve(network.registry, network.layout, Pair(SUBNET), ADDRESS)
     await release(network.registry, network.layout, SUBNET)
     await network.client.put(network.layout.lease(SUBNET), b"junk")
     await release(network.registry, network.layout, SUBNET)

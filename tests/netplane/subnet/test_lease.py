@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netplane.subnet.family import Pair
 from netplane.subnet.jsontext import text_of
-from netplane.subnet.lease import decode_value, encode_value, parse_name, subnet_name
+from netplane.subnet.lease import Lease, decode_value, encode_value, parse_name, subnet_name
 
 SUBNET = IPv4Network("10.5.34.0/24")
 FLANNELS = {
@@ -41,6 +42,84 @@ def test_flannels_values_are_read(kind: str) -> None:
     assert (lease.key, lease.mod_revision, lease.expires) == (b"k", 7, True)
 
 
+SUBNET6, ADDRESS6 = IPv6Network("fd00:5:0:22::/64"), IPv6Address("2001:db8::3")
+FLANNELS6 = {
+    "both": (
+        b"10.5.34.0-24&fd00:5:0:22::-64",
+        (
+            b'{"PublicIP":"192.168.64.3","PublicIPv6":"2001:db8::3","BackendType":"vxlan",'
+            b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},'
+            b'"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:66"}}'
+        ),
+    ),
+    "both host-gw": (
+        b"10.5.34.0-24&fd00:5:0:22::-64",
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":"2001:db8::3","BackendType":"host-gw"}',
+    ),
+    "only IPv6": (
+        b"0.0.0.0-0&fd00:5:0:22::-64",
+        (
+            b'{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::3","BackendType":"vxlan",'
+            b'"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:66"}}'
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLANNELS6)
+def test_leases_with_ipv6_are_flannels_byte_for_byte(kind: str) -> None:
+    key, value = FLANNELS6[kind]
+
+    pair = parse_name(key)
+    lease = decode_value(value, *pair)
+
+    assert subnet_name(*lease.pair).encode() == key
+    assert value == encode_value(
+        lease.public_ip, lease.backend_type, lease.backend_data, lease.public_ip6,
+        lease.backend_data6,
+    )  # fmt: skip
+
+
+def test_a_lease_of_both_families_has_a_half_of_each() -> None:
+    key, value = FLANNELS6["both"]
+    lease = decode_value(value, *parse_name(key), key=key, mod_revision=7, expires=False)
+
+    assert (lease.subnet, lease.public_ip) == (SUBNET, IPv4Address("192.168.64.3"))
+    assert lease.addresses == (IPv4Address("192.168.64.3"), ADDRESS6)
+    data6 = {"VNI": 1, "VtepMAC": "c6:d2:32:6f:8f:66"}
+    assert lease.second() == Lease(
+        SUBNET6, ADDRESS6, "vxlan", data6, key, mod_revision=7, expires=False
+    )
+    assert lease.without_second().pair == Pair(SUBNET)
+    assert lease.without_second().second() is None
+
+
+def test_a_host_without_ipv4_is_known_by_its_ipv6_address() -> None:
+    # All of Flannel's have PublicIP 0.0.0.0: by that the second host takes the first one's lease.
+    key, value = FLANNELS6["only IPv6"]
+    lease = decode_value(value, *parse_name(key))
+
+    assert lease.pair == Pair(SUBNET6)
+    assert lease.addresses == (ADDRESS6,)
+    assert lease.backend_data == {"VNI": 1, "VtepMAC": "c6:d2:32:6f:8f:66"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"PublicIP":"1.2.3.4","PublicIPv6":7}',
+        b'{"PublicIP":"1.2.3.4","PublicIPv6":"1.2.3.4"}',
+        b'{"PublicIP":"1.2.3.4","PublicIPv6":"fe80::1%eth0"}',
+        b'{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::/64"}',
+    ],
+)
+def test_other_addresses_of_ipv6_are_refused_in_words(value: bytes) -> None:
+    for pair in (Pair(SUBNET, SUBNET6), Pair(SUBNET6)):
+        with pytest.raises(ValueError, match=r"PublicIPv6 .* is not an IPv6 address"):
+            decode_value(value, *pair)
+    assert decode_value(value, SUBNET).public_ip6 is None  # nobody asks for it
+
+
 def test_the_first_releases_values_are_read() -> None:
     # Before dual stack there was no PublicIPv6; names match in any case, types are lowered.
     lease = decode_value(b'{"publicip":"1.2.3.4","BackendType":"VXLAN"}', SUBNET)
@@ -56,9 +135,7 @@ def test_text_is_escaped_as_go_does_it() -> None:
 
 def test_keys_are_flannels() -> None:
     assert subnet_name(SUBNET) == "10.5.34.0-24"
-    assert parse_name(b"10.5.34.0-24") == SUBNET
-    # A host of both families: its IPv4 part is a subnet like any other.
-    assert parse_name(b"10.5.34.0-24&fc00:0:0:8::-64") == SUBNET
+    assert parse_name(b"10.5.34.0-24") == Pair(SUBNET)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +150,17 @@ def test_keys_are_flannels() -> None:
         (b"10.5.34.0-33", "no subnet"),
         (b"10.5.300.0-24", "no subnet"),
         (b"10.5.34.0-024", "not written as 10.5.34.0-24"),
-        (b"0.0.0.0-0&fc00:0:0:8::-64", "an IPv6 lease"),
+        (b"10.5.34.0-24&", "not <address>-<length>"),
+        (b"10.5.34.0-24&fd00::%1-64", "not <address>-<length>"),
+        (b"10.5.34.0-24&::ffff:1.2.3.4-128", "not <address>-<length>"),
+        (b"10.5.34.0-24&fd00::1-64", "no subnet"),
+        (b"10.5.34.0-24&fd00::-129", "no subnet"),
+        (b"10.5.34.0-24&fd00:::-64", "no subnet"),
+        (b"10.5.34.0-24&fd00:0::-64", "not written as 10.5.34.0-24&fd00::-64"),
+        (b"10.5.34.0-24&fd00::-064", "not written as 10.5.34.0-24&fd00::-64"),
+        (b"10.5.34.0-24&FD00::-64", "not <address>-<length>"),
+        (b"0.0.0.0-00&fd00::-64", "not written as 0.0.0.0-0&fd00::-64"),
+        (b"0.0.0.0-0&fd00:0::-64", "not written as 0.0.0.0-0&fd00::-64"),
     ],
 )
 def test_other_keys_are_refused_in_words(name: bytes, words: str) -> None:
@@ -102,8 +189,15 @@ def test_other_values_are_refused_in_words(value: bytes, words: str) -> None:
         decode_value(value, SUBNET)
 
 
-@given(st.binary(max_size=60))
+NAMES = st.text("0123456789abcdf.:-&%/", max_size=40).map(str.encode)
+
+
+@given(st.binary(max_size=60) | NAMES)
 def test_no_bytes_do_worse_than_a_refusal(data: bytes) -> None:
-    for read in (parse_name, lambda value: decode_value(value, SUBNET)):
+    pairs = (Pair(SUBNET), Pair(SUBNET6), Pair(SUBNET, SUBNET6))
+    for read in (
+        parse_name,
+        lambda value: [decode_value(value, *pair) for pair in pairs],
+    ):
         with contextlib.suppress(ValueError):
             read(data)

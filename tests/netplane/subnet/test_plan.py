@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
@@ -13,8 +14,10 @@ from netplane.subnet.errors import (
     SubnetMisfitError,
     SubnetTakenError,
 )
+from netplane.subnet.family import Pair, parse_address
 from netplane.subnet.plan import Claim, Identity, Wish, plan
-from tests.netplane.subnet.stores import Store
+from netplane.subnet.registry import Change
+from tests.netplane.subnet.stores import DUAL, ONLY_IPV6, Store, address6, pair, six
 
 
 def who(number: int = 5, **others: str) -> Identity:
@@ -268,3 +271,173 @@ def test_a_host_that_keeps_another_subnet_gives_back_the_one_it_has_on_record() 
     assert planned(store, wish=Wish(net(9), keep=True)) == Claim(net(9))
     store.lease(3)
     assert planned(store, wish=Wish(net(9), keep=True)) == Claim(net(9))
+
+
+def both(number: int = 5, **others: str) -> Identity:
+    """Return us as a host with addresses of both families."""
+    return replace(who(number, **others), public_ip6=address6(number))
+
+
+def revision(change: Change) -> int:
+    assert change.kv is not None
+    return change.kv.mod_revision
+
+
+def both_of(claim: Claim) -> tuple[object, object]:
+    return claim.subnet, claim.subnet6
+
+
+def test_a_new_host_takes_any_free_subnet_of_each_family() -> None:
+    assert planned(Store(DUAL), both()) == Claim(None)
+    assert planned(Store(ONLY_IPV6), both()) == Claim(None)
+
+
+def test_a_host_needs_an_address_of_each_family_of_the_network() -> None:
+    with pytest.raises(ConfigError, match="IPv6Network fd00:5::/48, and this host no IPv6 addr"):
+        planned(Store(DUAL))
+    six_only = replace(who(), public_ip=address6(5))
+    with pytest.raises(ConfigError, match=r"Network 10\.5\.0\.0/16, and this host no IPv4 address"):
+        planned(Store(DUAL), six_only)
+    assert planned(Store(ONLY_IPV6), six_only) == Claim(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("fe80::1", "PublicIPv6 fe80::1 is of one link only"),
+        ("fd00:5::1", "inside of the overlay's own IPv6Network"),
+        ("::ffff:192.0.2.1", "an IPv4 address in disguise"),
+        ("ff02::1", "no host's address"),
+    ],
+)
+def test_an_ipv6_address_of_no_use_is_refused(address: str, words: str) -> None:
+    us = replace(who(), public_ip6=IPv6Address(address))
+    with pytest.raises(ConfigError, match=words):
+        planned(Store(DUAL), us)
+    assert planned(Store(), us) == Claim(None)  # where there is no IPv6 it does not matter
+
+
+def test_a_restarted_host_keeps_both_subnets() -> None:
+    store = Store(DUAL)
+    store.host_both("me", 5)
+    change = store.both(5)
+
+    assert planned(store, both()) == Claim(pair(5).first, revision(change), subnet6=six(5))
+    # Also when one of its addresses has become another.
+    moved = replace(both(), public_ip6=address6(77))
+    assert both_of(planned(store, moved)) == pair(5)
+
+
+@pytest.mark.parametrize("fields", [{"ip": "192.0.2.99"}, {"ip6": "2001:db8::99"}])
+def test_a_lease_with_one_of_our_addresses_is_adopted_in_a_network_of_both(
+    fields: dict[str, str],
+) -> None:
+    # Flannel knows us by IPv4 only; the other address is the one that may have changed.
+    store = Store(DUAL)
+    store.both(1)
+    change = store.both(5, **fields)
+
+    claim = planned(store, both())
+
+    assert (claim.subnet, claim.subnet6, claim.replaces) == (*pair(5), revision(change))
+    assert "a lease of Flannel" in claim.why
+
+
+def test_hosts_without_ipv4_do_not_take_each_others_leases() -> None:
+    # All have PublicIP 0.0.0.0 as Flannel writes it: its second host takes the first one's lease.
+    store = Store(ONLY_IPV6)
+    store.only6(1)
+    change = store.only6(5)
+
+    assert planned(store, both(2)) == Claim(None)
+    assert planned(store, both(5)).replaces == revision(change)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.5", "2001:db8::5"])
+def test_either_address_of_another_live_host_is_refused(address: str) -> None:
+    store = Store(DUAL)
+    store.host_both("other", 5)
+    store.alive("other")
+    us = Identity("me", IPv4Address("192.0.2.7"), "new", "boot", public_ip6=address6(7))
+    found = parse_address(address)
+    if isinstance(found, IPv6Address):
+        us = replace(us, public_ip6=found)
+    else:
+        us = replace(us, public_ip=found)
+
+    with pytest.raises(IdentityError, match=f"PublicIP(v6)? {address} is used by the host 'other'"):
+        planned(store, us)
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_a_network_that_gets_ipv6_leaves_hosts_their_ipv4_subnets(reserved: bool) -> None:
+    # Flannel deletes the lease and takes two others, under running containers.
+    store = Store(DUAL)
+    store.host("me", 5)
+    store.lease(5, reserved=reserved)
+
+    claim = planned(store, both())
+
+    assert both_of(claim) == (pair(5).first, None)
+    assert [lease.pair for lease in claim.drops] == [Pair(pair(5).first)]
+    assert (claim.replaces, claim.expires) == (0, not reserved)
+    assert "10.5.5.0/24 is kept" in claim.why
+
+
+def test_a_network_that_loses_a_family_leaves_hosts_the_other_subnet() -> None:
+    for config, left in ((None, pair(5).first), (ONLY_IPV6, six(5))):
+        store = Store(config)
+        store.host_both("me", 5)
+        store.both(5)
+
+        claim = planned(store, both())
+
+        assert both_of(claim) == (left, None)
+        assert [lease.pair for lease in claim.drops] == [pair(5)]
+
+
+def test_of_a_pair_only_what_does_not_fit_is_given_back() -> None:
+    store = Store(DUAL | {"IPv6SubnetMin": "fd00:5:0:100::"})
+    store.host_both("me", 5)
+    store.both(5)
+
+    claim = planned(store, both())
+
+    assert both_of(claim) == (pair(5).first, None)
+    assert "IPv6SubnetMin is fd00:5:0:100::" in claim.why
+
+
+def test_of_the_pair_of_before_is_taken_again_what_is_free() -> None:
+    store = Store(DUAL)
+    assert both_of(planned(store, both(), Wish.of(pair(9)))) == pair(9)
+    # As the IPv6 half of another's lease, of which the rest cannot be read either.
+    store.put(store.layout.lease(pair(8).first, six(9)), b"junk")
+    assert planned(store, both(), Wish.of(pair(9))) == Claim(pair(9).first)
+    assert planned(store, both(), Wish.of(pair(8))) == Claim(None, subnet6=six(8))
+    # subnet.env of a host that had one family only.
+    assert planned(store, both(), Wish(pair(7).first)) == Claim(pair(7).first)
+    assert planned(store, both(), Wish(six(7))) == Claim(None, subnet6=six(7))
+
+
+def test_a_subnet_of_our_containers_is_never_stolen_in_either_family() -> None:
+    store = Store(DUAL)
+    store.put(store.layout.lease(pair(8).first, six(9)), store.both(3).kv.value)  # type: ignore[union-attr]
+
+    with pytest.raises(SubnetTakenError, match=r"10\.5\.9\.0/24 with fd00:5:0:9::/64 belongs to"):
+        planned(store, both(), Wish.of(pair(9), keep=True))
+
+
+def test_containers_keep_their_subnet_when_the_network_gets_ipv6() -> None:
+    store = Store(DUAL)
+    store.host("me", 5)
+    store.lease(5)
+
+    claim = planned(store, both(), Wish(pair(5).first, keep=True))
+
+    assert both_of(claim) == (pair(5).first, None)
+    assert [lease.pair for lease in claim.drops] == [Pair(pair(5).first)]
+
+
+def test_containers_of_a_family_that_the_network_has_no_more_are_an_error() -> None:
+    with pytest.raises(SubnetMisfitError, match="no subnet of IPv6Network"):
+        planned(Store(ONLY_IPV6), both(), Wish(pair(5).first, keep=True))

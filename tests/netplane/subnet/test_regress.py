@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 
 import pytest
@@ -213,3 +213,31 @@ def test_a_restarted_agent_goes_by_what_it_has_saved() -> None:
     watch.judge(view(range(2, 11), revision=7, cluster=2), 2.0)
     restarted = Guard(watch.saved).judge(view(range(2, 11), revision=7, cluster=2), 3.0)
     assert (numbers(restarted), restarted.regressed) == (list(range(2, 11)), "")
+
+
+def test_new_peers_are_added_but_where_one_is_held_in_the_other_family() -> None:
+    config = parse_config(
+        b'{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48"}'
+    )
+
+    def both(number: int, second: int) -> Lease:
+        return replace(
+            lease(number),
+            subnet6=IPv6Network(f"fd00:5:0:{second:x}::/64"),
+            public_ip6=IPv6Address(number),
+        )
+
+    def seen(*leases: Lease, cluster: int) -> View:
+        return View(cluster, 50, None, {one.subnet: one for one in leases}, {}, config)
+
+    watch = Guard(None)
+    watch.judge(seen(*(both(number, number) for number in range(1, 6)), cluster=1), 0.0)
+
+    verdict = watch.judge(seen(both(20, 3), both(21, 21), cluster=2), 1.0)
+
+    # 10.5.20.0/24 is nobody else's, but with it comes the IPv6 subnet of 10.5.3.0/24.
+    assert numbers(verdict) == [1, 2, 3, 4, 5, 21]
+    # What returns with another address of IPv6 is not what is held.
+    moved = replace(both(3, 3), public_ip6=IPv6Address(77))
+    again = watch.judge(seen(moved, both(2, 2), both(21, 21), cluster=2), 2.0)
+    assert again.held == {IPv4Network(f"10.5.{number}.0/24") for number in (1, 3, 4, 5)}

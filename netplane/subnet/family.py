@@ -1,0 +1,79 @@
+"""Addresses and subnets of either family, alone or in pairs: what `ipaddress` keeps apart."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple, TypeAlias
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Subnet: TypeAlias = IPv4Network | IPv6Network
+VERSION6 = 6
+
+
+class Pair(NamedTuple):
+    """What one host has: a subnet of each family that the network has."""
+
+    first: Subnet
+    """IPv4, unless there is only IPv6."""
+    second: IPv6Network | None = None
+
+    def of(self, version: int) -> Subnet | None:
+        """Return the subnet of a family; None: there is none of it."""
+        if self.first.version == version:
+            return self.first
+        return self.second if version == VERSION6 else None
+
+    def overlaps(self, other: Pair) -> bool:
+        """Tell whether the two touch in either family."""
+        return any(one.overlaps(another) for one in self.all() for another in other.all())
+
+    def all(self) -> tuple[Subnet, ...]:
+        """Return what there is of both."""
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+    def __str__(self) -> str:
+        """Name it for an operator."""
+        return " with ".join(map(str, self.all()))
+
+
+def is_within(inner: Subnet, outer: Subnet) -> bool:
+    """Tell whether one is inside of the other: never across families, where `subnet_of` raises."""
+    return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
+
+
+def by_address(subnet: Subnet) -> tuple[int, int, int]:
+    """Sort key for subnets of any family, which do not compare with each other."""
+    return (subnet.version, int(subnet.network_address), subnet.prefixlen)
+
+
+def subnet_from(like: Subnet, address: int, length: int) -> Subnet:
+    """Return the subnet of the family of another that begins at an address."""
+    if isinstance(like, IPv4Network):
+        return IPv4Network((address, length))
+    return IPv6Network((address, length))
+
+
+def parse_address(text: str) -> Address:
+    """Read an address of either family. Raises ValueError."""
+    return ipv6_address(text) if ":" in text else IPv4Address(text)
+
+
+def parse_subnet(text: str, *, strict: bool = True) -> Subnet:
+    """Read a subnet of either family. Raises ValueError."""
+    return ipv6_network(text, strict=strict) if ":" in text else IPv4Network(text, strict=strict)
+
+
+def ipv6_address(text: str) -> IPv6Address:
+    """Read an IPv6 address. Raises ValueError, also where it names the interface that it is on."""
+    return IPv6Address(_unscoped(text))
+
+
+def ipv6_network(text: str, *, strict: bool = True) -> IPv6Network:
+    """Read an IPv6 network; as `ipv6_address`."""
+    return IPv6Network(_unscoped(text), strict=strict)
+
+
+def _unscoped(text: str) -> str:
+    if "%" in text:
+        raise ValueError(f"{text!r} names an interface")
+    return text

@@ -1,0 +1,120 @@
+"""Two families as one: what each half is given, and what both say together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from netplane.agent.halves import DualDataplane
+from netplane.agent.ports import FirewallLook, FirewallReport, Peers, Report
+from netplane.subnet.lease import Lease
+
+
+@dataclass
+class Half:
+    """Notes what it is given: the real ones are in tests/net."""
+
+    scope: Hashable
+    mtu: int
+    sysctls: dict[str, str]
+    count: int | None = None
+    on_report: Callable[[Report], None] = lambda _: None
+    on_firewall: Callable[[FirewallReport], None] = lambda _: None
+    given: list[tuple[Lease, Peers, bool]] = field(default_factory=list)
+
+    def lease_data(self) -> object:
+        return {"mtu": self.mtu}
+
+    def lease_data6(self) -> object:
+        return None
+
+    async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
+        self.given.append((own, peers, remove))
+
+    async def run(self) -> None:
+        return
+
+    async def look(self) -> FirewallLook:
+        return FirewallLook((str(self.scope),), (), (), ())
+
+    async def dropped(self) -> int | None:
+        return self.count
+
+    async def clear(self) -> None:
+        self.given.clear()
+
+    def close(self) -> None:
+        return
+
+
+def lease(number: int) -> Lease:
+    return Lease(
+        IPv4Network(f"10.5.{number}.0/24"),
+        IPv4Address(f"192.0.2.{number}"),
+        "vxlan",
+        "first",
+        subnet6=IPv6Network(f"fd00:5:0:{number}::/64"),
+        public_ip6=IPv6Address(f"fd77::{number}"),
+        backend_data6="second",
+    )
+
+
+def halves() -> tuple[Half, Half, DualDataplane]:
+    first, second = Half("4", 1450, {"ipv4/a": "0"}), Half("6", 1430, {"ipv6/b": "1"})
+    return first, second, DualDataplane(first, second)
+
+
+async def test_each_half_has_its_part_of_every_lease() -> None:
+    first, second, both = halves()
+    own, peer, other = lease(1), lease(2), lease(3)
+    await both.apply(own, {peer.subnet: peer, other.subnet: other}, remove=False)
+    assert first.given == [(own, {peer.subnet: peer, other.subnet: other}, False)]
+    [(own6, peers6, _)] = second.given
+    assert own6 == own.second()
+    assert peers6 == {one.subnet6: one.second() for one in (peer, other)}
+
+    # The half of a lease that stayed is the very same: plans go on from the last by identity.
+    changed = replace(other, backend_data6="new")
+    await both.apply(own, {peer.subnet: peer, other.subnet: changed}, remove=True)
+    _, (_, later, _) = second.given
+    assert peer.subnet6 is not None
+    assert later[peer.subnet6] is peers6[peer.subnet6]
+    assert other.subnet6 is not None
+    assert later[other.subnet6].backend_data == "new"
+
+
+async def test_both_speak_as_one() -> None:
+    first, second, both = halves()
+    assert both.mtu == 1430
+    assert both.scope == ("4", "6")
+    assert both.sysctls == {"ipv4/a": "0", "ipv6/b": "1"}
+    assert (both.lease_data(), both.lease_data6()) == ({"mtu": 1450}, {"mtu": 1430})
+    assert (await both.look()).wrong == ("4", "6")
+    assert await both.dropped() is None
+    second.count = 2
+    assert await both.dropped() == 2
+    first.count = 1
+    assert await both.dropped() == 3
+
+
+def test_what_one_half_lacks_is_told_until_it_has_it() -> None:
+    # The board goes by the newest report: a good one of IPv4 must not hide what IPv6 lacks.
+    first, second, both = halves()
+    reports: list[Report] = []
+    both.on_report = reports.append
+    second.on_report(Report(Counter(route=1), broken="no device", failed=(("a", "b"),)))
+    first.on_report(Report(Counter(route=2), contested="routes"))
+    assert (reports[-1].broken, reports[-1].failed) == ("no device", (("a", "b"),))
+    assert reports[-1].written == Counter(route=2)
+    second.on_report(Report())
+    assert (reports[-1].broken, reports[-1].contested) == ("", "routes")
+
+    walls: list[FirewallReport] = []
+    both.on_firewall = walls.append
+    second.on_firewall(FirewallReport(problem="no nftables", vteps=2))
+    first.on_firewall(FirewallReport(problem="no nftables", vteps=3))
+    assert (walls[-1].problem, walls[-1].vteps) == ("no nftables", 3)
+    first.on_firewall(FirewallReport())
+    assert walls[-1].problem == "no nftables"
