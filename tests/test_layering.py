@@ -62,12 +62,14 @@ ALLOWED: dict[str, set[str]] = {
         "netplane.subnet.lease",
     },
     "netplane.cni": set(),
+    "netplane.udp": set(),
     "netplane.agent": {
         "netplane.cni",
         "netplane.backend",
         "netplane.netlink",
         "netplane.nft",
         "netplane.subnet",
+        "netplane.udp",
         "kvstore.client",
     },
     "netplane.cli": {

@@ -17,6 +17,7 @@ import math
 import random
 import secrets
 import time
+from typing import Any
 
 from netplane.agent import subnet_env
 from netplane.agent.board import Board
@@ -93,6 +94,8 @@ class Agent:
         self._subnets: Subnets
         self._interface: InterfaceWatch
         self._config: NetworkConfig
+        self._lease_data: object = None
+        """What our lease says of how we are reached."""
         self._dataplane: Dataplane | None = None
         self._healing: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -260,7 +263,9 @@ class Agent:
                     continue
                 # Writes nothing: only what it would say to the others is needed here.
                 dataplane = self._make_dataplane(config, external)
-                view = await self._subnets.acquire(dataplane.lease_data(), dataplane.lease_data6())
+                data = dataplane.lease_data()
+                view = await self._subnets.acquire(data, dataplane.lease_data6())
+                self._lease_data = data
             except (SubnetError, RegistryError) as error:
                 self.board.miss("no-lease", str(error))
                 is_down = isinstance(error, UnavailableError)
@@ -496,6 +501,10 @@ class Agent:
         tell_round(report, self.board, self.counts)
         assert self._dataplane is not None
         self.keeper.change(sysctls=dict(self._dataplane.sysctls))
+        data = self._dataplane.lease_data()
+        if self.view is not None and data != self._lease_data:
+            self._lease_data = data
+            self._subnets.describe(data)
 
     def _take_firewall(self, report: FirewallReport) -> None:
         self.firewall = report
@@ -514,3 +523,7 @@ class Agent:
         if self._dataplane is None or self._healing is None:
             return None
         return await self._dataplane.dropped()
+
+    async def counters(self) -> dict[str, Any] | None:
+        """Return what the process that moves packets has done; None: there is none, or silence."""
+        return None if self._dataplane is None else await self._dataplane.counters()

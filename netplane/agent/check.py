@@ -23,6 +23,7 @@ from netplane.agent.inspection import (
     look_at_source_address,
     reading,
 )
+from netplane.backend.vxlan import VxlanBackend
 from netplane.netlink import sysctl
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
@@ -123,7 +124,7 @@ def _look_at_settings(known: Known) -> list[Finding]:
 def _look_at_offload(known: Known) -> list[Finding]:
     """Name a feature that some drivers have wrong for packets inside of UDP."""
     link = known.backend.scope.link
-    if not link:
+    if not isinstance(known.backend, VxlanBackend):
         return []
     try:
         is_on = _tx_checksums_offloaded(link)

@@ -22,6 +22,8 @@ class LinkKeeper:
         self.names: dict[int, str] = {}
         """The other way round; always the same object, who listens has it in hand."""
         self._external: Link | None = None
+        self._own: Link | None = None
+        """As it was read; what is done to it since is not seen in it."""
         self._right: set[VxlanLink] = set()
         """The link, if it was right at the end of the last pass."""
         self.troubles: list[Failure] = []
@@ -38,7 +40,10 @@ class LinkKeeper:
             # What could not be written through it when it was down, can be now.
             before = self._external
             return before is None or not before.up or before.mtu != link.mtu
-        return wanted is not None and plan_link(wanted, link, self._external, ()) != LinkPlan()
+        if wanted is None:
+            # A process keeps it. What could not be written when it was down, can be now.
+            return self._own is None or not self._own.up
+        return plan_link(wanted, link, self._external, ()) != LinkPlan()
 
     async def keep(
         self,
@@ -56,6 +61,7 @@ class LinkKeeper:
         # told before its routes are gone. So this comes first, and the routes are read after.
         external = self._external = await self._kernel.link(self._scope.external)
         own = await self._kernel.link(self._scope.link) if self._scope.link else None
+        self._own = own
         self._see(external, own)
         self.troubles = []
         if wanted is None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from netplane.agent.ports import Dataplane, FirewallLook, FirewallReport, Peers, Report
 from netplane.subnet.lease import Lease
@@ -85,6 +86,10 @@ class DualDataplane:
             one.drops + other.drops,
             one.unseen + other.unseen,
         )
+
+    async def counters(self) -> dict[str, Any] | None:
+        """As `Dataplane.counters`: both halves are the kernel's."""
+        return None
 
     async def dropped(self) -> int | None:
         """As `Dataplane.dropped`."""

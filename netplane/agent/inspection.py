@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from netplane.agent.desired import Desired, link_problem, plan_link
 from netplane.agent.errors import AgentError
 from netplane.backend import Backend, External, choose
+from netplane.backend.udp import UdpBackend
 from netplane.backend.vxlan import overhead_bytes, second_mac
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link
@@ -182,6 +183,8 @@ def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
     """Compare our device and the interface below it with what they should be."""
     by_name = {link.name: link for link in links}
     wanted = known.desired.link
+    if isinstance(known.backend, UdpBackend):
+        return _look_at_process_device(known.backend, by_name)
     if wanted is None:
         return _look_at_external(known, by_name.get(known.external.name))
     own, parent = by_name.get(wanted.name), by_name.get(wanted.parent)
@@ -201,6 +204,20 @@ def look_at_device(known: Known, links: Iterable[Link]) -> list[Finding]:
         text = f"MAC of {own.name} is {own.mac.hex(':')}, the others send to {wanted.mac.hex(':')}"
         found.append(Finding("device", State.WRONG, text))
     return found + _look_below(own, parent, wanted)
+
+
+def _look_at_process_device(backend: UdpBackend, links: Mapping[str, Link]) -> list[Finding]:
+    """Look at the device that the process makes and keeps."""
+    own = links.get(backend.link)
+    if own is None:
+        text = f"device {backend.link} is missing: the process that makes it does not run"
+    elif not own.up:
+        text = f"device {own.name} is down"
+    elif own.mtu != backend.mtu:
+        text = f"device {own.name} has MTU {own.mtu}, not {backend.mtu}"
+    else:
+        return [Finding("device", State.OK, f"device {own.name} (tun), MTU {own.mtu}")]
+    return [Finding("device", State.WRONG, text)]
 
 
 def _look_at_external(known: Known, link: Link | None) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvstore import __version__
@@ -47,6 +47,7 @@ def render(
     missing: Mapping[str, str],
     notes: Mapping[str, str],
     dropped: int | None = None,
+    process: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the page.
 
@@ -56,6 +57,7 @@ def render(
         missing: What keeps the host from being ready, by code.
         notes: What else an operator should know, by code.
         dropped: Packets of unknown hosts; None: not known.
+        process: What the process that moves packets has done; None: there is none.
     """
     # ruff: noqa: PLC0415 (0.05 s, for agents that are asked)
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -95,6 +97,8 @@ def render(
                     "Overlay packets that came from no host of it. Starts anew with the table.",
                     dropped,
                 )
+            if process is not None:
+                yield from _of_process(process)
             apply = HistogramMetricFamily(
                 "netplane_apply_seconds", "Rounds of comparing and programming the kernel."
             )
@@ -107,6 +111,25 @@ def render(
     ProcessCollector(namespace="", registry=registry)
     page: bytes = generate_latest(registry)
     return page
+
+
+def _of_process(told: Mapping[str, Any]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily
+
+    for name, text, keys in (
+        ("netplane_udp_packets", "Packets moved by the process.", ("sent", "received")),
+        ("netplane_udp_bytes", "Their bytes.", ("sent_bytes", "received_bytes")),
+    ):
+        family = CounterMetricFamily(name, text, labels=["direction"])
+        for direction, key in zip(("sent", "received"), keys, strict=True):
+            family.add_metric([direction], told[key])
+        yield family
+    family = CounterMetricFamily(
+        "netplane_udp_dropped", "Packets that the process did not move.", labels=["reason"]
+    )
+    for reason, count in sorted(told["dropped"].items()):
+        family.add_metric([reason], count)
+    yield family
 
 
 HELP = {

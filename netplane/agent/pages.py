@@ -45,7 +45,9 @@ def public_routes(agent: Agent) -> Routes:
     async def metrics(_query: Mapping[str, str]) -> Page:
         board = agent.board
         dropped = await agent.dropped()
-        page = render(agent.counts, gauges(agent), board.missing, board.notes, dropped)
+        page = render(
+            agent.counts, gauges(agent), board.missing, board.notes, dropped, await agent.counters()
+        )
         return Page(200, page, "text/plain; version=0.0.4; charset=utf-8")
 
     return {
@@ -59,7 +61,8 @@ def command_routes(agent: Agent) -> Routes:
     """Return what `netplane ctl` asks for, and may order."""
 
     async def show(_query: Mapping[str, str]) -> Page:
-        return json_page(status(agent, await agent.dropped()))
+        told = status(agent, await agent.dropped())
+        return json_page({**told, "process": await agent.counters()})
 
     async def firewall(_query: Mapping[str, str]) -> Page:
         look = await agent.look_at_firewall()

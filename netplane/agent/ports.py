@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.settings import Settings
@@ -78,6 +78,9 @@ class Subnets(Protocol):
 
     def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
         """Tell the others, as soon as the registry can be used, that we are at other addresses."""
+
+    def describe(self, backend_data: object) -> None:
+        """Tell the others, as soon as the registry can be used, how we are reached now."""
 
     async def drain(self) -> None:
         """Give the lease back, for good. Raises RegistryError."""
@@ -175,6 +178,9 @@ class Dataplane(Protocol):
 
     async def dropped(self) -> int | None:
         """Return how many packets of unknown hosts our table has dropped since it was made."""
+
+    async def counters(self) -> dict[str, Any] | None:
+        """Return what the process that moves packets has done; None: there is none, or silence."""
 
     async def clear(self) -> None:
         """Take away everything that is ours, and set settings back."""

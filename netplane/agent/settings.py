@@ -117,6 +117,11 @@ class Settings:
         """Where `netplane ctl` finds the agent."""
         return socket_path(self.run_dir, self.instance)
 
+    @property
+    def udp_socket(self) -> Path:
+        """Where the agent finds the process of the userspace overlay."""
+        return self.run_dir / f"{self.instance}.udp"
+
     def check(self) -> None:
         """Raise SettingsError for what cannot work."""
         self.registry.check()

@@ -16,6 +16,8 @@ from netplane.agent.inspection import (
     reading,
 )
 from netplane.backend import FORWARDING, FORWARDING6, choose
+from netplane.backend.udp import UdpBackend
+from netplane.backend.vxlan import VxlanBackend
 from netplane.netlink import sysctl
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
@@ -187,7 +189,7 @@ class _Trace:
         is_wrapped = wanted.link == known.backend.scope.link
         if is_wrapped or not known.backend.scope.link:
             self._found += look_at_device(known, self._links)
-        if is_wrapped:
+        if is_wrapped and isinstance(known.backend, VxlanBackend):
             await self._look_on_device(known, peer, wanted)
         self._found.append(await look_at_source_address(known, self._kernel, self._links))
         if is_wrapped:
@@ -229,13 +231,12 @@ class _Trace:
             self._add("underlay", State.WRONG, f"{route} leads host {address} into the overlay")
         else:
             self._add("underlay", State.OK, f"host {address} by {route}")
-        vxlan = choose.vxlan(known.config)
-        assert vxlan is not None, "nothing else wraps packets"
+        port = choose.port(known.config)
         self._add(
             "peer",
             State.UNSEEN,
-            f"whether UDP port {vxlan.port} reaches {address}, and what its kernel has: trace the"
-            " way back there",
+            f"whether UDP port {port} reaches {address}, and what its kernel has: trace the way"
+            " back there",
         )
 
     async def _look_at_neighbour(self, wanted: Route, peer: Lease) -> None:
@@ -263,6 +264,8 @@ class _Trace:
 
 
 def _wanted_route(known: Known, subnet: Subnet) -> Route | None:
+    if isinstance(known.backend, UdpBackend):
+        subnet = known.config.network  # one route for all, and the process knows the rest
     packed = subnet.network_address.packed
     return next(
         (

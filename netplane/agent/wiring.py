@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent import report as kernel
@@ -33,8 +35,10 @@ from netplane.agent.ports import (
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
+from netplane.agent.udp import ProcessKeeper, key_of_running
 from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.host_gw import HostGwBackend
+from netplane.backend.udp import SealedUdpBackend, UdpBackend
 from netplane.backend.vxlan import second_mac
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
@@ -47,6 +51,8 @@ from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout
+from netplane.udp.control import Config
+from netplane.udp.path import FOREIGN
 
 
 def make_client(registry: Registry) -> AsyncClient:
@@ -246,6 +252,7 @@ class RealSubnets:
         self.next_view = manager.next_view
         self.drain = manager.drain
         self.move = manager.move
+        self.describe = manager.describe
 
     def config_text(self) -> str:
         """As `Subnets.config_text`."""
@@ -282,6 +289,11 @@ class RealDataplane:
         self._before = dict(sysctls)
         self._made: Reconciler | None = None
         self._refused: dict[str, str] = {}
+        self._report = Report()
+        """The newest of the kernel's objects."""
+        self._process: ProcessKeeper | None = None
+        """That moves packets; None: the kernel does."""
+        self._restarts = 0
         self._untold: list[kernel.Report] = []
         """Of rounds without any trouble; see `TELL_S`."""
         self._telling: asyncio.TimerHandle | None = None
@@ -295,7 +307,11 @@ class RealDataplane:
 
     def lease_data(self) -> object:
         """As `Dataplane.lease_data`."""
-        return self._backend.lease_data()
+        if not isinstance(self._backend, SealedUdpBackend):
+            return self._backend.lease_data()
+        process = self._process
+        key = key_of_running(self._settings.udp_socket) if process is None else process.key
+        return {"PublicKey": key}
 
     def lease_data6(self) -> object:
         """As `Dataplane.lease_data6`: there is one family only."""
@@ -305,6 +321,10 @@ class RealDataplane:
         """As `Dataplane.apply`."""
         plan = self._backend.plan(own.subnet, peers)
         self._refused = plan.refused
+        if plan.told is not None:
+            # Before routes lead to its device, which it makes.
+            keeper, config = self._keeper(), self._process_config(str(own.subnet))
+            await keeper.apply(config, plan.told, remove=remove)
         wall, before = self._firewall(), self._vteps
         either = before | plan.vteps
         self._vteps = plan.vteps if remove else either
@@ -319,6 +339,8 @@ class RealDataplane:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconciler().run())
             tasks.create_task(self._firewall().run())
+            if self._process is not None:
+                tasks.create_task(self._process.run())
 
     async def look(self) -> FirewallLook:
         """As `Dataplane.look`."""
@@ -326,7 +348,14 @@ class RealDataplane:
 
     async def dropped(self) -> int | None:
         """As `Dataplane.dropped`."""
-        return await self._firewall().dropped()
+        if self._process is None:
+            return await self._firewall().dropped()
+        told = await self._process.counters()
+        return None if told is None else sum(told["dropped"].get(name, 0) for name in FOREIGN)
+
+    async def counters(self) -> dict[str, Any] | None:
+        """As `Dataplane.counters`."""
+        return None if self._process is None else await self._process.counters()
 
     async def clear(self) -> None:
         """As `Dataplane.clear`."""
@@ -334,6 +363,8 @@ class RealDataplane:
         self._vteps = frozenset()
         await self._reconciler().clear()
         await self._firewall().clear()
+        if isinstance(self._backend, UdpBackend):
+            await self._keeper().clear()
 
     def close(self) -> None:
         """As `Dataplane.close`."""
@@ -341,6 +372,8 @@ class RealDataplane:
             self._made.close()
         if self._wall is not None:
             self._wall.close()
+        if self._process is not None:
+            self._process.close()
         self._tell()
 
     def _firewall(self) -> HostFirewall:
@@ -351,6 +384,18 @@ class RealDataplane:
                 self._take_firewall,
             )
         return self._wall
+
+    def _keeper(self) -> ProcessKeeper:
+        if self._process is None:
+            path = self._settings.udp_socket
+            self._process = ProcessKeeper(self._process_config(""), path, self._take_process)
+        return self._process
+
+    def _process_config(self, subnet: str) -> Config:
+        backend = self._backend
+        assert isinstance(backend, UdpBackend)
+        sealed = isinstance(backend, SealedUdpBackend)
+        return Config(backend.link, backend.mtu, backend.address, backend.port, subnet, sealed)
 
     def _reconciler(self) -> Reconciler:
         if self._made is None:
@@ -390,7 +435,7 @@ class RealDataplane:
             for failure in report.failed
             if failure.item is None or isinstance(failure.item, _HOSTS_OWN)
         ]
-        return Report(
+        self._report = Report(
             _kinds((*report.written, *report.removed)),
             _kinds(report.healed),
             (
@@ -410,6 +455,19 @@ class RealDataplane:
             bool(broken) or report.cause in {"link", "address", "overrun"},
             report.milliseconds,
         )
+        return self._with_process(self._report)
+
+    def _take_process(self) -> None:
+        """Tell what became of the process since a round; the objects are as they were then."""
+        assert self._process is not None
+        restarts, self._restarts = self._restarts, self._process.restarts
+        healed = Counter(process=self._restarts - restarts)
+        told = replace(self._report, written=Counter(), healed=+healed, milliseconds=0.0)
+        self.on_report(self._with_process(told))
+
+    def _with_process(self, report: Report) -> Report:
+        trouble = "" if self._process is None else self._process.trouble
+        return replace(report, broken="; ".join(filter(None, (trouble, report.broken))))
 
 
 _HOSTS_OWN = VxlanLink | Sysctl | Uplink

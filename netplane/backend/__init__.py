@@ -16,6 +16,10 @@ FORWARDING6 = Sysctl("ipv6/conf/all/forwarding", "1")
 """What every backend needs: without it no packet of a container leaves its host."""
 
 
+ToldPeer = tuple[str, str, int, str]
+"""Subnet, host, port, and key or nothing."""
+
+
 class BackendError(Exception):
     """The configuration asks for what this backend cannot do; the text says what to change."""
 
@@ -71,6 +75,8 @@ class Planned:
     Empty where nothing tells the packets of other hosts from those of others."""
     step: Step | None = field(default=None, compare=False)
     """How it comes from the plan before, where the backend knows."""
+    told: tuple[ToldPeer, ...] | None = None
+    """What a process that moves packets is told of the peers; None: there is none."""
 
 
 def blackhole_of(subnet: Subnet) -> Route:

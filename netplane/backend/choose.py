@@ -5,17 +5,18 @@ from __future__ import annotations
 from netplane.backend import Backend, BackendError, External
 from netplane.backend.alloc import AllocBackend
 from netplane.backend.host_gw import HostGwBackend
+from netplane.backend.udp import SealedUdpBackend, UdpBackend, parse_port
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.subnet.config import NetworkConfig
 
-OFFERED = (VxlanBackend.type, HostGwBackend.type, AllocBackend.type)
+_BY_PROCESS = {UdpBackend.type: UdpBackend, SealedUdpBackend.type: SealedUdpBackend}
+OFFERED = (VxlanBackend.type, HostGwBackend.type, *_BY_PROCESS, AllocBackend.type)
 
 _NOT_OFFERED = {
     "extension": ("it runs commands of the configuration as root on every host", "vxlan"),
     "ipip": ("it has one header less than vxlan, and no other use", "vxlan"),
     "ipsec": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
     "tencent-vpc": ("it writes the routes of one cloud", "vxlan"),
-    "udp": ("every packet would go through a process", "vxlan"),
     "wireguard": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
 }
 """Flannel's other backends: why not, and what to take instead."""
@@ -26,11 +27,16 @@ def check(config: NetworkConfig) -> None:
     kind = config.backend_type
     if kind in OFFERED:
         vxlan(config)
+        if kind in _BY_PROCESS:
+            parse_port(config.backend)
+            if config.second is not None or config.network.version != 4:
+                raise BackendError(
+                    f"the backend {kind!r} carries IPv4 only; leave EnableIPv6 out, or take vxlan"
+                )
         return
-    default = ", the default where Backend is left out" if kind == "udp" else ""
     why, instead = _NOT_OFFERED.get(kind, ("nobody knows it", " or ".join(OFFERED)))
     raise BackendError(
-        f"the network's backend is {kind!r}{default}, which is not offered: {why}; take {instead}"
+        f"the network's backend is {kind!r}, which is not offered: {why}; take {instead}"
     )
 
 
@@ -39,6 +45,14 @@ def vxlan(config: NetworkConfig) -> VxlanConfig | None:
     if config.backend_type != VxlanBackend.type:
         return None
     return VxlanConfig.parse(config.backend)
+
+
+def port(config: NetworkConfig) -> int:
+    """Return the UDP port that packets between hosts go to; 0: they are not wrapped."""
+    if config.backend_type in _BY_PROCESS:
+        return parse_port(config.backend)
+    wrapped = vxlan(config)
+    return 0 if wrapped is None else wrapped.port
 
 
 def make(
@@ -80,5 +94,10 @@ def make(
             external=external,
             adopts_flannel=adopts_flannel,
             blackhole=blackhole,
+        )
+    by_process = _BY_PROCESS.get(config.backend_type)
+    if by_process is not None:
+        return by_process(
+            config.backend, network=config.network, external=external, blackhole=blackhole
         )
     return AllocBackend(network=config.network, external=external, blackhole=blackhole)

@@ -94,8 +94,10 @@ class Claimer:
         return kv.value
 
     def describe(self, backend_data: object, backend_data6: object = None) -> None:
-        """Say how peers reach us: the JSON of BackendData and BackendV6Data."""
-        self._data = backend_data, backend_data6
+        """Say how peers reach us: BackendData and BackendV6Data; the next claim writes it."""
+        if self._data != (backend_data, backend_data6):
+            self._data = backend_data, backend_data6
+            self._value = b""  # as for `move`
 
     def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
         """Say that we are at other addresses; the next claim writes them."""

@@ -227,6 +227,11 @@ class SubnetManager:
         self._claimer.move(public_ip, public_ip6)
         self._attention.set()
 
+    def describe(self, backend_data: object) -> None:
+        """Have this as BackendData from now on: our lease is changed in place."""
+        self._claimer.describe(backend_data)
+        self._attention.set()
+
     def status(self) -> Status:
         """Say how things stand."""
         return Status(

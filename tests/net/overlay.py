@@ -21,6 +21,7 @@ from netplane.subnet.family import Pair
 from tests.net.namespaces import CommandError
 from tests.net.packets import mesh, mesh6, ping_all
 from tests.net.rig import Container, Host, Rig
+from tests.net.udp import stop_process
 from tests.servers import Cluster, Etcd, Kvstore, is_healthy
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,11 @@ class AgentProcess:
     def socket(self) -> Path:
         """Where it listens for `netplane ctl`."""
         return self.folder / "default.sock"
+
+    @property
+    def process_socket(self) -> Path:
+        """Where the process of the udp backend listens, if there is one."""
+        return self.folder / "default.udp"
 
     @property
     def subnet_file(self) -> Path:
@@ -271,6 +277,7 @@ class Overlay:
         for agent in self.agents:
             if agent.is_running:
                 agent.kill()
+            stop_process(agent.process_socket)
 
     def add_agent(self, host: Host, *flags: str) -> AgentProcess:
         """Prepare one more agent; it is not started."""

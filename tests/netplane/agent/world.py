@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
+from typing import Any
 
 from netplane.agent.agent import Agent
 from netplane.agent.ask import Answer, ask
@@ -59,6 +60,7 @@ class World:
     """Everything around one agent, and what the agent did to it, in order."""
 
     settings: Settings
+    counters: dict[str, Any] | None = None
     happened: list[str] = field(default_factory=list)
     told: asyncio.Event = field(default_factory=asyncio.Event)
     registry_is_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -222,6 +224,9 @@ class FakeDataplane:
 
     async def dropped(self) -> int | None:
         return self.world.dropped
+
+    async def counters(self) -> dict[str, Any] | None:
+        return self.world.counters
 
     async def clear(self) -> None:
         self.sysctls.clear()

@@ -39,13 +39,12 @@ def test_flags_reach_the_backend() -> None:
         )  # fmt: skip
         subnet = config().first.subnet_at(3)
         assert blackhole_of(subnet) in made.plan(subnet, {}).objects
-        assert made.scope.adopts_routes == (0 if kind == "alloc" else 24)
+        assert made.scope.adopts_routes == (0 if kind in {"alloc", "udp", "netplane-udp"} else 24)
 
 
 @pytest.mark.parametrize(
     ("backend", "text"),
     [
-        ({}, "backend is 'udp', the default where Backend is left out, which is not offered"),
         (
             {"Type": "wireguard"},
             "'wireguard', which is not offered: packets are not encrypted here",
@@ -54,7 +53,10 @@ def test_flags_reach_the_backend() -> None:
         ({"Type": "ipsec"}, "take vxlan, inside of a VPN"),
         ({"Type": "extension"}, "runs commands of the configuration as root"),
         ({"Type": "tencent-vpc"}, "the routes of one cloud"),
-        ({"Type": "vx-lan"}, "nobody knows it; take vxlan or host-gw or alloc"),
+        (
+            {"Type": "vx-lan"},
+            "nobody knows it; take vxlan or host-gw or udp or netplane-udp",
+        ),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(backend: dict[str, object], text: str) -> None:

@@ -70,7 +70,10 @@ def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
         (["--ipv6-network", "10.5.0.0/16"], "not an IPv6 CIDR"),
         (["--network", "10.5.0.0/16", "--ipv6-network", "fd00::/125"], "too small to divide"),
         ([CONFIG, "--backend", "host-gw"], "--backend goes with --network"),
-        (['{"Network":"10.5.0.0/16"}'], "backend is 'udp', the default where Backend is left out"),
+        (
+            ['{"Network":"10.5.0.0/16","Backend":{"Type":"udp","Port":-1}}'],
+            "Port -1 is not a whole number from 0",
+        ),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"ipsec"}}'],
             "not encrypted here; take vxlan, inside",

@@ -274,6 +274,22 @@ async def test_a_host_that_moves_keeps_its_subnet_and_its_key(network: Network) 
     assert (str(record.public_ip), record.subnet) == ("192.0.2.77", subnet_of(view))
 
 
+async def test_a_host_that_is_reached_otherwise_says_so_in_its_lease(network: Network) -> None:
+    manager, view = await network.join(1)
+    other, seen = await network.join(2)
+    async with running(manager), running(other):
+        manager.describe({"VNI": 1, "VtepMAC": "02:00:00:00:00:99"})
+        await view_where(
+            other,
+            seen,
+            lambda seen: (
+                [one.backend_data for one in seen.peers.values()]
+                == [{"VNI": 1, "VtepMAC": "02:00:00:00:00:99"}]
+            ),
+        )
+    assert manager.status().subnet == subnet_of(view)
+
+
 async def test_a_host_does_not_move_to_the_address_of_another(network: Network) -> None:
     manager, view = await network.join(1)
     await network.join(2)

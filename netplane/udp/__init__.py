@@ -1,0 +1,1 @@
+"""The userspace overlay: a process of its own between a TUN device and a UDP socket."""

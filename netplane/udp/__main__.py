@@ -1,0 +1,5 @@
+"""`python -m netplane.udp` is `netplane-udp`."""
+
+from netplane.udp.process import main
+
+main()

@@ -1,0 +1,358 @@
+"""`netplane-udp`: the process between device and network, which outlives the agent that starts it.
+
+One loop that waits for whatever comes: packets, the agent's questions, news of the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import socket
+import sys
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kvstore import __version__
+from netplane.udp import tun
+from netplane.udp.control import (
+    DESCRIPTORS,
+    MESSAGE_BYTES_MAX,
+    PROTOCOL,
+    Config,
+    ControlError,
+    answer,
+    decode,
+    encode,
+    make_socket,
+)
+from netplane.udp.path import DataPath, DeviceGoneError, open_socket
+from netplane.udp.peers import Peer, Peers, PeersError
+
+if TYPE_CHECKING:
+    from netplane.udp.sealed import SealedPath
+
+CONNECTIONS_MAX = 16
+"""Of agents; there is one, and at most a command beside it."""
+HAND_OVER_S = 5.0
+LINK_NEWS = 1
+"""RTMGRP_LINK."""
+NEWS_BYTES = 1 << 16
+
+Answer = tuple[dict[str, Any], list[int]]
+"""What is said, and the descriptors that go with it."""
+
+
+class Process:
+    """All that one process has; `run` returns when it was told to end.
+
+    Args:
+        config: what it does.
+        device: an attached device.
+        udp: a bound socket.
+        listener: of the agents.
+        version: what it says of itself.
+        secret: the key of the older process that this one follows, where packets are sealed.
+
+    Raises:
+        ControlError: Packets are to be sealed, and the library for that is not there.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: int,
+        udp: socket.socket,
+        listener: socket.socket,
+        *,
+        version: str,
+        secret: str = "",
+    ) -> None:
+        subnet = IPv4Network(config.subnet)
+        own = int(subnet.netmask), int(subnet.network_address)
+        icmp = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        icmp.setblocking(False)
+        self.sealed: SealedPath | None = None
+        """The same as `path`, where packets are sealed."""
+        if config.sealed:
+            self.sealed = _sealed_path(device, udp, icmp, own, secret)
+        self.path = self.sealed or DataPath(device, udp, icmp, own)
+        self.restored = 0
+        """How often the device was gone, down, or had another MTU."""
+        self.is_handed_over = False
+        """Another process goes on with all."""
+        self._config = config
+        self._version = version
+        self._udp = udp
+        self._listener = listener
+        self._news = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._news.bind((0, LINK_NEWS))
+        self._agents: dict[int, socket.socket] = {}
+        self._is_over = False
+        self._poll = select.epoll()
+        for number in udp.fileno(), listener.fileno(), self._news.fileno(), device:
+            self._poll.register(number, select.EPOLLIN)
+        # What happened to it before we listened.
+        tun.keep(config.device, config.mtu)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was told to end, or another one goes on."""
+        return self._is_over
+
+    def run(self) -> None:
+        """Move packets and answer until told to end. Raises OSError for a device that is lost."""
+        udp, listener, news = self._udp.fileno(), self._listener.fileno(), self._news.fileno()
+        path = self.path
+        while True:
+            for number, _ in self._poll.poll():
+                try:
+                    if number == path.device:
+                        path.from_device()
+                    elif number == udp:
+                        path.from_network()
+                    elif number == listener:
+                        self._accept()
+                    elif number == news:
+                        self._hear()
+                    elif number in self._agents:
+                        self._serve(number)
+                except DeviceGoneError:
+                    self._attach_anew()
+                if self.is_over:
+                    return
+
+    def _attach_anew(self) -> None:
+        """Make the device again; the agent gives it address and routes."""
+        os.close(self.path.device)
+        self.path.device = tun.attach(self._config.device)
+        tun.keep(self._config.device, self._config.mtu)
+        self._poll.register(self.path.device, select.EPOLLIN)
+        self.restored += 1
+
+    def _hear(self) -> None:
+        # What it says does not matter, nor whether some was lost (ENOBUFS): we look ourselves.
+        with contextlib.suppress(OSError):
+            while self._news.recv(NEWS_BYTES):
+                pass
+        # A device that is gone is seen by the one who reads it.
+        with contextlib.suppress(OSError):
+            self.restored += tun.keep(self._config.device, self._config.mtu)
+
+    def _accept(self) -> None:
+        agent, _ = self._listener.accept()
+        if len(self._agents) >= CONNECTIONS_MAX:
+            agent.close()
+            return
+        agent.setblocking(False)  # an agent that stands still must not hold up packets
+        self._agents[agent.fileno()] = agent
+        self._poll.register(agent.fileno(), select.EPOLLIN)
+
+    def _serve(self, number: int) -> None:
+        agent = self._agents[number]
+        try:
+            data = agent.recv(MESSAGE_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._forget(number)
+            return
+        try:
+            told, descriptors = self._answer(decode(data))
+        except (ControlError, PeersError) as error:
+            told, descriptors = {"error": str(error)}, []
+        try:
+            socket.send_fds(agent, [encode(told)], descriptors)
+        except OSError:
+            # Gone, or does not read: what it should know it can ask again. We still have all.
+            self._forget(number)
+        else:
+            self.is_handed_over = bool(descriptors)
+            self._is_over = self._is_over or self.is_handed_over
+
+    def _forget(self, number: int) -> None:
+        self._poll.unregister(number)
+        self._agents.pop(number).close()
+
+    def _answer(self, message: dict[str, Any]) -> Answer:
+        ask = message.get("ask")
+        match ask:
+            case "hello":
+                return self._hello(), []
+            case "peers":
+                return self._set_peers(message), []
+            case "counters":
+                return self._counters(), []
+            case "hand-over":
+                return self._hand_over(), [self.path.device, self._udp.fileno()]
+            case "stop":
+                return self._stop(message), []
+        raise ControlError(f"unknown question {ask!r}")
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "protocol": PROTOCOL,
+            "version": self._version,
+            "pid": os.getpid(),
+            "config": self._config.told(),
+            "key": "" if self.sealed is None else self.sealed.identity.public.hex(),
+        }
+
+    def _set_peers(self, message: dict[str, Any]) -> dict[str, Any]:
+        told = message.get("peers")
+        if not isinstance(told, list):
+            raise ControlError("no list of peers")
+        known = self.path.peers.all if message.get("add") else ()
+        # Of one subnet the last counts.
+        self.path.set_peers(Peers([*known, *map(Peer.parse, told)]))
+        return {"peers": len(self.path.peers.all)}
+
+    def _counters(self) -> dict[str, Any]:
+        told = self.path.counters()
+        return {**told, "peers": len(self.path.peers.all), "restored": self.restored}
+
+    def _hand_over(self) -> dict[str, Any]:
+        sealed = self.sealed
+        return {
+            "secret": "" if sealed is None else sealed.identity.secret.hex(),
+            "sessions": [] if sealed is None else sealed.sessions(),
+            "peers": [peer.told() for peer in self.path.peers.all],
+            "counters": self.path.counters(),
+            "restored": self.restored,
+        }
+
+    def _stop(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._is_over = True
+        if message.get("remove"):
+            tun.remove(self.path.device)
+        return {}
+
+
+def begin(config: Config, path: str, *, version: str) -> Process:
+    """Return a process with a device and a socket of its own. Raises OSError, ControlError."""
+    with make_socket() as other:
+        try:
+            other.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+        else:
+            raise ControlError(f"there is one already, which listens at {path}")
+    udp = open_socket(config.address, config.port)
+    return Process(config, tun.attach(config.device), udp, _listen(path), version=version)
+
+
+def take_over(config: Config, path: str, *, version: str) -> Process:
+    """Return a process that goes on with what an older one has, which ends.
+
+    Nothing is lost: until one of the two reads them, packets wait in the device and the socket.
+
+    Raises:
+        OSError, ControlError: The older one is not there, or cannot; it goes on then.
+    """
+    with make_socket() as older:
+        older.settimeout(HAND_OVER_S)
+        older.connect(path)
+        older.send(encode({"ask": "hello"}))
+        # Before it gives anything away.
+        if Config.parse(answer(older.recv(MESSAGE_BYTES_MAX))["config"]) != config:
+            raise ControlError("it has another configuration")
+        older.send(encode({"ask": "hand-over"}))
+        data, numbers, _, _ = socket.recv_fds(older, MESSAGE_BYTES_MAX, DESCRIPTORS)
+        told = answer(data)
+        # It ends by itself; its end of the socket closes last.
+        older.recv(1)
+    device, number = numbers
+    udp = socket.socket(fileno=number)
+    udp.setblocking(False)
+    listener = _listen(path)
+    made = Process(config, device, udp, listener, version=version, secret=told["secret"])
+    if made.sealed is not None:
+        made.sealed.restore(told["sessions"])
+    made.path.set_peers(Peers(map(Peer.parse, told["peers"])))
+    made.path.count_from(told["counters"])
+    made.restored += told["restored"]
+    return made
+
+
+def _sealed_path(
+    device: int, udp: socket.socket, icmp: socket.socket, own: tuple[int, int], secret: str
+) -> SealedPath:
+    try:
+        from netplane.udp.seal import Identity  # noqa: PLC0415  (a library that few need)
+        from netplane.udp.sealed import SealedPath  # noqa: PLC0415  (as above)
+    except ImportError as error:
+        raise ControlError(f"sealed packets need the package cryptography ({error})") from error
+    return SealedPath(device, udp, icmp, own, Identity(bytes.fromhex(secret)))
+
+
+def _listen(path: str) -> socket.socket:
+    listener = make_socket()
+    # A name that nobody knows yet, until only our user may open it.
+    new = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    listener.bind(new)
+    os.chmod(new, 0o600)
+    listener.listen(CONNECTIONS_MAX)
+    os.rename(new, path)
+    return listener
+
+
+def main() -> None:
+    """Start from the command line: return when packets move, and leave a process behind."""
+    if not __debug__:
+        sys.exit("python -O removes checks; run netplane-udp without -O")
+    parser = argparse.ArgumentParser(prog="netplane-udp", description=__doc__)
+    parser.add_argument("--socket", required=True, help="where the agent finds it")
+    parser.add_argument("--device", required=True, help="name of the TUN device")
+    parser.add_argument("--mtu", type=int, required=True, help="of the device")
+    parser.add_argument("--address", required=True, help="of this host, to send from")
+    parser.add_argument("--port", type=int, required=True, help="of UDP")
+    parser.add_argument("--subnet", required=True, help="of this host's containers")
+    parser.add_argument("--sealed", action="store_true", help="encrypt between hosts")
+    parser.add_argument("--take-over", action="store_true", help="from one that runs")
+    parser.add_argument("--foreground", action="store_true", help="do not leave, run")
+    given = parser.parse_args()
+    config = Config(
+        given.device, given.mtu, str(IPv4Address(given.address)), given.port,
+        str(IPv4Network(given.subnet)), given.sealed,
+    )  # fmt: skip
+    try:
+        made = (take_over if given.take_over else begin)(config, given.socket, version=__version__)
+    except (OSError, ControlError) as error:
+        sys.exit(f"netplane-udp: {error}")
+    path = os.path.abspath(given.socket)
+    if not given.foreground:
+        _leave_parent(f"{path}.log")
+    made.run()
+    if not made.is_handed_over:
+        os.unlink(path)
+
+
+def _leave_parent(log: str) -> None:
+    """Go on in a child with a session of its own; the parent ends well, which says: it works."""
+    if os.fork():
+        _end_now()
+    os.setsid()
+    os.chdir("/")
+    # The parent's caller reads all three to their ends, and may end before us.
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number, target in enumerate((nowhere, nowhere, said)):
+        os.dup2(target, number)
+    os.close(said)
+    os.close(nowhere)
+
+
+def _end_now() -> NoReturn:
+    # Without what else Python does at an end: the child has it all, too.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Sealed packets between real kernels: the wire, who gets in, what processes outlive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.net.namespaces import missing
+from tests.net.overlay import NETWORK, Overlay, until
+from tests.net.packets import Flow, mesh, ping, ping_all, throughput
+from tests.net.udp import PORT, SEALED_MTU, UdpHost, UdpOverlay, ask_process
+
+pytestmark = [
+    pytest.mark.net,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+RATE = 1200
+ETH_P_ALL = 3
+"""With another one a port of a bridge gives nothing: the bridge takes it before."""
+IP_UDP_BYTES = 28
+
+
+@pytest.fixture
+def overlay() -> Iterator[UdpOverlay]:
+    with UdpOverlay(2, sealed=True) as made:
+        yield made
+
+
+def dropped(host: UdpHost) -> dict[str, int]:
+    found: dict[str, int] = host.ask("counters")["dropped"]
+    return {reason: count for reason, count in found.items() if reason != "not-ipv4"}
+
+
+def test_all_reach_all_with_whole_packets_and_a_stream_arrives(overlay: UdpOverlay) -> None:
+    assert None not in ping_all(mesh(overlay.rig.containers), size=SEALED_MTU - 28)
+    here, there = overlay.rig.containers
+    assert throughput(here, there, seconds=1) > 0.05
+    assert [dropped(host) for host in overlay.hosts] == [{}, {}]
+
+
+def test_who_listens_reads_nothing_and_who_repeats_gets_nowhere(overlay: UdpOverlay) -> None:
+    first, second = overlay.hosts
+    here, there = overlay.rig.containers
+    hub = overlay.rig.underlay
+    with (
+        hub.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as ear,
+        here.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        there.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        hub.socket(socket.AF_INET, socket.SOCK_DGRAM) as repeater,
+    ):
+        ear.bind((overlay.rig.hosts[0].port, ETH_P_ALL))
+        ear.settimeout(5)
+        receiver.bind((there.address, 5000))
+        receiver.settimeout(5)
+        sender.sendto(b"a word that nobody shall read", (there.address, 5000))
+        assert receiver.recv(100) == b"a word that nobody shall read"
+        data = b""
+        while data[9:10] != b"\x11":  # neither ARP nor what else passes
+            data = ear.recv(65536)
+        assert data[16:20] == socket.inet_aton(second.host.address)
+        assert b"nobody shall" not in data
+        assert socket.inet_aton(there.address) not in data[IP_UDP_BYTES:]
+        # From another address, as who would have packets for the host come to himself.
+        repeater.sendto(data[IP_UDP_BYTES:], (second.host.address, PORT))
+        until(lambda: dropped(second) == {"replay": 1}, 5, "it is dropped")
+        changed = bytearray(data[IP_UDP_BYTES:])
+        changed[-1] ^= 1
+        changed[12] ^= 0x80  # a counter far ahead
+        repeater.sendto(changed, (second.host.address, PORT))
+        repeater.sendto(b"no packet", (second.host.address, PORT))
+        until(
+            lambda: dropped(second) == {"replay": 1, "not-authentic": 1, "malformed": 1},
+            5, "they are dropped",
+        )  # fmt: skip
+    assert second.ask("counters")["moved"] == 0
+    assert ping(there, here.address) is not None
+    assert dropped(first) == {}
+
+
+def test_what_is_not_sealed_does_not_come_in(overlay: UdpOverlay) -> None:
+    # Plain packets from a host's own address, as Flannel's process would send them.
+    first, second = overlay.hosts
+    second.stop()
+    with second.host.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((second.host.address, PORT))
+        sender.sendto(b"\x45" + bytes(99), (first.host.address, PORT))
+        until(lambda: dropped(first) == {"malformed": 1}, 5, "it is dropped")
+
+
+@pytest.mark.alone  # a busy machine sends fewer
+def test_a_newer_process_goes_on_with_the_keys_and_without_a_lost_packet(
+    overlay: UdpOverlay,
+) -> None:
+    first, second = overlay.hosts
+    here, there = overlay.rig.containers
+    key = first.key
+    with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
+        until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
+        first.start("--take-over", version="9.9")
+        mark = out.sent
+        until(lambda: min(out.sent, back.sent) > mark + 500, 20, "packets are sent")
+        losses = out.stop(), back.stop()
+    assert [loss.missing for loss in losses] == [(), ()]
+    assert first.key == key
+    assert first.ask("hello")["version"] == "9.9"
+    assert (dropped(first), dropped(second)) == ({}, {})
+
+
+def test_a_process_that_starts_again_has_a_key_that_nobody_knows(overlay: UdpOverlay) -> None:
+    first, second = overlay.hosts
+    here, there = overlay.rig.containers
+    key = first.key
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: _is_down(first), 5, "it ends")
+    first.start()
+    first.tell_peers(overlay.hosts)
+    assert first.key != key
+    assert ping(here, there.address, timeout_s=0.3) is None
+    assert dropped(second) == {"unknown-key": 1}
+    second.tell_peers(overlay.hosts)
+    assert ping(here, there.address) is not None
+
+
+def _is_down(host: UdpHost) -> bool:
+    try:
+        host.ask("hello")
+    except OSError:
+        return True
+    return False
+
+
+def test_agents_publish_keys_and_a_killed_process_gets_a_new_one() -> None:
+    network = NETWORK.replace("vxlan", "netplane-udp")
+    with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
+        overlay.add_containers(1)
+        until(overlay.everybody_answers, 20, "every container answers every other")
+        assert [agent.mtu for agent in overlay.agents] == [SEALED_MTU] * 2
+        agent = overlay.agents[0]
+        before = ask_process(agent.process_socket, "hello")
+        os.kill(before["pid"], signal.SIGKILL)
+        until(lambda: agent.status()["kernel"]["healed"] == {"process": 1}, 20, "it is counted")
+        until(overlay.everybody_answers, 20, "every container answers every other")
+        after = ask_process(agent.process_socket, "hello")
+        assert after["key"] != before["key"]
+        told = [value.decode() for value in overlay.registered().values()]
+        assert len([value for value in told if after["key"] in value]) == 1
+        assert not [value for value in told if before["key"] in value]
+
+
+@pytest.mark.alone  # a busy machine sends fewer
+def test_an_agent_that_ends_and_comes_back_costs_no_sealed_packet() -> None:
+    network = NETWORK.replace("vxlan", "netplane-udp")
+    with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
+        here, there = overlay.add_containers(1)
+        until(overlay.everybody_answers, 20, "every container answers every other")
+        agent = overlay.agents[0]
+        with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
+            until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
+            agent.kill()
+            agent.start()
+            agent.wait_ready()
+            mark = out.sent
+            until(lambda: out.sent > mark + 1000, 20, "packets are sent with the next")
+            losses = out.stop(), back.stop()
+        assert [loss.missing for loss in losses] == [(), ()]

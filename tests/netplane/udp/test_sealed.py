@@ -1,0 +1,190 @@
+"""Sealed packets through a data path between real sockets; the test plays the other host."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from netplane.backend.udp import OVERHEAD_BYTES as WRAPPED_BYTES
+from netplane.backend.udp import SEAL_BYTES, SealedUdpBackend
+from netplane.udp import seal
+from netplane.udp.path import open_socket
+from netplane.udp.peers import Peer, Peers
+from netplane.udp.seal import Identity, Session
+from netplane.udp.sealed import SealedPath
+from tests.netplane.udp.packets import SOURCE, TARGET, packet
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the queues are larger than others may have"),
+]
+INCOMING = packet(TARGET, SOURCE, b"from there")
+
+
+class Ends:
+    """A data path of 10.5.1.0/24 with a peer 10.5.2.0/24, which the test plays."""
+
+    def __init__(self) -> None:
+        self.containers, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for one in self.containers, self._device:
+            one.setblocking(False)
+        self._udp = open_socket("127.0.0.1", 0)
+        self.address = self._udp.getsockname()
+        self.peer, self.elsewhere = (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)
+        )
+        for number, one in enumerate((self.peer, self.elsewhere), 1):
+            one.bind((f"127.0.0.{number}", 0))
+            one.setblocking(False)
+        self.identity, self.other = Identity(), Identity()
+        self.session = Session(self.other, self.identity.public)
+        """The peer's."""
+        self.path = SealedPath(
+            self._device.fileno(), self._udp, self, (0xFFFFFF00, 0x0A050100), self.identity
+        )  # type: ignore[arg-type]
+        self.told = ["10.5.2.0/24", *self.peer.getsockname(), self.other.public.hex()]
+        self.tell(self.told)
+
+    def sendto(self, *_: Any) -> None:
+        """Stand for the socket of ICMP, which would send to real hosts."""
+
+    def tell(self, *peers: list[object]) -> None:
+        self.path.set_peers(Peers(map(Peer.parse, peers)))
+
+    def come_in(self, data: bytes, sender: socket.socket | None = None) -> list[bytes]:
+        """Send from the peer; return what containers get."""
+        (sender or self.peer).sendto(data, self.address)
+        self.path.from_network()
+        return _all_of(self.containers)
+
+    def leave(self, *packets: bytes) -> list[bytes]:
+        """Send from a container; return what the peer gets, opened."""
+        for one in packets:
+            self.containers.send(one)
+        self.path.from_device()
+        return [self.session.open(memoryview(one))[0] for one in _all_of(self.peer)]
+
+    def close(self) -> None:
+        for one in self.containers, self._device, self._udp, self.peer, self.elsewhere:
+            one.close()
+
+
+def _all_of(one: socket.socket) -> list[bytes]:
+    found = []
+    while True:
+        try:
+            found.append(one.recv(65536))
+        except BlockingIOError:
+            return found
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    made = Ends()
+    yield made
+    made.close()
+
+
+def test_packets_of_all_sizes_leave_each_sealed_and_in_order(ends: Ends) -> None:
+    sizes = [1000] * 5 + [999, 1000, 1000, 1001, 1, 0, 0, 1400, 30] + [1300] * 50
+    got = ends.leave(*(packet(SOURCE, TARGET, bytes(size)) for size in sizes))
+    assert [len(one) - 20 for one in got] == sizes
+    assert ends.path.counters()["sent"] == len(sizes)
+    assert ends.path.drops == {}
+
+
+def test_what_the_peer_seals_comes_in_once(ends: Ends) -> None:
+    sealed = ends.session.seal(INCOMING)
+    assert ends.come_in(sealed) == [INCOMING]
+    assert ends.come_in(sealed) == []
+    assert ends.path.drops == {"replay": 1}
+
+
+def test_what_is_inside_is_looked_at_all_the_same(ends: Ends) -> None:
+    # A host of the overlay, whose key is good, speaks for its own containers only.
+    for inner in packet(SOURCE, SOURCE), packet(TARGET, TARGET), b"", INCOMING + b"more":
+        assert ends.come_in(ends.session.seal(inner)) == []
+    assert ends.path.drops == {"foreign-source": 1, "foreign-target": 1, "malformed": 2}
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, seal.OVERHEAD_BYTES - 1])
+def test_what_is_too_short_is_counted(ends: Ends, length: int) -> None:
+    assert ends.come_in(ends.session.seal(INCOMING)[:length]) == []
+    assert ends.path.drops == {"malformed": 1}
+
+
+def test_a_plain_packet_does_not_come_in(ends: Ends) -> None:
+    assert ends.come_in(INCOMING + bytes(40)) == []
+    assert ends.path.drops == {"malformed": 1}
+
+
+def test_who_has_no_key_gets_nothing_and_is_no_harm(ends: Ends) -> None:
+    for key in "", "00" * 32, "ff":
+        ends.tell(["10.5.3.0/24", *ends.peer.getsockname(), key], ends.told)
+        third = bytes([10, 5, 3, 2])
+        assert ends.leave(packet(SOURCE, third), packet(SOURCE, TARGET, b"on")) != []
+        assert ends.path.drops.pop("no-key") == 1
+
+
+def test_a_host_that_has_moved_is_followed_by_what_it_seals(ends: Ends) -> None:
+    ends.come_in(ends.session.seal(INCOMING), ends.elsewhere)
+    assert ends.leave(packet(SOURCE, TARGET)) == []
+    [sealed] = _all_of(ends.elsewhere)
+    assert ends.session.open(memoryview(sealed))[0][16:20] == TARGET
+    assert ends.path.moved == 1
+    # What is told anew, as before, is no news; another address is.
+    ends.tell(ends.told)
+    assert ends.leave(packet(SOURCE, TARGET)) == []
+    ends.tell(["10.5.2.0/24", "127.0.0.9", 1, ends.told[3]])
+    ends.tell(ends.told)
+    assert len(ends.leave(packet(SOURCE, TARGET))) == 1
+
+
+def test_nobody_else_moves_a_host(ends: Ends) -> None:
+    late, first = ends.session.seal(INCOMING), ends.session.seal(INCOMING)
+    ends.come_in(first)
+    forged = bytearray(ends.session.seal(INCOMING))
+    forged[-1] ^= 1
+    # A copy, a forgery, and a true one that was held back until a newer one had come.
+    for data in first, bytes(forged), late:
+        ends.come_in(data, ends.elsewhere)
+    assert ends.path.drops == {"replay": 1, "not-authentic": 1}
+    assert ends.path.moved == 0
+    assert len(ends.leave(packet(SOURCE, TARGET))) == 1
+
+
+def test_a_peer_that_goes_and_comes_back_is_sent_no_number_twice(ends: Ends) -> None:
+    ends.containers.send(packet(SOURCE, TARGET))
+    ends.path.from_device()
+    ends.tell()
+    assert ends.come_in(ends.session.seal(INCOMING)) == []
+    assert ends.path.drops == {"unknown-key": 1}
+    ends.tell(ends.told)
+    ends.containers.send(packet(SOURCE, TARGET))
+    ends.path.from_device()
+    assert [one[12:20] for one in _all_of(ends.peer)] == [bytes(8), bytes(7) + b"\1"]
+
+
+def test_a_successor_knows_keys_numbers_and_addresses(ends: Ends) -> None:
+    sealed = ends.session.seal(INCOMING)
+    ends.come_in(sealed, ends.elsewhere)
+    before = ends.path
+    ends.path = SealedPath(
+        ends._device.fileno(), ends._udp, ends, (0xFFFFFF00, 0x0A050100),
+        Identity(ends.identity.secret),
+    )  # type: ignore[arg-type]  # fmt: skip
+    ends.path.restore(before.sessions())
+    ends.tell(ends.told)
+    assert ends.come_in(sealed) == []
+    assert ends.path.drops == {"replay": 1}
+    ends.leave(packet(SOURCE, TARGET))
+    assert len(_all_of(ends.elsewhere)) == 1
+
+
+def test_the_plan_leaves_room_for_what_sealing_adds() -> None:
+    assert SEAL_BYTES == seal.OVERHEAD_BYTES
+    assert SealedUdpBackend.overhead_bytes == WRAPPED_BYTES + seal.OVERHEAD_BYTES
