@@ -57,7 +57,7 @@ RETRY_DOWN_MAX_S = 1.0
 go on soon after it is back."""
 
 OCCUPIED_RETRY_S = 1.0
-TIDY_S = 0.5
+TIDY_S = 2.0
 """For what a change of the network brings beside kernel objects: changes that come meanwhile share
 it, and none waits for it."""
 
@@ -242,8 +242,7 @@ class Agent:
             await self._go_on_with(config, external)
             self.keeper.change(session=who.session, config=self._subnets.config_text())
             self._see(view)
-            group.create_task(self._subnets.run())
-            group.create_task(self._listen(view))
+            group.create_task(self._subnets.run(self._see))
             group.create_task(self._watch_standing())
             group.create_task(self._interface.run())
             group.create_task(self._tidy_up())
@@ -354,11 +353,6 @@ class Agent:
         self.view = view
         self.view_at_s = time.monotonic()
         self._news.set()
-
-    async def _listen(self, view: View) -> None:
-        while True:
-            view = await self._subnets.next_view(view)
-            self._see(view)
 
     async def _watch_standing(self) -> None:
         while True:

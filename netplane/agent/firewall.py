@@ -23,9 +23,12 @@ from netplane.subnet.family import Address, Subnet
 PATIENCE_S = 2.0
 """How long routes, and who asks, wait."""
 
-LATER_S = 0.5
+LATER_S = 1.0
 """Who goes is shut out by then: with who comes meanwhile, or with others who go. A transaction for
-each would be most of what an agent does for a host that goes. Reports are as late."""
+each would be most of what an agent does for a host that goes."""
+
+TELL_S = 2.0
+"""After this, members that were written are reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class HostFirewall:
             self._steps += written
             if self._reporting is None:
                 loop = asyncio.get_running_loop()
-                self._reporting = loop.call_later(LATER_S, self._report)
+                self._reporting = loop.call_later(TELL_S, self._report)
         elif not await self._bounded(self._own.apply(self._rules, vteps)):
             self._report(
                 problem=f"nftables have not answered within {PATIENCE_S:g} s; somebody may be"

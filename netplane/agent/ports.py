@@ -70,11 +70,11 @@ class Subnets(Protocol):
     async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
         """Claim our subnet and return the first view. Raises SubnetError, RegistryError."""
 
-    async def run(self) -> None:
-        """Keep lease and view until cancelled, which gives nothing back."""
+    async def run(self, on_view: Callable[[View], None]) -> None:
+        """Keep lease and view until cancelled, which gives nothing back.
 
-    async def next_view(self, seen: View) -> View:
-        """Wait for a view that is another than `seen`."""
+        `on_view` is called with every view that is another than the one before.
+        """
 
     def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
         """Tell the others, as soon as the registry can be used, that we are at other addresses."""

@@ -46,7 +46,7 @@ from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
 from netplane.subnet.family import VERSION6, Address, Subnet
-from netplane.subnet.lease import Lease
+from netplane.subnet.lease import Lease, View
 from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
 from netplane.subnet.plan import Identity, Wish
@@ -74,7 +74,7 @@ def make_client(registry: Registry) -> AsyncClient:
         ) from error
 
 
-TELL_S = 0.5
+TELL_S = 2.0
 """After this, rounds without trouble are told of, many at once: counts and pages can wait, and each
 costs as much as a third of the round."""
 
@@ -248,11 +248,14 @@ class RealSubnets:
         self.changed = manager.changed
         self.open = manager.open
         self.acquire = manager.acquire
-        self.run = manager.run
-        self.next_view = manager.next_view
         self.drain = manager.drain
         self.move = manager.move
         self.describe = manager.describe
+
+    async def run(self, on_view: Callable[[View], None]) -> None:
+        """As `Subnets.run`."""
+        self._manager.on_view = on_view
+        await self._manager.run()
 
     def config_text(self) -> str:
         """As `Subnets.config_text`."""

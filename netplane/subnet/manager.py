@@ -20,7 +20,7 @@ import contextlib
 import enum
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
 
@@ -133,6 +133,8 @@ class SubnetManager:
         self._detail = ""
         self._problems: dict[str, str] = {}
         self._view: View | None = None
+        self.on_view: Callable[[View], None] = lambda _: None
+        """Called with every new view at once; `next_view` tells a task of it a turn later."""
         self._news = asyncio.Event()
         """Of the status."""
         self._fresh = asyncio.Event()
@@ -269,6 +271,7 @@ class SubnetManager:
         self._view = new
         fresh, self._fresh = self._fresh, asyncio.Event()
         fresh.set()
+        self.on_view(new)
         if old is None or old.quarantined != new.quarantined:
             self._wake()  # what is said of the configuration may be another
         return new

@@ -168,11 +168,9 @@ class FakeSubnets:
         self.world.note("lease")
         return await self.world.views.get()
 
-    async def next_view(self, seen: View) -> View:
-        return await self.world.views.get()
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
+    async def run(self, on_view: Callable[[View], None]) -> None:
+        while True:
+            on_view(await self.world.views.get())
 
     def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
         self.world.note(f"moved to {public_ip}")
