@@ -153,7 +153,7 @@ def nft_deaf() -> None:
 
 def vtep_late() -> None:
     """A host is let in when its route is there already, and kept out when it is there yet."""
-    from netplane.agent.wiring import RealDataplane
+    from netplane.agent.dataplane import RealDataplane
 
     async def apply(self: Any, own: Any, peers: Any, *, remove: bool) -> None:
         plan = self._backend.plan(own.subnet, peers)
