@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from ipaddress import IPv4Interface
+from ipaddress import ip_interface
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 UNICAST, MAIN = 1, 254
+ENDS = (("far", 0), ("far", 1), ("far", 2), ("wan", 0), ("wan", 1), ("tun", 0))
 
 
 def ours(namespace: Namespace) -> Host:
@@ -31,13 +33,20 @@ def theirs(namespace: Namespace) -> Host:
 async def _read_with_pyroute2() -> Host:
     async with AsyncIPRoute() as kernel:
         links = [found async for found in await kernel.get_links()]
-        addresses = [found async for found in await kernel.get_addr(family=2)]
-        routes = [found async for found in await kernel.get_routes(family=2, table=MAIN)]
+        addresses = [
+            found
+            for family in (AF_INET, AF_INET6)
+            async for found in await kernel.get_addr(family=family)
+        ]
+        routes, routes6 = [
+            [found async for found in await kernel.get_routes(family=family, table=MAIN)]
+            for family in (AF_INET, AF_INET6)
+        ]
 
     def addresses_of(index: int) -> tuple[Address, ...]:
         return tuple(
             Address(
-                IPv4Interface((found.get("local") or found.get("address"), found["prefixlen"])),
+                ip_interface((found.get("local") or found.get("address"), found["prefixlen"])),
                 found["scope"],
                 found.get("flags") or 0,
             )
@@ -48,6 +57,14 @@ async def _read_with_pyroute2() -> Host:
     def hops(route: Any) -> list[int]:
         several = route.get("multipath")
         return [hop["oif"] for hop in several] if several else [route.get("oif")]
+
+    def defaults(routes: list[Any]) -> tuple[DefaultRoute, ...]:
+        return tuple(
+            DefaultRoute(index, found.get("priority") or 0)
+            for found in routes
+            if found["dst_len"] == 0 and found["type"] == UNICAST
+            for index in hops(found)
+        )
 
     return Host(
         tuple(
@@ -61,12 +78,8 @@ async def _read_with_pyroute2() -> Host:
             )
             for found in links
         ),
-        tuple(
-            DefaultRoute(index, found.get("priority") or 0)
-            for found in routes
-            if found["dst_len"] == 0 and found["type"] == UNICAST
-            for index in hops(found)
-        ),
+        defaults(routes),
+        defaults(routes6),
     )
 
 
@@ -76,15 +89,24 @@ def test_a_host_of_every_kind_of_address_and_route_is_read_as_pyroute2_reads_it(
             "link add wan0 type veth peer name far0",
             "link add wan1 mtu 9000 type veth peer name far1",
             "link add tun0 type veth peer name far2",
-            "link set wan0 up",
-            "link set wan1 up",
-            "link set tun0 up",
+            # The kernel's own IPv6 addresses come and lose their flags when it likes.
+            *(
+                f"link set {end}{number} {change}"
+                for end, number in ENDS
+                for change in ("addrgenmode none", "up")
+            ),
             "addr add 192.0.2.10/24 dev wan0",
             "addr add 192.0.2.11/24 dev wan0",  # secondary
             "addr add 192.0.2.12/24 dev wan0 valid_lft 600 preferred_lft 0",  # deprecated
             "addr add 203.0.113.5/32 dev wan0 scope link noprefixroute",  # a flag above 8 bits
             "addr add 198.51.100.7/24 dev wan1",
             "addr add 10.9.0.1 peer 10.9.0.2/32 dev tun0",  # ours is not the one that names it
+            "addr add fd00:1::5/64 dev wan0 nodad",
+            "addr add fd00:1::6/128 dev wan0 nodad valid_lft 600 preferred_lft 0",
+            "addr add fd00:9::1 peer fd00:9::2/128 dev tun0 nodad",
+            "route add ::/0 via fd00:1::1 metric 20",
+            "route add ::/0 metric 30 nexthop via fd00:1::2 nexthop via fd00:9::2",
+            "route add unreachable ::/0 metric 90",
             "route add default via 192.0.2.1",
             "route add default via 198.51.100.1 metric 50",
             "route add default metric 70 nexthop via 192.0.2.2 nexthop via 198.51.100.2",
@@ -99,8 +121,9 @@ def test_a_host_of_every_kind_of_address_and_route_is_read_as_pyroute2_reads_it(
     assert by_name.keys() == {"lo", "wan0", "wan1", "tun0", "far0", "far1", "far2"}
     assert by_name["wan1"].mtu == 9000
     assert str(by_name["tun0"].best_address()) == "10.9.0.1/32"
-    assert len(by_name["wan0"].addresses) == 4
+    assert len(by_name["wan0"].addresses) == 6
     assert sorted(route.metric for route in found.default_routes) == [0, 50, 70, 70]
+    assert sorted(route.metric for route in found.default_routes6) == [20, 30, 30]
 
 
 def test_a_host_that_never_had_a_route_is_no_error() -> None:
