@@ -282,6 +282,7 @@ class Transport:
         attempts = 0
         token_tries = 0
         failure: KvError
+        before: KvError | None = None
         while True:
             if first is not None:
                 (link, token, failure), first = first, None
@@ -296,8 +297,11 @@ class Transport:
                         raise UnreachableError(f"{link.endpoint.target}: no time left to send")
                     return await attempt(link, left_s)
                 except KvError as error:
-                    failure = error
+                    # Cut short by the deadline, it says less than the attempt before it did.
+                    is_cut = isinstance(error, UnreachableError) and loop.time() >= deadline_s
+                    failure = before if is_cut and before is not None else error
 
+            before = failure
             if failure.text in RETRY_WITH_NEW_TOKEN and self._user is not None:
                 token_tries += 1
                 if token_tries >= _TOKEN_TRIES_MAX:

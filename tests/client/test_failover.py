@@ -19,6 +19,8 @@ from kvstore.client import (
     ReadFailedError,
     UnreachableError,
 )
+from kvstore.client.session import OPEN_PATH
+from tests.client.h2_server import Server, listening
 from tests.client.proxy import Proxy
 from tests.servers import free_ports
 
@@ -289,6 +291,29 @@ async def test_an_endpoint_that_answers_nothing_costs_its_share_only(server: Clu
     ):
         proxy.hold_answers()
         await client.put(b"silent/first", b"v")
+
+
+async def test_what_a_server_said_is_told_rather_than_that_the_time_is_over() -> None:
+    def prepare(server: Server) -> None:
+        def request(stream: int) -> None:
+            if server.headers[stream][":path"] == OPEN_PATH:
+                # The second time it does not even say that it offers no sessions.
+                if stream == 1:
+                    server.refuse(stream, ("grpc-status", "12"))
+            else:
+                server.refuse(
+                    stream, ("grpc-status", "14"), ("grpc-message", "etcdserver: no leader")
+                )
+
+        server.on_request = request
+
+    async with listening() as listener:
+        listener.prepare = prepare
+        endpoint = f"127.0.0.1:{listener.port}"
+        async with AsyncClient([endpoint], timeout_s=0.5, connect_timeout_s=5) as client:
+            assert isinstance(await outcome(client.put(b"k", b"v")), NoLeaderError)
+        [server] = listener.connections
+        assert [headers[":path"] for headers in server.headers.values()].count(OPEN_PATH) == 2
 
 
 async def test_a_member_without_a_leader_refuses_and_nothing_was_written(three: Cluster) -> None:
