@@ -104,8 +104,9 @@ def test_a_host_of_every_kind_of_address_and_route_is_read_as_pyroute2_reads_it(
             "addr add fd00:1::5/64 dev wan0 nodad",
             "addr add fd00:1::6/128 dev wan0 nodad valid_lft 600 preferred_lft 0",
             "addr add fd00:9::1 peer fd00:9::2/128 dev tun0 nodad",
-            "route add ::/0 via fd00:1::1 metric 20",
-            "route add ::/0 metric 30 nexthop via fd00:1::2 nexthop via fd00:9::2",
+            "route add ::/0 via fd00:1::1 dev wan0 onlink metric 20",
+            "route add ::/0 metric 30 nexthop via fd00:1::2 dev wan0 onlink"
+            " nexthop via fd00:9::2 dev tun0 onlink",
             "route add unreachable ::/0 metric 90",
             "route add default via 192.0.2.1",
             "route add default via 198.51.100.1 metric 50",

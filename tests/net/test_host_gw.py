@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 HEALED_WITHIN_S = 1.0
+CONFIG = HOST_GW.replace('"Backend"', '"SubnetMax":"10.5.199.0","Backend"')
+"""What is above is leased to nobody, and free for what tests make up."""
 FAR = PREFIX + "subnets/10.5.250.0-24"
 GATEWAY = "route add default via 10.77.255.254"
 
@@ -39,7 +41,7 @@ DRIFTS = {
 @pytest.fixture(scope="module")
 def overlay() -> Iterator[Overlay]:
     """Agents on the first three of four hosts; each test leaves them as they were."""
-    with Overlay(4, flags=("--heal-interval", "1h"), network=HOST_GW, agents=3) as made:
+    with Overlay(4, flags=("--heal-interval", "1h"), network=CONFIG, agents=3) as made:
         made.add_containers(1)
         until(made.everybody_answers, 20, "every container answers every other")
         yield made
@@ -204,10 +206,11 @@ def refused(agent: AgentProcess) -> dict[str, str]:
 
 def test_routes_of_others_stay_and_strangers_of_ours_go(overlay: Overlay) -> None:
     agent = overlay.agents[0]
-    foreign = {("10.5.201.0/24", "10.77.0.2", "eth0")}
+    others, stranger, late_stranger = (f"10.5.{number}.0/24" for number in (201, 202, 203))
+    foreign = {(others, "10.77.0.2", "eth0")}
     agent.host.namespace.ip(
-        "route add 10.5.201.0/24 via 10.77.0.2 proto static",
-        "route add 10.5.202.0/24 via 10.77.0.2 proto 181",
+        f"route add {others} via 10.77.0.2 proto static",
+        f"route add {stranger} via 10.77.0.2 proto 181",
     )
     until(lambda: routes(agent.host) == wanted(overlay, agent), 20, "the stranger goes")
     agent.kill()
@@ -218,13 +221,13 @@ def test_routes_of_others_stay_and_strangers_of_ours_go(overlay: Overlay) -> Non
         "addr add 10.78.0.1/24 dev old0",
         "link set old0 up",
         f"route add {overlay.agents[1].subnet} via 10.78.0.2 proto 181",
-        "route add 10.5.203.0/24 via 10.78.0.2 proto 181",
+        f"route add {late_stranger} via 10.78.0.2 proto 181",
     )
     agent.start()
     agent.wait_ready()
     assert routes(agent.host) == wanted(overlay, agent)
     assert routes(agent.host, protocol=4) == foreign
-    agent.host.namespace.ip("route del 10.5.201.0/24", "link del old0")
+    agent.host.namespace.ip(f"route del {others}", "link del old0")
 
 
 def test_the_way_is_shown_hop_by_hop(overlay: Overlay) -> None:

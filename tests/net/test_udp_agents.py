@@ -22,7 +22,8 @@ pytestmark = [
     pytest.mark.net,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
-UDP = NETWORK.replace("vxlan", "udp")
+UDP = NETWORK.replace("vxlan", "udp").replace('"Backend"', '"SubnetMax":"10.5.199.0","Backend"')
+"""What is above is leased to nobody, and free for what tests make up."""
 RATE = 1200
 
 
