@@ -7,6 +7,7 @@ what an agent does for one. Here everything happens on the loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from kvstore.client.endpoint import Endpoint, Tls
@@ -90,7 +91,6 @@ class Channel:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        made: Connection | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, made = await loop.create_connection(
@@ -100,16 +100,14 @@ class Channel:
                     ssl=self._ssl,
                     server_hostname=self._server_name,
                 )
-                await made.ready
+                with contextlib.ExitStack() as otherwise:
+                    otherwise.callback(made.abort)
+                    await made.ready
+                    otherwise.pop_all()
         except TimeoutError:
-            _abandon(made)
             raise ConnectionError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
         except OSError as error:
-            _abandon(made)
             raise ConnectionError(str(error)) from error
-        except BaseException:
-            _abandon(made)
-            raise
         self._failures = 0
         if not made.is_leaving:
             self._connection = made
@@ -118,7 +116,7 @@ class Channel:
     def _left(self, connection: Connection) -> None:
         if self._connection is connection:
             self._connection = None
-        if connection.closed.done() or connection.is_lost:
+        if connection.is_lost:
             self._leaving.discard(connection)
         else:
             self._leaving.add(connection)
@@ -129,7 +127,7 @@ class Channel:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
-        open_ = [*self._leaving] + ([self._connection] if self._connection is not None else [])
+        open_ = [*self._leaving, *filter(None, [self._connection])]
         for connection in open_:
             connection.close()
         if open_:
@@ -147,14 +145,14 @@ class Channel:
         async def call(
             request: Any,
             *,
-            timeout: float | None = None,  # noqa: ASYNC109 (as grpc.aio's)
+            timeout_s: float | None = None,
             metadata: Any = (),
         ) -> Any:
             payload = request_serializer(request)
             exchange: Exchange | None = None
             try:
-                async with asyncio.timeout(timeout):
-                    exchange = await self._open(path, metadata, timeout)
+                async with asyncio.timeout(timeout_s):
+                    exchange = await self._open(path, metadata, timeout_s)
                     exchange.send(payload, end=True)
                     await exchange.ended()
             except TimeoutError:
@@ -302,8 +300,3 @@ def _timeout(seconds: float) -> bytes:
         if value < 10**_TIMEOUT_DIGITS:
             return b"%d%b" % (value, unit)
     return b"9" * _TIMEOUT_DIGITS + b"S"
-
-
-def _abandon(connection: Connection | None) -> None:
-    if connection is not None:
-        connection.abort()

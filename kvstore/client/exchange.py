@@ -87,7 +87,7 @@ class Exchange:
         """We send no more."""
         self._half: tuple[int, str] | None = None
         """A status that the response's head alone told of (no gRPC server)."""
-        self._readers: deque[asyncio.Future[None]] = deque()
+        self._readers: list[asyncio.Future[None]] = []
         self._writers: list[asyncio.Future[None]] = []
 
     # what a call does
@@ -104,23 +104,17 @@ class Exchange:
     async def sent(self) -> None:
         """Wait until all that was sent has left this process, or the exchange is over."""
         while self.status is None and (self._unsent or self._connection.is_paused):
-            waiter = self._connection.loop.create_future()
-            self._writers.append(waiter)
-            await waiter
+            await self._wait(self._writers)
 
     async def arrived(self) -> None:
         """Wait until there is a message, or a status."""
         while not self.messages and self.status is None:
-            waiter = self._connection.loop.create_future()
-            self._readers.append(waiter)
-            await waiter
+            await self._wait(self._readers)
 
     async def ended(self) -> None:
         """Wait until it is over."""
         while self.status is None:
-            waiter = self._connection.loop.create_future()
-            self._readers.append(waiter)
-            await waiter
+            await self._wait(self._readers)
 
     def take(self) -> bytes:
         """Return the next message, of which there is one."""
@@ -135,8 +129,7 @@ class Exchange:
         if self.status is not None:
             return
         self.is_cancelled = True
-        self._connection.reset(self, frames.CANCEL)
-        self.over(CANCELLED, "cancelled by the client")
+        self.refuse(CANCELLED, "cancelled by the client")
         for waiter in (*self._readers, *self._writers):
             waiter.cancel()
 
@@ -153,6 +146,11 @@ class Exchange:
         if not self.is_cancelled:
             self._wake(self._readers)
             self.wake_writers()
+
+    def refuse(self, code: int, text: str, reset_code: int = frames.CANCEL) -> None:
+        """End it for what the server did, and tell the server."""
+        self._connection.reset(self, reset_code)
+        self.over(code, text)
 
     def headers(self, fields: list[Field], *, end_stream: bool) -> None:
         """Take the head of the response, or its end."""
@@ -172,7 +170,7 @@ class Exchange:
         ):
             self._half = UNKNOWN, "the server does not speak gRPC"
         if end_stream and self.status is None:
-            self._finish(*(self._half or (INTERNAL, "the server ended the call without a status")))
+            self._end_untold()
 
     def data(self, data: bytes, flow: int, *, end_stream: bool) -> None:
         """Take a piece of messages; `flow`: what it counts for in the window."""
@@ -189,7 +187,7 @@ class Exchange:
                     self._partial.clear()
                     self._split(data)
         if end_stream:
-            self._finish(*(self._half or (INTERNAL, "the server ended the call without a status")))
+            self._end_untold()
         elif self.status is None:
             self._give_room()
 
@@ -242,7 +240,7 @@ class Exchange:
         while stop - start >= 5:
             flag, length = frames.unpack_message_head(data, start)
             if flag:
-                self._refuse(INTERNAL, "the server compressed a message, which was not offered")
+                self.refuse(INTERNAL, "the server compressed a message, which was not offered")
                 return
             if stop - start - 5 < length:
                 self._needed = 5 + length
@@ -255,9 +253,8 @@ class Exchange:
         if start and self._readers:
             self._wake(self._readers)
 
-    def _refuse(self, code: int, text: str) -> None:
-        self._connection.reset(self, frames.CANCEL)
-        self.over(code, text)
+    def _end_untold(self) -> None:
+        self._finish(*(self._half or (INTERNAL, "the server ended the call without a status")))
 
     def _finish(self, code: int, text: str) -> None:
         if not self._is_closed:
@@ -273,8 +270,13 @@ class Exchange:
             self._connection.write(frames.window_update(self.id, self._owed))
             self._owed = 0
 
+    async def _wait(self, waiters: list[asyncio.Future[None]]) -> None:
+        waiter = self._connection.loop.create_future()
+        waiters.append(waiter)
+        await waiter
+
     @staticmethod
-    def _wake(waiters: deque[asyncio.Future[None]] | list[asyncio.Future[None]]) -> None:
+    def _wake(waiters: list[asyncio.Future[None]]) -> None:
         woken = list(waiters)
         waiters.clear()
         for waiter in woken:

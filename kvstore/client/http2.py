@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
 
     async def slot(self) -> None:
         """Wait until the server takes one more exchange at a time."""
-        while not self.is_leaving and len(self._exchanges) >= self._exchanges_max:
+        while not (self.is_leaving or self.has_slot):
             waiter = self.loop.create_future()
             self._slots.append(waiter)
             try:
@@ -137,22 +137,16 @@ class Connection(asyncio.Protocol):
 
     def send_data(self, exchange: Exchange, data: bytes | memoryview, *, end: bool) -> None:
         """Send what there is room for."""
-        size = len(data)
+        size, most = len(data), self._frame_bytes_max
         self._send_window -= size
         exchange.send_window -= size
-        most = self._frame_bytes_max
-        if size <= most:
-            flags = frames.END_STREAM if end else 0
-            self.write(frames.head(frames.DATA, flags, exchange.id, size))
-            if size:
-                self.write(data)
-            return
-        view = memoryview(data)
-        for start in range(0, size, most):
+        view = data if size <= most else memoryview(data)
+        for start in range(0, size or 1, most):
             piece = view[start : start + most]
             flags = frames.END_STREAM if end and start + most >= size else 0
             self.write(frames.head(frames.DATA, flags, exchange.id, len(piece)))
-            self.write(piece)
+            if piece:
+                self.write(piece)
 
     def write(self, data: bytes | memoryview) -> None:
         """Send bytes at the end of this turn of the loop, with all others of it."""
@@ -307,8 +301,7 @@ class Connection(asyncio.Protocol):
             fields = self._decoder.decode(bytes(block))
         except HeaderListTooLargeError:
             if exchange is not None:
-                self.reset(exchange, frames.CANCEL)
-                exchange.over(RESOURCE_EXHAUSTED, "the server's headers are too large")
+                exchange.refuse(RESOURCE_EXHAUSTED, "the server's headers are too large")
             return
         if exchange is not None:
             exchange.headers(fields, end_stream=bool(first_flags & frames.END_STREAM))
@@ -322,14 +315,13 @@ class Connection(asyncio.Protocol):
             self._send_window += more
             if self._send_window > frames.WINDOW_MAX:
                 raise BrokenError(frames.FLOW_CONTROL_ERROR, "a window of too many bytes")
-            for exchange in list(self._exchanges.values()):
-                if exchange.is_blocked:
-                    exchange.flush()
-        elif (exchange := self._exchanges.get(stream)) is not None:  # type: ignore[assignment]
+            for blocked in [one for one in self._exchanges.values() if one.is_blocked]:
+                blocked.flush()
+        elif (exchange := self._exchanges.get(stream)) is not None:
             exchange.send_window += more
             if exchange.send_window > frames.WINDOW_MAX:
-                self.reset(exchange, frames.FLOW_CONTROL_ERROR)
-                exchange.over(INTERNAL, "the server opened its window too far")
+                text = "the server opened its window too far"
+                exchange.refuse(INTERNAL, text, frames.FLOW_CONTROL_ERROR)
             else:
                 exchange.flush()
 

@@ -461,7 +461,7 @@ class Transport:
         try:
             metadata = self._metadata[1:] if flags & session_pb2.ANY_MEMBER else self._metadata
             response: Response = await link.unary(method)(
-                request, timeout=left_s, metadata=metadata
+                request, timeout_s=left_s, metadata=metadata
             )
             return response
         except CallError as error:
@@ -496,7 +496,7 @@ class Transport:
                 return
             request = AUTHENTICATE.request(name=self._user or "", password=self._password)
             try:
-                response = await link.unary(AUTHENTICATE)(request, timeout=max(timeout_s, 0.0))
+                response = await link.unary(AUTHENTICATE)(request, timeout_s=max(timeout_s, 0.0))
             except CallError as error:
                 failure = error_from_rpc(error, write=False)
                 if isinstance(failure, ReadFailedError):

@@ -62,6 +62,21 @@ class Step:
     came: frozenset[KernelObject]
     gone: frozenset[KernelObject]
 
+    @classmethod
+    def of(
+        cls,
+        since: frozenset[KernelObject],
+        before: frozenset[KernelObject],
+        after: frozenset[KernelObject],
+    ) -> Step:
+        """Return the step of a plan in which these objects become those."""
+        return cls(since, after - before, before - after)
+
+    @property
+    def objects(self) -> frozenset[KernelObject]:
+        """What the next plan is."""
+        return self.since - self.gone | self.came
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -98,6 +113,12 @@ def forwarding_of(network: Subnet, external: External) -> frozenset[Sysctl]:
 def metric_of(network: Subnet) -> int:
     """Return the metric of the routes to subnets, as the kernel shows it."""
     return METRIC6 if network.version == VERSION6 else 0
+
+
+def other_backend(peer: Lease, own: str) -> str:
+    """Say that a peer cannot be served as its backend is not ours; "" where it is."""
+    theirs = peer.backend_type or "udp"  # Flannel leaves that out
+    return "" if theirs == own else f"its backend is {theirs}, ours {own}"
 
 
 class Backend(Protocol):

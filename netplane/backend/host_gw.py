@@ -17,6 +17,7 @@ from netplane.backend import (
     blackhole_of,
     forwarding_of,
     metric_of,
+    other_backend,
 )
 from netplane.netlink.objects import KernelObject, Route, Uplink
 from netplane.subnet.family import Subnet
@@ -94,8 +95,8 @@ class HostGwBackend:
         since = last.planned.objects
         before = since.intersection(map(self._route, left))
         after = _NOTHING.union(map(self._route, served))
-        step = Step(since, after - before, before - after)
-        planned = Planned(since - step.gone | step.came, refused, step=step)
+        step = Step.of(since, before, after)
+        planned = Planned(step.objects, refused, step=step)
         self._last = _Plan(subnet, leases, planned)
         return planned
 
@@ -116,8 +117,8 @@ class HostGwBackend:
 
     def _why_not(self, peer: Lease) -> str:
         """Return why a peer cannot be served, or ""."""
-        if peer.backend_type != self.type:
-            return f"its backend is {peer.backend_type or 'udp'}, ours {self.type}"
+        if reason := other_backend(peer, self.type):
+            return reason
         external = self._external
         link = external.address.network
         # A lone address tells nothing of who else is on the link; there the kernel knows by its

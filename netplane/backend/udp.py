@@ -17,6 +17,7 @@ from netplane.backend import (
     Scope,
     ToldPeer,
     blackhole_of,
+    other_backend,
 )
 from netplane.netlink.objects import Address, KernelObject, Route
 from netplane.subnet.family import Subnet
@@ -100,9 +101,7 @@ class UdpBackend:
 
     def _key_of(self, peer: Lease) -> tuple[str, str]:
         """Return why a peer cannot be served, or "" and its key, if it needs one."""
-        if peer.backend_type in {"", self.type}:
-            return "", ""
-        return f"its backend is {peer.backend_type}, ours {self.type}", ""
+        return other_backend(peer, self.type), ""
 
 
 class SealedUdpBackend(UdpBackend):
@@ -115,8 +114,8 @@ class SealedUdpBackend(UdpBackend):
     overhead_bytes = OVERHEAD_BYTES + SEAL_BYTES
 
     def _key_of(self, peer: Lease) -> tuple[str, str]:
-        if peer.backend_type != self.type:
-            return f"its backend is {peer.backend_type or 'udp'}, ours {self.type}", ""
+        if reason := other_backend(peer, self.type):
+            return reason, ""
         data = peer.backend_data
         key = data.get("PublicKey") if isinstance(data, Mapping) else None
         if key == "":

@@ -21,6 +21,7 @@ from netplane.backend import (
     blackhole_of,
     forwarding_of,
     metric_of,
+    other_backend,
 )
 from netplane.netlink.messages import IPV6_BYTES
 from netplane.netlink.objects import (
@@ -243,9 +244,9 @@ class VxlanBackend:
             since, nothing = last.planned.objects, frozenset[KernelObject]()
             before = nothing.union(*(one.objects for one in left))
             after = nothing.union(*(served[key].objects for key in came))
-            step = Step(since, after - before, before - after)
+            step = Step.of(since, before, after)
             vteps = _vteps(last, leases, came, gone)
-            planned = Planned(since - step.gone | step.came, {}, vteps, step)
+            planned = Planned(step.objects, {}, vteps, step)
             macs.update(new_macs)
         else:
             planned, macs = self._planned(subnet, leases, served)
@@ -305,8 +306,8 @@ class VxlanBackend:
 
     def _vtep(self, peer: Lease) -> tuple[str, bytes]:
         """Return why a peer cannot be served, or "" and its MAC."""
-        if peer.backend_type != self.type:
-            return f"its backend is {peer.backend_type or 'udp'}, ours {self.type}", b""
+        if reason := other_backend(peer, self.type):
+            return reason, b""
         data = peer.backend_data
         if not isinstance(data, Mapping):
             return "it has no BackendData", b""

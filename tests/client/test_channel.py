@@ -39,7 +39,7 @@ def same(data: bytes) -> bytes:
 
 
 async def unary(channel: Channel, data: bytes, **options: Any) -> bytes:
-    answer: bytes = await channel.unary_unary(PATH, same, same)(data, timeout=20, **options)
+    answer: bytes = await channel.unary_unary(PATH, same, same)(data, timeout_s=20, **options)
     return answer
 
 
@@ -186,7 +186,7 @@ async def test_a_call_that_takes_too_long_is_taken_back(
 ) -> None:
     await channel.connect()
     with pytest.raises(CallError) as caught:
-        await channel.unary_unary(PATH, same, same)(b"", timeout=0.05)
+        await channel.unary_unary(PATH, same, same)(b"", timeout_s=0.05)
     assert caught.value.name == "DEADLINE_EXCEEDED"
     [server] = listener.connections
     await server.until(lambda: bool(server.resets))

@@ -19,7 +19,7 @@ from netplane.agent.ask import ask
 from netplane.agent.subnet_env import read_subnets
 from netplane.subnet.family import Pair
 from tests.net.namespaces import CommandError
-from tests.net.packets import mesh, mesh6, ping_all
+from tests.net.packets import Flow, Loss, mesh, mesh6, ping_all
 from tests.net.rig import Container, Host, Rig
 from tests.net.udp import stop_process
 from tests.servers import Cluster, Etcd, Kvstore, is_healthy
@@ -231,6 +231,23 @@ class AgentProcess:
         return self.log_file.read_text(errors="replace")[-4000:]
 
 
+def lost_without(
+    agent: AgentProcess, here: Container, there: Container, rate: int, end: Callable[[], object]
+) -> list[Loss]:
+    """End an agent under packets both ways, start it again, and return what was lost."""
+    with Flow(here, there, rate) as out, Flow(there, here, rate) as back:
+        flows = out, back
+        until(lambda: min(flow.received for flow in flows) > 1000, 20, "packets arrive")
+        end()
+        mark = out.sent
+        until(lambda: out.sent > mark + 1000, 20, "packets are sent without an agent")
+        agent.start()
+        agent.wait_ready()
+        mark = out.sent
+        until(lambda: out.sent > mark + 500, 20, "packets are sent with the next")
+        return [flow.stop() for flow in flows]
+
+
 class Overlay:
     """Hosts with members and agents. `with` starts and ends everything."""
 
@@ -333,6 +350,19 @@ class Overlay:
         """Write a key that goes with an etcd lease of its own."""
         granted = json.loads(self.kvctl("lease", "grant", str(ttl_s), "-w", "json"))
         self.kvctl("put", f"--lease={granted['ID']:x}", key, value)
+
+    def second_agent(self, *flags: str) -> str:
+        """Start another agent beside the first, which has to end by itself; return its log."""
+        folder = self.members.folder / "second"
+        folder.mkdir()
+        second = AgentProcess(self.agents[0].host, self.members.endpoints, folder, *flags)
+        second.start()
+        try:
+            second.ended()
+        finally:
+            if second.is_running:
+                second.kill()
+        return second.log()
 
     def ctl(self, *arguments: str) -> str:
         """Run `netplane ctl` with a command of the registry on the first host."""

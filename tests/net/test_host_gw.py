@@ -9,8 +9,15 @@ from ipaddress import IPv4Network
 import pytest
 
 from tests.net.namespaces import missing
-from tests.net.overlay import HOST_GW, PREFIX, READY_TIMEOUT_S, AgentProcess, Overlay, until
-from tests.net.packets import Flow, mesh, ping, ping_all
+from tests.net.overlay import (
+    HOST_GW,
+    PREFIX,
+    AgentProcess,
+    Overlay,
+    lost_without,
+    until,
+)
+from tests.net.packets import mesh, ping, ping_all
 from tests.net.rig import Host
 from tests.net.test_inspection import inspect, wrong
 from tests.net.witnesses import Ear
@@ -131,17 +138,8 @@ def test_what_the_interface_lacks_is_said_until_it_is_back(
 def test_an_agent_that_is_killed_and_comes_back_costs_no_packet(overlay: Overlay) -> None:
     agent = overlay.agents[0]
     here, there, _ = overlay.rig.containers
-    with Ear(agent.host) as ear, Flow(here, there, 1200) as out, Flow(there, here, 1200) as back:
-        flows = out, back
-        until(lambda: min(flow.received for flow in flows) > 1000, 20, "packets arrive")
-        agent.kill()
-        mark = out.sent
-        until(lambda: out.sent > mark + 1000, 20, "packets are sent without an agent")
-        agent.start()
-        agent.wait_ready()
-        mark = out.sent
-        until(lambda: out.sent > mark + 500, 20, "packets are sent")
-        losses = [flow.stop() for flow in flows]
+    with Ear(agent.host) as ear:
+        losses = lost_without(agent, here, there, 1200, agent.kill)
     assert [loss.missing for loss in losses] == [(), ()]
     assert ear.gone() == []
     assert routes(agent.host) == wanted(overlay, agent)
@@ -306,19 +304,10 @@ def test_an_address_behind_nat_is_refused_at_the_start(overlay: Overlay) -> None
 def test_a_second_agent_with_the_same_network_takes_nothing_from_the_first(
     overlay: Overlay,
 ) -> None:
-    first = overlay.agents[0]
-    folder = overlay.members.folder / "second"
-    folder.mkdir()
     overlay.ctl("init", HOST_GW, "--etcd-prefix", "/other")
-    second = AgentProcess(first.host, overlay.members.endpoints, folder, "--etcd-prefix", "/other")
-    with Ear(first.host) as ear:
-        second.start()
-        try:
-            until(lambda: not second.is_running, READY_TIMEOUT_S, "the second ends")
-        finally:
-            if second.is_running:
-                second.kill()
-    assert "another agent of this host keeps routes into 10.5.0.0/16" in second.log()
+    with Ear(overlay.agents[0].host) as ear:
+        said = overlay.second_agent("--etcd-prefix", "/other")
+    assert "another agent of this host keeps routes into 10.5.0.0/16" in said
     assert ear.told == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.net.namespaces import missing
-from tests.net.overlay import READY_TIMEOUT_S, AgentProcess, Overlay, until
+from tests.net.overlay import Overlay
 
 pytestmark = [
     pytest.mark.net,
@@ -17,16 +17,8 @@ def test_the_second_ends_before_it_takes_anything_from_the_first() -> None:
     with Overlay(1) as overlay:
         [first] = overlay.agents
         before = overlay.ctl("hosts", "-w", "json")
-        folder = overlay.members.folder / "second"
-        folder.mkdir()
-        second = AgentProcess(first.host, overlay.members.endpoints, folder)
-        second.start()
-        try:
-            until(lambda: not second.is_running, READY_TIMEOUT_S, "the second ends")
-        finally:
-            if second.is_running:
-                second.kill()
-        assert "Error: another agent of this host keeps the device np.1" in second.log()
+        said = overlay.second_agent()
+        assert "Error: another agent of this host keeps the device np.1" in said
         # Its session would stand there, and the first would fight for the record.
         assert overlay.ctl("hosts", "-w", "json") == before
         assert first.is_running

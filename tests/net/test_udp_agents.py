@@ -14,7 +14,7 @@ import pytest
 from kvstore import __version__
 from netplane.udp.control import Config
 from tests.net.namespaces import missing
-from tests.net.overlay import NETWORK, AgentProcess, Overlay, until
+from tests.net.overlay import NETWORK, AgentProcess, Overlay, lost_without, until
 from tests.net.packets import Flow, ping, ping_all
 from tests.net.udp import DEVICE, MTU, ask_process, start_process
 
@@ -85,20 +85,14 @@ def test_an_agent_that_ends_and_comes_back_costs_no_packet(overlay: Overlay, how
     agent = overlay.agents[0]
     here, there, _ = overlay.rig.containers
     pid = process_of(agent)
-    with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
-        flows = out, back
-        until(lambda: min(flow.received for flow in flows) > 500, 20, "packets arrive")
+
+    def end() -> None:
         if how == "SIGKILL":
             agent.kill()
         else:
             assert agent.terminate() == 0
-        mark = out.sent
-        until(lambda: out.sent > mark + 1000, 20, "packets are sent without an agent")
-        agent.start()
-        agent.wait_ready()
-        mark = out.sent
-        until(lambda: out.sent > mark + 500, 20, "packets are sent with the next")
-        losses = [flow.stop() for flow in flows]
+
+    losses = lost_without(agent, here, there, RATE, end)
     assert [loss.missing for loss in losses] == [(), ()]
     assert min(loss.per_second for loss in losses) >= 1000
     assert process_of(agent) == pid

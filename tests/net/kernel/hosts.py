@@ -83,9 +83,10 @@ class Host(Namespace):
 
     # what we do
 
-    def backend(self, *, config: VxlanConfig = VxlanConfig()) -> VxlanBackend:  # noqa: B008
+    def backend(self, *, config: VxlanConfig | None = None, **options: Any) -> VxlanBackend:
+        external = External("eth0", self.address, 1500)
         return VxlanBackend(
-            config, network=NETWORK, external=External("eth0", self.address, 1500), mac=self.mac
+            config or VxlanConfig(), network=NETWORK, external=external, mac=self.mac, **options
         )
 
     def plan(self, peers: Mapping[IPv4Network, Lease], **options: Any) -> Planned:

@@ -7,24 +7,16 @@ import errno
 import pytest
 
 from netplane.agent.reconcile import Reconciler
-from netplane.backend import External
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.netlink.connection import Connection
 from netplane.netlink.decode import Outcome
-from tests.net.kernel.hosts import NETWORK, Host, assert_serves, clean, peers
+from tests.net.kernel.hosts import Host, assert_serves, clean, peers
 
 pytestmark = [pytest.mark.net, pytest.mark.root]
 
 
-def backend(host: Host, config: VxlanConfig = VxlanConfig()) -> VxlanBackend:  # noqa: B008
-    return VxlanBackend(
-        config,
-        network=NETWORK,
-        subnet_len=24,
-        external=External("eth0", host.address, 1500),
-        mac=host.mac,
-        adopts_flannel=True,
-    )
+def backend(host: Host, config: VxlanConfig | None = None) -> VxlanBackend:
+    return host.backend(config=config, subnet_len=24, adopts_flannel=True)
 
 
 def make_flannel(host: Host, name: str = "flannel.1") -> None:

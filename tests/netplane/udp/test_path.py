@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netplane.udp.path import DataPath, open_socket
+from netplane.udp.path import DataPath
 from netplane.udp.peers import Peer, Peers
+from tests.netplane.udp.ends import OWN, PathEnds, received_by
 from tests.netplane.udp.packets import SOURCE, TARGET, header_sum, packet
 
 pytestmark = [
@@ -24,51 +24,13 @@ pytestmark = [
 ]
 
 
-class Ends:
-    """A data path of 10.5.1.0/24 with a peer 10.5.2.0/24, which the test plays."""
+class Ends(PathEnds):
+    """With a peer 10.5.2.0/24."""
 
     def __init__(self) -> None:
-        self.containers, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.containers.setblocking(False)
-        self._device.setblocking(False)
-        self._udp = open_socket("127.0.0.1", 0)
-        self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.peer.bind(("127.0.0.1", 0))
-        self.peer.setblocking(False)
-        self.icmp: list[tuple[bytes, tuple[str, int]]] = []
-        self.path = DataPath(self._device.fileno(), self._udp, self, (0xFFFFFF00, 0x0A050100))
+        super().__init__()
+        self.path = DataPath(self.device.fileno(), self.udp, self.icmp_socket, OWN)
         self.path.set_peers(Peers([Peer.parse(["10.5.2.0/24", *self.peer.getsockname(), ""])]))
-
-    def sendto(self, *sent: Any) -> None:
-        """Stand for the socket of ICMP, which would send to real hosts."""
-        self.icmp.append(sent)
-
-    def come_in(self, data: bytes) -> list[bytes]:
-        """Send from the peer; return what containers get."""
-        self.peer.sendto(data, self._udp.getsockname())
-        self.path.from_network()
-        return self.delivered()
-
-    def delivered(self) -> list[bytes]:
-        """Return what containers have got."""
-        return _all_of(self.containers)
-
-    def sent(self) -> list[bytes]:
-        """Return what the peer has got."""
-        return _all_of(self.peer)
-
-    def close(self) -> None:
-        for one in self.containers, self._device, self._udp, self.peer:
-            one.close()
-
-
-def _all_of(one: socket.socket) -> list[bytes]:
-    found = []
-    while True:
-        try:
-            found.append(one.recv(65536))
-        except BlockingIOError:
-            return found
 
 
 @pytest.fixture
@@ -140,7 +102,7 @@ def test_packets_of_several_peers_go_each_to_its_own(ends: Ends) -> None:
             ends.containers.send(packet(SOURCE, target))
         ends.path.from_device()
         assert {one[16:20] for one in ends.sent()} == {TARGET}
-        assert [one[16:20] for one in _all_of(other)] == [third] * 3
+        assert [one[16:20] for one in received_by(other)] == [third] * 3
 
 
 def test_who_sends_to_nobody_is_told_so_and_not_too_often(ends: Ends) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from netplane.backend.udp import OVERHEAD_BYTES as WRAPPED_BYTES
 from netplane.backend.udp import SEAL_BYTES, SealedUdpBackend
 from netplane.udp import seal
-from netplane.udp.path import open_socket
 from netplane.udp.peers import Peer, Peers
 from netplane.udp.seal import Identity, Session
 from netplane.udp.sealed import SealedPath
+from tests.netplane.udp.ends import OWN, PathEnds, received_by
 from tests.netplane.udp.packets import SOURCE, TARGET, packet
 
 pytestmark = [
@@ -25,61 +23,31 @@ pytestmark = [
 INCOMING = packet(TARGET, SOURCE, b"from there")
 
 
-class Ends:
-    """A data path of 10.5.1.0/24 with a peer 10.5.2.0/24, which the test plays."""
+class Ends(PathEnds):
+    """With a peer 10.5.2.0/24, which has a second address."""
+
+    path: SealedPath
 
     def __init__(self) -> None:
-        self.containers, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for one in self.containers, self._device:
-            one.setblocking(False)
-        self._udp = open_socket("127.0.0.1", 0)
-        self.address = self._udp.getsockname()
-        self.peer, self.elsewhere = (
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)
-        )
-        for number, one in enumerate((self.peer, self.elsewhere), 1):
-            one.bind((f"127.0.0.{number}", 0))
-            one.setblocking(False)
+        super().__init__()
+        self.address = self.udp.getsockname()
+        self.elsewhere = self.another_peer("127.0.0.2")
         self.identity, self.other = Identity(), Identity()
         self.session = Session(self.other, self.identity.public)
         """The peer's."""
-        self.path = SealedPath(
-            self._device.fileno(), self._udp, self, (0xFFFFFF00, 0x0A050100), self.identity
-        )  # type: ignore[arg-type]
+        self.path = SealedPath(self.device.fileno(), self.udp, self.icmp_socket, OWN, self.identity)
         self.told = ["10.5.2.0/24", *self.peer.getsockname(), self.other.public.hex()]
         self.tell(self.told)
 
-    def sendto(self, *_: Any) -> None:
-        """Stand for the socket of ICMP, which would send to real hosts."""
-
     def tell(self, *peers: list[object]) -> None:
         self.path.set_peers(Peers(map(Peer.parse, peers)))
-
-    def come_in(self, data: bytes, sender: socket.socket | None = None) -> list[bytes]:
-        """Send from the peer; return what containers get."""
-        (sender or self.peer).sendto(data, self.address)
-        self.path.from_network()
-        return _all_of(self.containers)
 
     def leave(self, *packets: bytes) -> list[bytes]:
         """Send from a container; return what the peer gets, opened."""
         for one in packets:
             self.containers.send(one)
         self.path.from_device()
-        return [self.session.open(memoryview(one))[0] for one in _all_of(self.peer)]
-
-    def close(self) -> None:
-        for one in self.containers, self._device, self._udp, self.peer, self.elsewhere:
-            one.close()
-
-
-def _all_of(one: socket.socket) -> list[bytes]:
-    found = []
-    while True:
-        try:
-            found.append(one.recv(65536))
-        except BlockingIOError:
-            return found
+        return [self.session.open(memoryview(one))[0] for one in self.sent()]
 
 
 @pytest.fixture
@@ -133,7 +101,7 @@ def test_who_has_no_key_gets_nothing_and_is_no_harm(ends: Ends) -> None:
 def test_a_host_that_has_moved_is_followed_by_what_it_seals(ends: Ends) -> None:
     ends.come_in(ends.session.seal(INCOMING), ends.elsewhere)
     assert ends.leave(packet(SOURCE, TARGET)) == []
-    [sealed] = _all_of(ends.elsewhere)
+    [sealed] = received_by(ends.elsewhere)
     assert ends.session.open(memoryview(sealed))[0][16:20] == TARGET
     assert ends.path.moved == 1
     # What is told anew, as before, is no news; another address is.
@@ -166,23 +134,21 @@ def test_a_peer_that_goes_and_comes_back_is_sent_no_number_twice(ends: Ends) -> 
     ends.tell(ends.told)
     ends.containers.send(packet(SOURCE, TARGET))
     ends.path.from_device()
-    assert [one[12:20] for one in _all_of(ends.peer)] == [bytes(8), bytes(7) + b"\1"]
+    assert [one[12:20] for one in ends.sent()] == [bytes(8), bytes(7) + b"\1"]
 
 
 def test_a_successor_knows_keys_numbers_and_addresses(ends: Ends) -> None:
     sealed = ends.session.seal(INCOMING)
     ends.come_in(sealed, ends.elsewhere)
     before = ends.path
-    ends.path = SealedPath(
-        ends._device.fileno(), ends._udp, ends, (0xFFFFFF00, 0x0A050100),
-        Identity(ends.identity.secret),
-    )  # type: ignore[arg-type]  # fmt: skip
+    again = Identity(ends.identity.secret)
+    ends.path = SealedPath(ends.device.fileno(), ends.udp, ends.icmp_socket, OWN, again)
     ends.path.restore(before.sessions())
     ends.tell(ends.told)
     assert ends.come_in(sealed) == []
     assert ends.path.drops == {"replay": 1}
     ends.leave(packet(SOURCE, TARGET))
-    assert len(_all_of(ends.elsewhere)) == 1
+    assert len(received_by(ends.elsewhere)) == 1
 
 
 def test_the_plan_leaves_room_for_what_sealing_adds() -> None:

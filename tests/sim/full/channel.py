@@ -102,7 +102,7 @@ class SimChannel:
     def unary_unary(
         self, path: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., Any]:
-        async def call(request: Any, *, timeout: float, metadata: Any = ()) -> Any:  # noqa: ASYNC109
+        async def call(request: Any, *, timeout_s: float, metadata: Any = ()) -> Any:
             process = self.connected()
             ended: asyncio.Future[tuple[int, Any]] = self.loop.create_future()
 
@@ -116,7 +116,7 @@ class SimChannel:
                 needs_leader=("hasleader", "true") in metadata,
             )  # fmt: skip
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(timeout_s):
                     code, body = await ended
             except TimeoutError:
                 raise failure(DEADLINE_EXCEEDED, "Deadline") from None
