@@ -69,6 +69,8 @@ class Claimer:
         """The configuration that we go by since we have a subnet; b"": none yet."""
         self._data: tuple[object, object] = (None, None)
         self._value = b""
+        self._keys: tuple[Pair, bytes, bytes] | None = None
+        """Of our lease and our sign of life, with what they were made for."""
 
     @property
     def subnet(self) -> Subnet | None:
@@ -110,8 +112,11 @@ class Claimer:
         if self.pair is None or not (self.lease.lease_id and self.life.lease_id):
             return False
         kvs, layout, who = self._registered.kvs, self._layout, self._who
+        if self._keys is None or self._keys[0] is not self.pair:
+            # Asked after every change, of which nearly none is ours.
+            self._keys = self.pair, layout.lease(*self.pair), layout.life(who.host_id)
         record = self._registered.hosts.get(who.host_id)
-        lease, life = kvs.get(layout.lease(*self.pair)), kvs.get(layout.life(who.host_id))
+        lease, life = kvs.get(self._keys[1]), kvs.get(self._keys[2])
         return (
             record is not None
             and (record.session, record.pair) == (who.session, self.pair)
