@@ -283,15 +283,17 @@ class Agent:
 
         Before the lease is claimed, as that tells the others which MAC is behind our address.
         """
-        found = await self._parts.occupant(config)
-        adopts = found is not None and found.is_flannels and self.settings.adopt_flannel
+        found = await self._parts.occupants(config)
+        adopts = self.settings.adopt_flannel
+        problem = next((one.problem for one in found if not (adopts and one.is_flannels)), "")
         if self._dataplane is None:
-            self.board.miss("kernel", "" if found is None or adopts else found.problem)
-        if found is not None and adopts:
-            log.info("taking over device %s of Flannel and its MAC %s", found.name, found.mac)
-            self.keeper.change(vtep_mac=found.mac)
+            self.board.miss("kernel", problem)
+        if found and not problem:
+            for one in found:
+                log.info("taking over device %s of Flannel and its MAC %s", one.name, one.mac)
+                self.keeper.change(**{"vtep_mac6" if one.is_second else "vtep_mac": one.mac})
             await self.keeper.save()
-        return found is None or adopts
+        return not problem
 
     async def _go_on_with(self, config: NetworkConfig, external: ExternalInterface) -> None:
         """Have the kernel's half of this network, and take away that of another one before it."""
@@ -340,7 +342,9 @@ class Agent:
 
     def _make_dataplane(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
         state = self.keeper.state
-        return self._parts.dataplane(self.settings, config, external, state.vtep_mac, state.sysctls)
+        return self._parts.dataplane(
+            self.settings, config, external, state.vtep_mac, state.sysctls, state.vtep_mac6
+        )
 
     async def _halt(self) -> None:
         """Stop healing, which would put back what is about to go."""

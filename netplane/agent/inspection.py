@@ -99,7 +99,8 @@ def known_of(status: Mapping[str, Any]) -> list[Known]:
     mine6 = mine.second()
     if second and mine6 is not None:
         peers6 = [half for lease in peers if (half := lease.second()) is not None]
-        found.append(_half(status, second[0], second_mac(mac), mine6, peers6))
+        mac6 = status["network"].get("mac6") or second_mac(mac)
+        found.append(_half(status, second[0], mac6, mine6, peers6))
     return found
 
 

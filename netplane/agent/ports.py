@@ -56,6 +56,8 @@ class Occupant(NamedTuple):
     """By its name."""
     problem: str
     """In words, with the remedy."""
+    is_second: bool = False
+    """It stands where our device for IPv6 beside an IPv4 one would."""
 
 
 class Subnets(Protocol):
@@ -203,14 +205,15 @@ class Parts(Protocol):
         external: ExternalInterface,
         mac: str,
         sysctls: Mapping[str, str],
+        mac6: str = "",
     ) -> Dataplane:
         """Prepare the kernel's half, and keep other agents of this host away from its device.
 
         Raises AgentError for a configuration it cannot serve, or a device that another has.
         """
 
-    async def occupant(self, config: NetworkConfig) -> Occupant | None:
-        """Find out who has the network's VNI and port; None: nobody, or we."""
+    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+        """Find out who has the network's VNI and port, by family; none: nobody, or we."""
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """Find the interface to the other hosts. Raises InterfaceError."""

@@ -51,6 +51,8 @@ class State:
     """Our table, and rules of ours in chains of others, may be there."""
     doubt: str = ""
     """Why `peers` are held against what the registry says; "" when they are not."""
+    vtep_mac6: str = ""
+    """Of the device for IPv6 beside an IPv4 one, where it was Flannel's; else `second_mac`."""
 
 
 class Encoder:
@@ -67,6 +69,8 @@ class Encoder:
             self._known[id(lease)] = known.get(id(lease)) or (lease, _lease_text(lease))
         fields = {name: getattr(state, name) for name in State.__slots__}
         del fields["own"], fields["peers"]
+        if not state.vtep_mac6:  # an agent of before knows no such field
+            del fields["vtep_mac6"]
         own = "null" if state.own is None else _lease_text(state.own)
         peers = ",\n  ".join(text for _, text in self._known.values())
         head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")

@@ -111,14 +111,16 @@ class RealParts:
         external: ExternalInterface,
         mac: str,
         sysctls: Mapping[str, str],
+        mac6: str = "",
     ) -> Dataplane:
         """As `Parts.dataplane`."""
         if config.second is None:
             return self._half(settings, config, external, mac, sysctls)
         first, second = config.halves
+        mac6 = mac6 or second_mac(mac)
         return DualDataplane(
             self._half(settings, first, external, mac, _of_family(sysctls, "ipv4/")),
-            self._half(settings, second, external, second_mac(mac), _of_family(sysctls, "ipv6/")),
+            self._half(settings, second, external, mac6, _of_family(sysctls, "ipv6/")),
         )
 
     def _half(
@@ -170,16 +172,17 @@ class RealParts:
         if config.network not in self._routes:
             self._routes[config.network] = RoutesLock(config.network, self._routes)
 
-    async def occupant(self, config: NetworkConfig) -> Occupant | None:
-        """As `Parts.occupant`."""
+    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+        """As `Parts.occupants`."""
         try:
             wanted = choose.vxlan(config)
             if wanted is None:
-                return None
+                return []
             async with Connection() as connection:
                 links = await Kernel(connection).vxlan_links()
         except (BackendError, NetlinkError, NetlinkLostError):
-            return None  # `dataplane` and the first round tell of it
+            return []  # `dataplane` and the first round tell of it
+        occupants = []
         for one in config.ranges:
             is_ipv6 = one.network.version == VERSION6
             link = wanted.link6 if is_ipv6 else wanted.link
@@ -187,9 +190,16 @@ class RealParts:
             found = occupant(links, link, wanted.vni, wanted.port, address_bytes)
             if found is not None:
                 flannels = wanted.flannels_link6 if is_ipv6 else wanted.flannels_link
-                text = occupied_text(found)
-                return Occupant(found.name, found.mac.hex(":"), found.name == flannels, text)
-        return None
+                occupants.append(
+                    Occupant(
+                        found.name,
+                        found.mac.hex(":"),
+                        found.name == flannels,
+                        occupied_text(found),
+                        is_second=one is config.second,
+                    )
+                )
+        return occupants
 
     async def external(self, settings: Settings) -> ExternalInterface:
         """As `Parts.external`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from ipaddress import IPv6Network
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from netplane.agent.ask import ask
 from tests.net.handmade import mac_of, make_overlay, subnet_of
 from tests.net.namespaces import missing
-from tests.net.overlay import HOST_GW, NETWORK, AgentProcess, HostMembers, until
+from tests.net.overlay import DUAL, HOST_GW, NETWORK, AgentProcess, HostMembers, until
 from tests.net.packets import Flow
 from tests.net.rig import Host, Rig
 
@@ -103,6 +104,68 @@ class HostGwHosts(FlannelHosts):
         """Return the protocol of each route to others, by destination; `ip` leaves out boot."""
         found = host.namespace.json("ip", "-j", "route", "show", "dev", "eth0")
         return {one["dst"]: one.get("protocol", "") for one in found if one["dst"][:3] == "10."}
+
+
+class DualHosts(FlannelHosts):
+    """Two hosts with Flannel's devices of both families, whose MACs it drew independently."""
+
+    config = DUAL
+
+    def make(self) -> None:
+        """As `FlannelHosts.make`."""
+        make_overlay(self.hosts, device="flannel.1")
+        for host, other in (self.hosts, self.hosts[::-1]):
+            host.namespace.sysctl("ipv6.conf.all.forwarding", "1")
+            zero, other_zero = (subnet6_of(one).network_address for one in (host, other))
+            host.namespace.ip(
+                f"link add flannel-v6.1 address {mac6_of(host)} mtu 1430 type vxlan id 1 dev eth0 "
+                f"local {host.address6} dstport 8472 nolearning",
+                f"addr add {zero}/128 dev flannel-v6.1 nodad",
+                "link set flannel-v6.1 up",
+                f"neigh add {other_zero} lladdr {mac6_of(other)} dev flannel-v6.1 nud permanent",
+                f"route add {subnet6_of(other)} via {other_zero} dev flannel-v6.1 onlink",
+            )
+            host.namespace.bridge(
+                f"fdb add {mac6_of(other)} dev flannel-v6.1 dst {other.address6} self permanent"
+            )
+
+    def key(self, host: Host) -> str:
+        return f"{super().key(host)}&{str(subnet6_of(host)).replace('/', '-')}"
+
+    def value(self, host: Host) -> str:
+        """What Flannel 0.28.9 writes."""
+        return (
+            f'{{"PublicIP":"{host.address}","PublicIPv6":"{host.address6}","BackendType":"vxlan",'
+            f'"BackendData":{{"VNI":1,"VtepMAC":"{mac_of(host)}"}},'
+            f'"BackendV6Data":{{"VNI":1,"VtepMAC":"{mac6_of(host)}"}}}}'
+        )
+
+
+def subnet6_of(host: Host) -> IPv6Network:
+    """Return the IPv6 subnet that a host has here."""
+    return IPv6Network(f"fd00:5:0:{host.number + 1:x}::/64")
+
+
+def mac6_of(host: Host) -> str:
+    """Return the MAC of a host's device for IPv6."""
+    return f"02:00:00:00:06:{host.number + 1:02x}"
+
+
+def test_both_devices_of_flannel_keep_their_macs() -> None:
+    # What the other host, which is Flannel's still, has in its kernel stays right.
+    with Rig(2, ipv6=True) as rig, HostMembers(rig.hosts[:1]) as members:
+        dual = DualHosts(rig, members)
+        [host, _] = dual.hosts
+        agent = dual.agent(0, "--adopt-flannel")
+        try:
+            agent.wait_ready()
+            assert dual.registered(host) == dual.value(host)
+            found = [link(host, name) for name in ("np.1", "np6.1")]
+            assert [one and one["address"] for one in found] == [mac_of(host), mac6_of(host)]
+            # `check` plans by the MAC that the agent tells of.
+            assert "np6.1" in agent.ctl("check")
+        finally:
+            agent.kill()
 
 
 @pytest.fixture

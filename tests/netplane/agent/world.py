@@ -69,7 +69,7 @@ class World:
     standing: Standing = field(default_factory=lambda: Standing("", ""))
     stood: asyncio.Event = field(default_factory=asyncio.Event)
     config: NetworkConfig = CONFIG
-    occupied: Occupant | None = None
+    occupied: tuple[Occupant, ...] = ()
     who: list[Who] = field(default_factory=list)
     data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
@@ -84,6 +84,8 @@ class World:
     looks: list[str] = field(default_factory=list)
     """For the interface, at each time by whom."""
     externals: list[ExternalInterface] = field(default_factory=list)
+    macs: list[tuple[str, str]] = field(default_factory=list)
+    """What each half for the kernel was made with; so is `externals`."""
     """What each half of the kernel was made for."""
 
     def note(self, text: str) -> None:
@@ -125,14 +127,16 @@ class World:
         external: ExternalInterface,
         mac: str,
         sysctls: Mapping[str, str],
+        mac6: str = "",
     ) -> FakeDataplane:
         if self.no_dataplane is not None:
             raise self.no_dataplane
         self.externals.append(external)
+        self.macs.append((mac, mac6))
         return FakeDataplane(self, config, mac, sysctls)
 
-    async def occupant(self, config: NetworkConfig) -> Occupant | None:
-        return self.occupied
+    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+        return list(self.occupied)
 
     async def external(self, settings: Settings) -> ExternalInterface:
         self.looks.append(settings.instance)
