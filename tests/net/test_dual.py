@@ -17,7 +17,7 @@ from tests.net.rig import Host
 pytestmark = pytest.mark.net
 
 MTU = 1430
-"""IPv6 takes 70 of 1500; by Flannel's 50 the largest packets would be lost."""
+"""IPv6 takes 70 of 1500; by Flannel's 50 the first of the largest packets would be lost."""
 
 
 @pytest.fixture(scope="module", params=[DUAL, ONLY_IPV6], ids=["dual", "only-ipv6"])
