@@ -194,6 +194,7 @@ def test_an_address_that_comes_beside_ours_does_not_move_the_host(overlay: Overl
         for mtu in (1480, 1500):  # when this is followed, the interface has been looked at
             namespace.ip(f"link set eth0 mtu {mtu}")
             until(lambda mtu=mtu: agent.mtu == mtu - 70, 20, "the MTU is taken")
+            assert agent.status()["interface"]["address6"] == f"{agent.host.address6}/64"
         agent.kill()
         agent.start()
         agent.wait_ready()

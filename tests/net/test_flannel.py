@@ -235,7 +235,7 @@ def test_what_flannel_has_of_both_families_is_taken_over_without_a_lost_packet(
         assert now is not None
         assert was is not None
         assert (now["ifindex"], now["address"]) == (was["ifindex"], dual.mac6_of(host))
-        # Another MTU is set without the kernel forgetting the neighbours.
+        # Another MTU is set, and costs no packet either.
         assert (was["mtu"], now["mtu"]) == (1400, 1430)
         assert tuple(agent.subnets) == (subnet_of(host), dual.subnet6_of(host))
         assert dual.registered(host) == dual.value(host)

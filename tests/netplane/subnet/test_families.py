@@ -314,7 +314,10 @@ async def test_an_ipv6_subnet_that_flannel_took_while_ours_was_lost_is_not_stole
         assert "PublicIP 192.0.2.200" in manager.status().detail
         assert registry.theirs.second == mine.second
         # That our lease is registered makes it no better, as theirs is the older.
-        network.clock.advance(1)
+        for _ in range(2):  # at the second, what follows the first renewal is over
+            registry.renewed.clear()
+            network.clock.advance(11)
+            await registry.renewed.wait()
         view = await view_where(manager, view, lambda view: view.quarantined)
         assert manager.status().standing is Standing.TAKEN
         _, other = await network.join(2)
