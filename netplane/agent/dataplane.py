@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -191,17 +191,19 @@ class RealDataplane:
             self._telling.cancel()
             self._telling = None
         untold, self._untold = self._untold, []
-        for report in untold:
-            self.on_report(self._told(report))
+        if untold:
+            self.on_report(self._told(untold))
 
-    def _told(self, report: kernel.Report) -> Report:
+    def _told(self, reports: Sequence[kernel.Report]) -> Report:
+        """Tell of rounds, all but the last of which were without trouble."""
+        report = reports[-1]
         broken = [
             str(failure)
             for failure in report.failed
             if failure.item is None or isinstance(failure.item, _HOSTS_OWN)
         ]
         self._report = Report(
-            _kinds((*report.written, *report.removed)),
+            _kinds(item for one in reports for item in (*one.written, *one.removed)),
             _kinds(report.healed),
             (
                 *self._refused.items(),
@@ -218,7 +220,7 @@ class RealDataplane:
                 for contest in report.contested
             ),
             bool(broken) or report.cause in {"link", "address", "overrun"},
-            report.milliseconds,
+            tuple(one.milliseconds for one in reports),
         )
         return self._with_process(self._report)
 
@@ -227,7 +229,7 @@ class RealDataplane:
         assert self._process is not None
         restarts, self._restarts = self._restarts, self._process.restarts
         healed = Counter(process=self._restarts - restarts)
-        told = replace(self._report, written=Counter(), healed=+healed, milliseconds=0.0)
+        told = replace(self._report, written=Counter(), healed=+healed, milliseconds=())
         self.on_report(self._with_process(told))
 
     def _with_process(self, report: Report) -> Report:

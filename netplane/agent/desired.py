@@ -75,26 +75,27 @@ class Desired:
     def _goes_on(self, before: Desired, step: Step) -> bool:
         """Take over what is the same; False: more differs than items, or the step is another's."""
         came, gone = step.came, step.gone
-        if step.since is not before.objects or any(
-            isinstance(item, NOT_ITEMS) for item in came | gone
-        ):
+        if step.since is not before.objects:
+            return False
+        if not ORDER.keys() >= {*map(type, came), *map(type, gone)}:
             return False
         self.link, self.sysctls, self.uplink = before.link, before.sysctls, before.uplink
         self.came: frozenset[Item] = came  # type: ignore[assignment]  # checked just now
         self.gone: frozenset[Item] = gone  # type: ignore[assignment]
         self.items = before.items - self.gone | self.came
         if "identities" in before.__dict__:
-            self.identities = before.identities.difference(map(identity, self.gone)).union(
-                map(identity, self.came)
-            )
+            # In place, as nobody asks for those of before any more: of a thousand few are others.
+            self.identities = before.__dict__.pop("identities")
+            self.identities.difference_update(map(identity, self.gone))
+            self.identities.update(map(identity, self.came))
         self.before = before
         before.before = None  # or all that ever was would be kept
         return True
 
     @cached_property
-    def identities(self) -> frozenset[Identity]:
+    def identities(self) -> set[Identity]:
         """Of the items, to look up what became of them."""
-        return frozenset(map(identity, self.items))
+        return set(map(identity, self.items))
 
     def changes(self, actual: frozenset[Item], *, remove: bool) -> list[Change]:
         """Return the writes from what there is to this; see `difference`."""

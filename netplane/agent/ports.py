@@ -96,7 +96,7 @@ class Subnets(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one round of comparing and programming did."""
+    """What rounds of comparing and programming did, and how things are after the last."""
 
     written: Counter[str] = field(default_factory=Counter)
     """Objects written or removed, by kind."""
@@ -110,7 +110,8 @@ class Report:
     """What somebody else keeps changing, and who."""
     in_doubt: bool = False
     """Whether the interface to the other hosts may be another by now."""
-    milliseconds: float = 0.0
+    milliseconds: tuple[float, ...] = ()
+    """What each round took."""
 
 
 @dataclass(frozen=True, slots=True)

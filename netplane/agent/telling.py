@@ -8,8 +8,9 @@ from netplane.agent.ports import FirewallReport, Report
 
 
 def tell_round(report: Report, board: Board, counts: Counts) -> None:
-    """Tell of a round of comparing and programming links, routes and what belongs to them."""
-    counts.applied(report.milliseconds)
+    """Tell of rounds of comparing and programming links, routes and what belongs to them."""
+    for milliseconds in report.milliseconds:
+        counts.applied(milliseconds)
     counts.written.update(report.written)
     counts.healed.update(report.healed)
     counts.failed += len(report.failed)

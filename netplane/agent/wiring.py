@@ -50,6 +50,8 @@ def make_client(registry: Registry) -> AsyncClient:
             user=registry.user,
             password=registry.password,
             tls=Tls(*files) if any(files) else None,
+            # Some calls and one watch: a session around them would only add to each event.
+            transport="unary",
         )
     except ValueError as error:
         raise SettingsError(str(error), "correct --etcd-endpoints") from error

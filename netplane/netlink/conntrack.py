@@ -11,14 +11,14 @@ from typing import NamedTuple
 from netplane.netlink import decode
 from netplane.netlink.connection import Connection, NetlinkError
 from netplane.netlink.kernel import GONE
-from netplane.netlink.messages import ACK, DUMP, NESTED, Request, attribute, u32
+from netplane.netlink.messages import ACK, AF_OF_LENGTH, DUMP, NESTED, Request, attribute, u32
 
 GET, DELETE = 0x101, 0x102  # subsystem 1 in the upper byte
-HEADER = bytes([2, 0, 0, 0])  # family IPv4, version, resource id
+AF_INET = 2
 
 ORIGINAL, ID, ZONE, FILTER = 1, 12, 18, 25
 IP, PROTOCOL = 1, 2
-IP_DESTINATION = 2
+IP_DESTINATION, IP6_DESTINATION = 2, 4
 PROTOCOL_NUMBER, PROTOCOL_DESTINATION_PORT = 1, 3
 FILTER_ORIGINAL = 1
 BY_NUMBER, BY_DESTINATION_PORT = 1 << 3, 1 << 5
@@ -34,8 +34,8 @@ class Flow(NamedTuple):
     """What names it to the kernel."""
 
 
-def dump_flows(protocol: int, port: int = 0) -> Request:
-    """Return the request for the connections of IPv4 of one protocol, and to one port if given.
+def dump_flows(protocol: int, port: int = 0, family: int = AF_INET) -> Request:
+    """Return the request for a family's connections of one protocol, and to one port if given.
 
     Linux before 5.9 sends all there are.
     """
@@ -48,12 +48,12 @@ def dump_flows(protocol: int, port: int = 0) -> Request:
     body = attribute(ORIGINAL | NESTED, direction) + attribute(
         FILTER | NESTED, u32(FILTER_ORIGINAL, by)
     )
-    return Request(GET, DUMP, HEADER + body)
+    return Request(GET, DUMP, _header(family) + body)
 
 
 def flow(body: bytes) -> Flow | None:
     """Read a tracked connection; None: of a protocol without ports."""
-    found = decode.attributes(body, len(HEADER))
+    found = decode.attributes(body, len(_header(AF_INET)))
     direction = decode.attributes(found.get(ORIGINAL, b""))
     ip = decode.attributes(direction.get(IP, b""))
     protocol = decode.attributes(direction.get(PROTOCOL, b""))
@@ -64,7 +64,7 @@ def flow(body: bytes) -> Flow | None:
     handle += b"".join(attribute(kind, found[kind]) for kind in (ID, ZONE) if kind in found)
     return Flow(
         int.from_bytes(protocol.get(PROTOCOL_NUMBER, b"")),
-        ip.get(IP_DESTINATION, b""),
+        ip.get(IP_DESTINATION) or ip.get(IP6_DESTINATION, b""),
         int.from_bytes(protocol[PROTOCOL_DESTINATION_PORT]),
         handle,
     )
@@ -72,7 +72,12 @@ def flow(body: bytes) -> Flow | None:
 
 def forget_flow(item: Flow) -> Request:
     """Return the request that lets the kernel forget a connection."""
-    return Request(DELETE, ACK, HEADER + item.handle)
+    family = AF_OF_LENGTH.get(len(item.destination), AF_INET)
+    return Request(DELETE, ACK, _header(family) + item.handle)
+
+
+def _header(family: int) -> bytes:
+    return bytes([family, 0, 0, 0])  # family, version, resource id
 
 
 async def forget(connection: Connection, asked: Request, which: Callable[[Flow], bool]) -> int:

@@ -81,9 +81,9 @@ class Request:
     flags: int
     body: bytes
 
-    def encode(self, sequence: int) -> bytes:
-        """Return the whole message."""
-        flags = self.flags | REQUEST
+    def encode(self, sequence: int, *, quiet: bool = False) -> bytes:
+        """Return the whole message. A quiet one is answered only when it is refused."""
+        flags = self.flags & ~ACK | REQUEST if quiet else self.flags | REQUEST
         return HEADER.pack(16 + len(self.body), self.type, flags, sequence, 0) + self.body
 
 

@@ -97,13 +97,17 @@ class MemberSocket:
 
     def _transaction(self, came: Iterable[bytes], gone: Iterable[bytes]) -> tuple[bytes, int]:
         """Return the messages, and the number of the last that is answered."""
-        parts, last = [Request(BATCH_BEGIN, 0, _batch).encode(next(self._numbers))], 0
+        requests = []
         for kind, flags, members in ((DELSETELEM, 0, gone), (NEWSETELEM, CREATE, came)):
             packed = b"".join(map(_element, members))
             if packed:
-                last = next(self._numbers)
                 body = self._family + self._list + attribute(LIST_ELEMENTS | NESTED, packed)
-                parts.append(Request(kind, ACK | flags, body).encode(last))
+                requests.append(Request(kind, ACK | flags, body))
+        parts, last = [Request(BATCH_BEGIN, 0, _batch).encode(next(self._numbers))], 0
+        for request in requests:
+            last = next(self._numbers)
+            # What is refused is told of anyway.
+            parts.append(request.encode(last, quiet=request is not requests[-1]))
         parts.append(Request(BATCH_END, 0, _batch).encode(next(self._numbers)))
         return b"".join(parts), last
 

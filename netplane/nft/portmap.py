@@ -6,21 +6,21 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, ip_address
 
 from netplane.netlink import conntrack, decode
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
-from netplane.netlink.messages import ADDRESS, dump_addresses
+from netplane.netlink.messages import ADDRESS, AF_OF_LENGTH, dump_addresses
 from netplane.nft.monitor import NETLINK_NETFILTER, opening
-from netplane.nft.rules import INTERFACE, NftError, chain
+from netplane.nft.rules import INTERFACE, NftError, chain, family_of
 from netplane.nft.table import INTERVAL_S, FirewallReport, KeptTable, Members
+from netplane.subnet.family import VERSION6, Address, Subnet
 
 log = logging.getLogger(__name__)
 
 ANY = IPv4Address("0.0.0.0")  # noqa: S104  not to listen on: all addresses of the host
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PORTS, SAME_PORTS = "ports", "same-ports"
-AF_INET = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class PortMapping:
     protocol: str
     """`tcp`, `udp` or `sctp`."""
     host_port: int
-    address: IPv4Address
+    address: Address
     """The container's."""
     port: int
-    host_ip: IPv4Address = ANY
-    """The only address of this host that it is published on; 0.0.0.0: all."""
+    host_ip: Address = ANY
+    """The only address of this host that it is published on; unspecified: all of that family."""
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -44,7 +44,8 @@ class PortMapping:
                 raise ValueError(f"{number} is no port")
 
     def __str__(self) -> str:
-        return f"{self.host_ip}:{self.host_port}/{self.protocol}"
+        host = f"[{self.host_ip}]" if self.host_ip.version == VERSION6 else str(self.host_ip)
+        return f"{host}:{self.host_port}/{self.protocol}"
 
 
 class PortTakenError(Exception):
@@ -57,13 +58,14 @@ class PortTakenError(Exception):
 
 
 class Portmaps(KeptTable):
-    """Keeps one table with all published ports; see `KeptTable`.
+    """Keeps one table with all published ports of a family; see `KeptTable`.
 
     After a restart hand in with `restore` what was published before.
 
     Args:
         table: `netplane_ports`, or `netplane_ports-INSTANCE`.
-        subnet: our own; containers that reach each other by a port of the host are masqueraded.
+        subnet: our own, which tells the family; containers that reach each other by a port of the
+            host are masqueraded.
         bridge: what our containers are on. That 127.0.0.1 leads to them takes `route_localnet` on
             it, which the caller sets; this table then keeps containers away from the host's 127.
     """
@@ -72,7 +74,7 @@ class Portmaps(KeptTable):
         self,
         table: str,
         *,
-        subnet: IPv4Network,
+        subnet: Subnet,
         bridge: str,
         namespace: str | None = None,
         listen: bool = True,
@@ -82,7 +84,12 @@ class Portmaps(KeptTable):
         if not INTERFACE.fullmatch(bridge):
             raise ValueError(f"{bridge!r} does not fit a rule of nftables")
         super().__init__(
-            table, namespace=namespace, listen=listen, interval_s=interval_s, on_report=on_report
+            table,
+            family=family_of(subnet),
+            namespace=namespace,
+            listen=listen,
+            interval_s=interval_s,
+            on_report=on_report,
         )
         self._body = text(subnet, bridge)
         self._published: dict[str, tuple[PortMapping, ...]] = {}
@@ -135,13 +142,14 @@ class Portmaps(KeptTable):
             raise NftError(report.problem)
         await self._forget({*gone})
 
-    def holder(self, protocol: str, host_ip: IPv4Address, host_port: int) -> str | None:
+    def holder(self, protocol: str, host_ip: Address, host_port: int) -> str | None:
         """Return the container that a port is published for, on that address or on all."""
         for container, mappings in self._published.items():
             for one in mappings:
                 if (one.protocol, one.host_port) != (protocol, host_port):
                     continue
-                if ANY in {host_ip, one.host_ip} or host_ip == one.host_ip:
+                everywhere = host_ip.is_unspecified or one.host_ip.is_unspecified
+                if everywhere or host_ip == one.host_ip:
                     return container
         return None
 
@@ -170,25 +178,30 @@ class Portmaps(KeptTable):
             # The ports are published all the same, and new flows go by them.
             log.warning("flows of UDP under way may go on as before: %s", error)
 
-    async def _forget_flows(self, ports: set[tuple[IPv4Address, int]]) -> None:
+    async def _forget_flows(self, ports: set[tuple[Address, int]]) -> None:
         async with Connection(self._namespace) as kernel:
-            found = await kernel.dump(dump_addresses(AF_INET, 0))
-        local = {decode.attributes(message.body, ADDRESS.size).get(2, b"") for message in found}
+            found = await kernel.dump(dump_addresses(self._family, 0))
+        told = [decode.attributes(message.body, ADDRESS.size) for message in found]
+        # On IPv4 the local one; IPv6 has only the other.
+        local = {one.get(2) or one.get(1) for one in told}
+        everywhere = {port for address, port in ports if address.is_unspecified}
 
         def concerned(flow: conntrack.Flow) -> bool:
-            if flow.protocol != PROTOCOLS["udp"] or len(flow.destination) != 4:
+            if flow.protocol != PROTOCOLS["udp"]:
                 return False
-            address = IPv4Address(flow.destination)
+            if AF_OF_LENGTH.get(len(flow.destination)) != self._family:
+                return False
+            address = ip_address(flow.destination)
             is_local = flow.destination in local or address.is_loopback
             port = flow.destination_port
-            return (address, port) in ports or (is_local and (ANY, port) in ports)
+            return (address, port) in ports or (is_local and port in everywhere)
 
         with opening:
             connection = Connection(self._namespace, protocol=NETLINK_NETFILTER)
         with closing(connection):
             # Of many ports all flows are looked at; hosts may have a hundred thousand.
             only = next(iter(ports))[1] if len(ports) == 1 else 0
-            asked = conntrack.dump_flows(PROTOCOLS["udp"], only)
+            asked = conntrack.dump_flows(PROTOCOLS["udp"], only, self._family)
             await conntrack.forget(connection, asked, concerned)
 
 
@@ -215,36 +228,47 @@ def _follows(one: PortMapping, last: PortMapping) -> bool:
 
 
 def _key(first: PortMapping, last: PortMapping) -> str:
-    address = "0.0.0.0/0" if first.host_ip == ANY else str(first.host_ip)
+    address = f"{first.host_ip}/0" if first.host_ip.is_unspecified else str(first.host_ip)
     number = str(first.host_port)
     if last.host_port != first.host_port:
         number += f"-{last.host_port}"
     return f"{PROTOCOLS[first.protocol]} . {address} . {number}"
 
 
-def text(subnet: IPv4Network, bridge: str) -> str:
+def text(subnet: Subnet, bridge: str) -> str:
     """Return what is in the table, but for the ports in their maps."""
-    key = "inet_proto . ipv4_addr . inet_service"
+    family = family_of(subnet)
+    address = "ipv6_addr" if family == "ip6" else "ipv4_addr"
+    key = f"inet_proto . {address} . inet_service"
+    # The kernel loses what leaves the host with the source ::1. Left alone, who calls ::1 is
+    # refused at once, and goes on with 127.0.0.1.
+    local = "fib daddr type local" + (" ip6 daddr != ::1" if family == "ip6" else "")
     # nft leads to a port only where it sees that the protocol has some.
     lead = (
-        f"meta l4proto {{ {', '.join(PROTOCOLS)} }} fib daddr type local"
-        " dnat ip to meta l4proto . ip daddr . th dport map"
+        f"meta l4proto {{ {', '.join(PROTOCOLS)} }} {local}"
+        f" dnat {family} to meta l4proto . {family} daddr . th dport map"
     )
     leads = [
         (f"{lead} @{PORTS}", "a published port"),
         (f"{lead} @{SAME_PORTS}", "a published port that has the same number in the container"),
+    ]
+    from_loopback = [
+        (
+            f"ct status dnat ip saddr 127.0.0.0/8 ip daddr {subnet} masquerade",
+            "from 127.0.0.1 of this host",
+        )
     ]
     parts = [
         'comment "netplane: published ports of containers, kept by the agent"',
         _map(
             PORTS,
             "what arrives at this host, and where it leads",
-            f"{key} : ipv4_addr . inet_service",
+            f"{key} : {address} . inet_service",
         ),
         _map(
             SAME_PORTS,
             "where the port stays the same, also many in a row",
-            f"{key} : ipv4_addr",
+            f"{key} : {address}",
         ),
         chain(
             "prerouting",
@@ -261,22 +285,23 @@ def text(subnet: IPv4Network, bridge: str) -> str:
             "type nat hook postrouting priority srcnat; policy accept;",
             [
                 (
-                    f"ct status dnat ip saddr {subnet} ip daddr {subnet} masquerade",
+                    f"ct status dnat {family} saddr {subnet} {family} daddr {subnet} masquerade",
                     "from a container to another of this host, or to itself",
                 ),
-                (
-                    f"ct status dnat ip saddr 127.0.0.0/8 ip daddr {subnet} masquerade",
-                    "from 127.0.0.1 of this host",
-                ),
+                *(from_loopback if family == "ip" else ()),
             ],
         ),
-        chain(
-            "loopback",
-            "route_localnet lets 127.0.0.1 lead to containers, and must not lead from them",
-            "type filter hook prerouting priority raw; policy accept;",
-            [(f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop', "this host's own")],
-        ),
     ]
+    if family == "ip":
+        # Packets of IPv6 to ::1 never come in from a link.
+        parts.append(
+            chain(
+                "loopback",
+                "route_localnet lets 127.0.0.1 lead to containers, and must not lead from them",
+                "type filter hook prerouting priority raw; policy accept;",
+                [(f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop', "this host's own")],
+            )
+        )
     return "".join(f"  {line}\n" for part in parts for line in part.splitlines())
 
 

@@ -71,6 +71,8 @@ class Claimer:
         self._value = b""
         self._is_disputed = False
         """Somebody may have had our IPv6 subnet before us."""
+        self._keys: tuple[Pair, bytes, bytes] | None = None
+        """Of our lease and our sign of life, with what they were made for."""
 
     @property
     def subnet(self) -> Subnet | None:
@@ -114,8 +116,11 @@ class Claimer:
         if self._is_disputed:
             return False
         kvs, layout, who = self._registered.kvs, self._layout, self._who
+        if self._keys is None or self._keys[0] is not self.pair:
+            # Asked after every change, of which nearly none is ours.
+            self._keys = self.pair, layout.lease(*self.pair), layout.life(who.host_id)
         record = self._registered.hosts.get(who.host_id)
-        lease, life = kvs.get(layout.lease(*self.pair)), kvs.get(layout.life(who.host_id))
+        lease, life = kvs.get(self._keys[1]), kvs.get(self._keys[2])
         return (
             record is not None
             and (record.session, record.pair) == (who.session, self.pair)

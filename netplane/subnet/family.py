@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+)
 from typing import NamedTuple, TypeAlias
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Subnet: TypeAlias = IPv4Network | IPv6Network
+Interface: TypeAlias = IPv4Interface | IPv6Interface
 VERSION6 = 6
 
 
@@ -61,6 +70,11 @@ def parse_address(text: str) -> Address:
 def parse_subnet(text: str, *, strict: bool = True) -> Subnet:
     """Read a subnet of either family. Raises ValueError."""
     return ipv6_network(text, strict=strict) if ":" in text else IPv4Network(text, strict=strict)
+
+
+def parse_interface(text: str) -> Interface:
+    """Read an address of either family with the length of its subnet. Raises ValueError."""
+    return ip_interface(_unscoped(text))
 
 
 def ipv6_address(text: str) -> IPv6Address:

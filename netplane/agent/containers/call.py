@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
 from typing import Any
 
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.records import PROTOCOLS, Key, PortMapping
 from netplane.cni import plugin
+from netplane.subnet.family import Address, Interface, Subnet, parse_address, parse_interface
 from netplane.subnet.lease import packed_mac
 
 
@@ -39,7 +39,8 @@ class Call:
 class Wishes:
     """What a container is to have, beyond what all get."""
 
-    address: IPv4Address | None = None
+    addresses: tuple[Address, ...] = ()
+    """At most one of each family."""
     mac: str = ""
     ports: tuple[PortMapping, ...] = ()
 
@@ -120,7 +121,7 @@ def wishes(call: Call) -> Wishes:
     mac = runtime.get("mac") or arguments.get("MAC", "")
     if mac and packed_mac(mac) is None:
         raise CniError(plugin.CONFIG, "mac is no unicast MAC address", f"{mac!r}")
-    return Wishes(_address(ips), str(mac).lower(), _ports(runtime.get("portMappings") or []))
+    return Wishes(_addresses(ips), str(mac).lower(), _ports(runtime.get("portMappings") or []))
 
 
 def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -130,21 +131,18 @@ def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-def _address(ips: object) -> IPv4Address | None:
+def _addresses(ips: object) -> tuple[Address, ...]:
     if not isinstance(ips, list):
         raise CniError(plugin.CONFIG, "ips is no list", f"{ips!r}")
-    if not ips:
-        return None
     try:
         # With a length or without, as 10.5.1.7/24.
-        [found] = {ip_interface(str(text)).ip for text in ips}
+        found = {parse_interface(str(text)).ip for text in ips}
     except ValueError as error:
-        raise CniError(
-            plugin.CONFIG, "ips has to be one address of the host's subnet", f"{ips!r}"
-        ) from error
-    if not isinstance(found, IPv4Address):
-        raise CniError(plugin.UNSUPPORTED, "only IPv4 networks are supported", f"{found}")
-    return found
+        raise CniError(plugin.CONFIG, "ips has what is no address", f"{ips!r}") from error
+    if len({one.version for one in found}) < len(found):
+        text = f"{ips!r}"
+        raise CniError(plugin.CONFIG, "ips has to be one address of each family", text)
+    return tuple(found)
 
 
 def _ports(mappings: object) -> tuple[PortMapping, ...]:
@@ -175,13 +173,10 @@ def _port(fields: object) -> PortMapping:
     host_ip = str(fields.get("hostIP") or "")
     if host_ip:
         try:
-            address = ip_interface(host_ip).ip
+            host_ip = str(parse_address(host_ip))
         except ValueError as error:
             text = f"{host_ip!r}"
             raise CniError(plugin.CONFIG, "portMappings has no usable hostIP", text) from error
-        if not isinstance(address, IPv4Address):
-            raise CniError(plugin.UNSUPPORTED, "only IPv4 networks are supported", host_ip)
-        host_ip = "" if address.is_unspecified else str(address)
     return PortMapping(protocol, host_ip, int(ports[0] or 0), int(ports[1] or 0))
 
 
@@ -203,9 +198,9 @@ class Previous:
 
     mac: str
     """Empty: not told."""
-    addresses: tuple[IPv4Interface, ...]
-    routes: tuple[tuple[IPv4Network, IPv4Address | None], ...]
-    """Destination and gateway, if it tells one; IPv4 only."""
+    addresses: tuple[Interface, ...]
+    routes: tuple[tuple[Subnet, Address | None], ...]
+    """Destination and gateway, if it tells one."""
 
 
 def previous(call: Call) -> Previous:
@@ -223,15 +218,16 @@ def previous(call: Call) -> Previous:
         if not ours:
             raise CniError(plugin.CONFIG, "prevResult has not the container's interface")
         addresses = tuple(
-            found
+            parse_interface(str(one["address"]))
             for one in result.get("ips") or []
             if one.get("interface") in ours
-            and isinstance(found := ip_interface(str(one["address"])), IPv4Interface)
         )
         routes = tuple(
-            (destination, IPv4Address(str(one["gw"])) if one.get("gw") else None)
+            (
+                parse_interface(str(one["dst"])).network,
+                parse_address(str(one["gw"])) if one.get("gw") else None,
+            )
             for one in result.get("routes") or []
-            if isinstance(destination := ip_interface(str(one["dst"])).network, IPv4Network)
         )
         mac = str(interfaces[ours[0]].get("mac") or "").lower()
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -16,9 +16,9 @@ async def clear(instance: str, store: Store) -> int:
     What nftables has matters only where ports are published: it may be missing on this host.
     """
     removed = await asyncio.to_thread(devices.clear, instance)
-    report = await published.clear(instance)
-    if report.problem and any(record.ports for record in store.records.values()):
-        raise CniError(plugin.KERNEL, "cannot take published ports back", report.problem)
+    tables, problem = await published.clear(instance)
+    if problem and any(record.ports for record in store.records.values()):
+        raise CniError(plugin.KERNEL, "cannot take published ports back", problem)
     store.records.clear()
     store.path.unlink(missing_ok=True)
-    return removed + report.removed
+    return removed + tables

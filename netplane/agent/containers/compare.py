@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from netplane.agent.containers.call import Previous
-from netplane.agent.containers.devices import AF_INET, Bridge, failing
+from netplane.agent.containers.devices import (
+    AF_UNSPEC,
+    Bridge,
+    failing,
+    item_of,
+)
 from netplane.agent.containers.records import Record
 from netplane.netlink.blocking import Blocking
+from netplane.netlink.messages import AF_OF_LENGTH
 from netplane.netlink.namespace import inside
-from netplane.netlink.objects import Address
 
 
 def differences(bridge: Bridge, record: Record, previous: Previous, namespace: int) -> list[str]:
@@ -31,7 +36,7 @@ def _outside(host: Blocking, wanted: Bridge, record: Record) -> list[str]:
     found = []
     if not bridge.up:
         found.append(f"the bridge {wanted.name} is down")
-    there = host.addresses(AF_INET, bridge.index, bridge.name)
+    there = host.addresses(AF_UNSPEC, bridge.index, bridge.name)
     found += [f"{one} is missing" for one in sorted(wanted.addresses - set(there))]
     if port is None:
         found.append(f"the host's end {record.link} is missing")
@@ -52,18 +57,21 @@ def _differences_within(name: str, previous: Previous) -> list[str]:
             found.append(f"{name} is down")
         if previous.mac and link.mac.hex(":") != previous.mac:
             found.append(f"the MAC of {name} is {link.mac.hex(':')}, not {previous.mac}")
-        addresses = container.addresses(AF_INET, link.index, name)
+        addresses = container.addresses(AF_UNSPEC, link.index, name)
         for one in previous.addresses:
-            item = Address(name, one.ip.packed, one.network.prefixlen)
+            item = item_of(name, one)
             if item not in addresses:
                 found.append(f"{item} is missing")
         there = {
-            (route.destination, route.prefix_len): route for route in container.routes(AF_INET)
+            (route.destination, route.prefix_len, gateway)
+            for family in AF_OF_LENGTH.values()
+            for route in container.routes(family)
+            # Without a gateway told, the address's own is meant, or that of another plugin.
+            for gateway in (route.gateway, None)
         }
         for network, gateway in previous.routes:
-            route = there.get((network.network_address.packed, network.prefixlen))
-            # Without a gateway told, the address's own is meant, or that of another plugin.
-            if route is None or (gateway is not None and route.gateway != gateway.packed):
-                via = "" if gateway is None else f" via {gateway}"
+            via = "" if gateway is None else f" via {gateway}"
+            told = None if gateway is None else gateway.packed
+            if (network.network_address.packed, network.prefixlen, told) not in there:
                 found.append(f"route {network}{via} is missing")
         return found

@@ -12,8 +12,8 @@ import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
 
+from netplane.agent.containers.addresses import gateway
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.names import (
     PORT_PREFIX,
@@ -32,16 +32,18 @@ from netplane.netlink.blocking import Blocking
 from netplane.netlink.connection import NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link, NetlinkFormatError
 from netplane.netlink.kernel import GONE
+from netplane.netlink.messages import IPV6_BYTES
 from netplane.netlink.namespace import inside
 from netplane.netlink.objects import Address, Route
+from netplane.subnet.family import VERSION6, Interface
 
 log = logging.getLogger("netplane.containers")
 
-AF_INET = 2
+AF_UNSPEC = 0
 FAULTS = (NetlinkError, NetlinkLostError, NetlinkFormatError, OSError)
 """How the kernel, or asking it, fails."""
 
-ANYWHERE = bytes(4)
+LINK_LOCAL = b"\xfe\x80"
 
 
 @contextlib.contextmanager
@@ -59,7 +61,7 @@ class Bridge:
 
     name: str
     mtu: int
-    gateways: frozenset[IPv4Interface]
+    gateways: frozenset[Interface]
     """Of our subnet, and of an earlier one that containers still have addresses of."""
     mac: bytes
     localnet: bool = False
@@ -68,9 +70,23 @@ class Bridge:
     @property
     def addresses(self) -> frozenset[Address]:
         """The gateways as the kernel has them."""
-        return frozenset(
-            Address(self.name, one.ip.packed, one.network.prefixlen) for one in self.gateways
-        )
+        return frozenset(item_of(self.name, one) for one in self.gateways)
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether there is IPv6 for containers; else that of the bridge is nobody's concern."""
+        return any(one.version == VERSION6 for one in self.gateways)
+
+    def has_to_keep(self, item: Address) -> bool:
+        """Tell whether it is for us to say if the bridge has an address."""
+        if len(item.address) < IPV6_BYTES:
+            return True
+        return self.has_ipv6 and not item.address.startswith(LINK_LOCAL)
+
+
+def item_of(link: str, address: Interface) -> Address:
+    """Return an address as the kernel has it."""
+    return Address(link, address.ip.packed, address.network.prefixlen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +95,13 @@ class Attachment:
 
     key: Key
     link: str
-    address: IPv4Interface
-    gateway: IPv4Address
+    addresses: tuple[Interface, ...]
     mac: bytes
 
     @property
     def link_mac(self) -> bytes:
         """Of the host's end."""
-        return outer_mac(self.address.ip)
+        return outer_mac(self.addresses[0].ip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +110,8 @@ class Made:
 
     bridge: int
     """Its index."""
-    is_default: bool
-    """Whether what is for anywhere else leaves the container here: its first interface."""
+    defaults: tuple[Interface, ...]
+    """The addresses of families that have their default route here: of the first interface."""
 
 
 def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
@@ -115,12 +130,12 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
         index = keep_bridge(host, bridge)
         _make_pair(host, pair, index, namespace)
         try:
-            host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.address)))
-            is_default = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
+            host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.addresses)))
+            defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
         except BaseException:
             host.perform(requests.remove_link(pair.name))
             raise
-        return Made(index, is_default)
+        return Made(index, defaults)
 
 
 def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int) -> None:
@@ -136,24 +151,45 @@ def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int)
         raise NetlinkError(ended.code, ended.text)
 
 
-def _furnish(wanted: Attachment) -> bool:
+def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
     name = wanted.key.ifname
     # Who has another MAC for the address in memory hears of this one when the link comes up.
     sysctl.write(f"ipv4/conf/{name}/arp_notify", "1")
+    if any(one.version == VERSION6 for one in wanted.addresses):
+        allow_ipv6(name)
+        sysctl.write(f"ipv6/conf/{name}/ndisc_notify", "1")
+        # Nobody else has what it gives itself for the link, and it need not wait to find that out.
+        sysctl.write(f"ipv6/conf/{name}/accept_dad", "0")
     with Blocking() as container:
         link = container.link(name)
         if link is None:
             raise NetlinkLostError(f"{name} went away at once")
-        address = wanted.address
         container.do(
-            messages.add(Address(name, address.ip.packed, address.network.prefixlen), link.index),
+            *(messages.add(item_of(name, one), link.index) for one in wanted.addresses),
             messages.take_link(link.index, up=True),
         )
-        route = Route(name, ANYWHERE, 0, wanted.gateway.packed)
-        [ended] = container.perform(messages.add(route, link.index))
+        routes = [messages.add(_default_route(name, one), link.index) for one in wanted.addresses]
+        outcomes = container.perform(*routes)
+    for ended in outcomes:
         if ended.code not in {0, errno.EEXIST}:
             raise NetlinkError(ended.code, ended.text)
-        return not ended.code
+    pairs = zip(wanted.addresses, outcomes, strict=True)
+    return tuple(one for one, ended in pairs if not ended.code)
+
+
+def _default_route(link: str, address: Interface) -> Route:
+    via = gateway(address.network).ip.packed
+    return Route(link, bytes(len(via)), 0, via)
+
+
+def allow_ipv6(link: str) -> None:
+    """Have IPv6 on a link, also where that is off by default, and no word of routers heard there.
+
+    Any container can send such, and would be the way of all others.
+    """
+    for setting in (f"ipv6/conf/{link}/disable_ipv6", f"ipv6/conf/{link}/accept_ra"):
+        if sysctl.read([setting]).get(setting) != "0":
+            sysctl.write(setting, "0")
 
 
 def detach(link: str) -> None:
@@ -200,7 +236,9 @@ def keep_bridge(host: Blocking, wanted: Bridge) -> int:
         raise CniError(plugin.KERNEL, f"{wanted.name} is no bridge", text)
     if not is_right(link, wanted):
         host.do(requests.set_link(link.index, wanted.mac, wanted.mtu))
-    there = set(host.addresses(AF_INET, link.index, wanted.name))
+    if wanted.has_ipv6:
+        allow_ipv6(wanted.name)
+    there = _kept_addresses(host, link, wanted)
     changes = [messages.add(one, link.index) for one in wanted.addresses - there]
     changes += [messages.remove(one, link.index) for one in there - wanted.addresses]
     for ended in host.perform(*changes):
@@ -209,6 +247,11 @@ def keep_bridge(host: Blocking, wanted: Bridge) -> int:
     if wanted.localnet:
         allow_localnet(wanted.name)
     return link.index
+
+
+def _kept_addresses(host: Blocking, link: Link, wanted: Bridge) -> set[Address]:
+    found = host.addresses(AF_UNSPEC, link.index, wanted.name)
+    return {one for one in found if wanted.has_to_keep(one)}
 
 
 def allow_localnet(bridge: str) -> None:
@@ -247,13 +290,13 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
     healed = []
     with failing(f"cannot keep {wanted.name}"), Blocking() as host:
         before = host.link(wanted.name)
-        there: list[Address] = []
+        there: set[Address] = set()
         if before is not None:
-            there = host.addresses(AF_INET, before.index, wanted.name)
+            there = _kept_addresses(host, before, wanted)
         index = keep_bridge(host, wanted)
         if before is None or not is_right(before, wanted):
             healed.append(f"link {wanted.name}")
-        healed += [str(one) for one in wanted.addresses - set(there)]
+        healed += [str(one) for one in wanted.addresses - there]
         links = {link.name: link for link in host.links()}
     ended = [record.key for record in records.values() if record.link not in links]
     with failing(f"cannot keep the ports of {wanted.name}"), Blocking() as host:
@@ -263,7 +306,7 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
                 continue
             # The container may end at any time, and its pair with it.
             port = requests.make_port(link.index, index)
-            alias = alias_of(record.key, record.address)
+            alias = alias_of(record.key, record.addresses)
             outcomes = host.perform(port, requests.set_port(link.name, alias))
             if not any(outcome.code for outcome in outcomes):
                 healed.append(f"port {link.name}")
@@ -283,13 +326,13 @@ def _remembered(instance: str, links: Sequence[Link]) -> Iterator[Record]:
         told = read_alias(link.alias) if link.name.startswith(PORT_PREFIX) else None
         if told is None:
             continue
-        address, key = told
+        addresses, key = told
         # By its name it is known for sure; where that does not tell, by the bridge that it is on.
         if key is None and index and link.master == index:
             key = Key("unknown", link.name, "unknown")
         elif key is None or port_name(instance, key) != link.name:
             continue
-        yield Record(key, address, link.name, mac_of(address.ip).hex(":"))
+        yield Record(key, addresses, link.name, mac_of(addresses[0].ip).hex(":"))
 
 
 def clear(instance: str) -> int:

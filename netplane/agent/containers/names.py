@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from ipaddress import IPv4Address, IPv4Interface
+from collections.abc import Sequence
 
 from netplane.agent.containers.records import Key
 from netplane.netlink.containers import ALIAS_BYTES_MAX
+from netplane.subnet.family import VERSION6, Address, Interface, parse_interface
 
 BRIDGE_PREFIX, PORT_PREFIX = "npb-", "npv"
 NAME_MAX = 15
@@ -37,33 +38,40 @@ def bridge_mac(instance: str) -> bytes:
     return _BRIDGE + hashlib.sha256(instance.encode()).digest()[:4]
 
 
-def mac_of(address: IPv4Address) -> bytes:
-    """Return the MAC that goes with an address.
+def mac_of(address: Address) -> bytes:
+    """Return the MAC that goes with a container's first address.
 
     Always the same: who has it in memory is right, also when the address has another container.
     """
-    return _INSIDE + address.packed
+    return _INSIDE + _four(address)
 
 
-def outer_mac(address: IPv4Address) -> bytes:
-    """Return the MAC of the host's end that goes with an address."""
-    return _OUTSIDE + address.packed
+def outer_mac(address: Address) -> bytes:
+    """Return the MAC of the host's end that goes with a container's first address."""
+    return _OUTSIDE + _four(address)
 
 
-def alias_of(key: Key, address: IPv4Interface) -> str:
+def _four(address: Address) -> bytes:
+    if address.version == VERSION6:
+        return hashlib.sha256(address.packed).digest()[:4]
+    return address.packed
+
+
+def alias_of(key: Key, addresses: Sequence[Interface]) -> str:
     """Return what is written on a port; without the attachment if that is too long."""
-    text = f"{ALIAS_MARK} {address} {key.network} {key.container} {key.ifname}"
+    told = ",".join(map(str, addresses))
+    text = f"{ALIAS_MARK} {told} {key.network} {key.container} {key.ifname}"
     fits = len(text.encode()) <= ALIAS_BYTES_MAX
-    return text if fits else f"{ALIAS_MARK} {address}"
+    return text if fits else f"{ALIAS_MARK} {told}"
 
 
-def read_alias(alias: str) -> tuple[IPv4Interface, Key | None] | None:
+def read_alias(alias: str) -> tuple[tuple[Interface, ...], Key | None] | None:
     """Return what a port's alias tells; None: it is not of ours."""
     words = alias.split(" ", 4)
     if words[0] != ALIAS_MARK or len(words) not in {2, 5}:
         return None
     try:
-        address = IPv4Interface(words[1])
+        addresses = tuple(map(parse_interface, words[1].split(",")))
     except ValueError:
         return None
-    return address, Key(*words[2:]) if len(words) == 5 else None
+    return addresses, Key(*words[2:]) if len(words) == 5 else None

@@ -8,19 +8,23 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from netplane.agent.containers.errors import CniError
-from netplane.agent.containers.records import Key, PortMapping, Record
+from netplane.agent.containers.records import VERSION4, Key, PortMapping, Record
 from netplane.cni import plugin
 from netplane.netlink.connection import NetlinkError, NetlinkLostError
 from netplane.nft import portmap
 from netplane.nft.portmap import Portmaps, PortTakenError
 from netplane.nft.rules import NftError
 from netplane.nft.table import FirewallReport, KeptTable
+from netplane.subnet.family import VERSION6, Interface
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+FAMILIES = {VERSION4: socket.AF_INET, VERSION6: socket.AF_INET6}
+TABLES = {VERSION4: "ip", VERSION6: "ip6"}
+LOOPBACK6 = IPv6Address("::1")
 TCP_LISTEN, UDP_BOUND = "0A", "07"
 
 
@@ -30,7 +34,7 @@ def table_name(instance: str) -> str:
 
 
 class Published:
-    """The published ports of one instance. Without any there is no table.
+    """The published ports of one instance: a table of each family that has any.
 
     Args:
         instance: of the agent.
@@ -46,83 +50,115 @@ class Published:
         self._bridge = bridge
         self._interval_s = interval_s
         self._on_problem = on_problem
-        self._maps: Portmaps | None = None
-        self._begun = asyncio.Event()
+        self._maps: dict[int, Portmaps] = {}
+        """By version."""
+        self._problems: dict[int, str] = {}
+        self._begun = {version: asyncio.Event() for version in FAMILIES}
 
     def close(self) -> None:
-        """Give thread and sockets back; the table stays."""
-        if self._maps is not None:
-            self._maps.close()
+        """Give threads and sockets back; the tables stay."""
+        for maps in self._maps.values():
+            maps.close()
 
     async def run(self) -> None:
         """Heal until cancelled."""
-        await self._begun.wait()
-        assert self._maps is not None
-        await self._maps.run()
+        async with asyncio.TaskGroup() as tasks:
+            for version in FAMILIES:
+                tasks.create_task(self._run(version))
+
+    async def _run(self, version: int) -> None:
+        await self._begun[version].wait()
+        await self._maps[version].run()
 
     async def restore(self, records: Iterable[Record]) -> None:
         """Have exactly these published: what an agent before us did. `run` tries again."""
         those = [record for record in records if record.ports]
-        if not those:
-            return
-        try:
-            await self._of(those[0]).restore({_name(one.key): _mappings(one) for one in those})
-        except (NftError, PortTakenError) as error:
-            self._on_problem(str(error))
+        for version in FAMILIES:
+            found = [(record, one) for record in those if (one := record.of(version)) is not None]
+            if not found:
+                continue
+            published = {_name(record.key): _mappings(record, one) for record, one in found}
+            try:
+                await self._of(found[0][1]).restore(published)
+            except (NftError, PortTakenError) as error:
+                self._note(version, str(error))
 
     async def publish(self, record: Record) -> None:
-        """Publish the ports of a container.
+        """Publish the ports of a container, in each family that it has an address of.
 
         Raises:
-            CniError: One of them is in use, or the table cannot be written. None is published.
+            CniError: One of them is in use, or a table cannot be written. What is published by
+                then is for the caller to withdraw.
         """
         if not record.ports:
             return
-        maps = self._of(record)
-        for port, mapping in zip(record.ports, _mappings(record), strict=True):
-            holder = maps.holder(mapping.protocol, mapping.host_ip, mapping.host_port)
-            # Of this name, but of another time: it is published instead of that.
-            if holder is not None and holder != _name(record.key):
-                raise _taken(port, f"container {holder}")
-        await asyncio.to_thread(_must_be_free, record.ports)
-        try:
-            await maps.publish(_name(record.key), _mappings(record))
-        except PortTakenError as error:
-            raise _taken(error.mapping, f"container {error.holder}") from error
-        except (NftError, NetlinkError, NetlinkLostError) as error:
-            raise CniError(plugin.KERNEL, "cannot publish ports", str(error)) from error
+        versions = [one.version for one in record.addresses]
+        for port in record.ports:
+            if port.host_ips.get(VERSION6) == LOOPBACK6:
+                text = f"{port}: the kernel leads nothing from ::1 elsewhere"
+                raise CniError(plugin.UNSUPPORTED, "a port cannot be published", text)
+            if not port.host_ips.keys() & set(versions):
+                text = f"{port}: the network has no addresses of that family"
+                raise CniError(plugin.CONFIG, "a port cannot be published", text)
+        for address in record.addresses:
+            for mapping in _mappings(record, address):
+                holder = self._of(address).holder(
+                    mapping.protocol, mapping.host_ip, mapping.host_port
+                )
+                # Of this name, but of another time: it is published instead of that.
+                if holder is not None and holder != _name(record.key):
+                    raise _taken(mapping, f"container {holder}")
+        await asyncio.to_thread(_must_be_free, record.ports, versions)
+        for address in record.addresses:
+            mappings = _mappings(record, address)
+            if not mappings:
+                continue
+            try:
+                await self._of(address).publish(_name(record.key), mappings)
+            except PortTakenError as error:
+                raise _taken(error.mapping, f"container {error.holder}") from error
+            except (NftError, NetlinkError, NetlinkLostError) as error:
+                raise CniError(plugin.KERNEL, "cannot publish ports", str(error)) from error
 
     async def withdraw(self, key: Key) -> None:
         """Publish nothing more for a container. Raises CniError."""
-        if self._maps is None:
-            return
-        try:
-            await self._maps.withdraw(_name(key))
-        except (NftError, NetlinkError, NetlinkLostError) as error:
-            raise CniError(plugin.KERNEL, "cannot take published ports back", str(error)) from error
+        for maps in list(self._maps.values()):
+            try:
+                await maps.withdraw(_name(key))
+            except (NftError, NetlinkError, NetlinkLostError) as error:
+                text = "cannot take published ports back"
+                raise CniError(plugin.KERNEL, text, str(error)) from error
 
     async def differences(self) -> list[str]:
-        """Say what the table lacks, or has beyond what it should."""
-        return [] if self._maps is None else await self._maps.read()
+        """Say what the tables lack, or have beyond what they should."""
+        return [line for maps in list(self._maps.values()) for line in await maps.read()]
 
-    def _of(self, record: Record) -> Portmaps:
-        """Return the table; the first time it is needed, it is kept from then on."""
-        if self._maps is None:
-            self._maps = Portmaps(
-                self.table, subnet=record.address.network, bridge=self._bridge,
-                interval_s=self._interval_s, on_report=self._take_report,
+    def _of(self, address: Interface) -> Portmaps:
+        """Return the table of a family; the first time it is needed, it is kept from then on."""
+        version = address.version
+        if version not in self._maps:
+            self._maps[version] = Portmaps(
+                self.table, subnet=address.network, bridge=self._bridge,
+                interval_s=self._interval_s,
+                on_report=lambda report: self._note(version, report.problem or report.contested),
             )  # fmt: skip
-            self._begun.set()
-        return self._maps
+            self._begun[version].set()
+        return self._maps[version]
 
-    def _take_report(self, report: FirewallReport) -> None:
-        self._on_problem(report.problem or report.contested)
+    def _note(self, version: int, problem: str) -> None:
+        self._problems[version] = problem
+        self._on_problem("; ".join(dict.fromkeys(filter(None, self._problems.values()))))
 
 
-async def clear(instance: str) -> FirewallReport:
-    """Remove the table of an instance."""
-    with contextlib.closing(KeptTable(table_name(instance))) as table:
-        return await table.clear()
+async def clear(instance: str) -> tuple[int, str]:
+    """Remove the tables of an instance; return how many, and why one cannot be removed."""
+    removed, problem = 0, ""
+    for family in TABLES.values():
+        with contextlib.closing(KeptTable(table_name(instance), family=family)) as table:
+            report: FirewallReport = await table.clear()
+        removed += report.removed
+        problem = problem or report.problem
+    return removed, problem
 
 
 def _name(key: Key) -> str:
@@ -130,13 +166,14 @@ def _name(key: Key) -> str:
     return f"{key.container} ({key.ifname})"
 
 
-def _mappings(record: Record) -> tuple[portmap.PortMapping, ...]:
+def _mappings(record: Record, address: Interface) -> tuple[portmap.PortMapping, ...]:
     return tuple(
         portmap.PortMapping(
-            one.protocol, one.host_port, record.address.ip, one.container_port,
-            IPv4Address(one.host_ip) if one.host_ip else portmap.ANY,
+            one.protocol, one.host_port, address.ip, one.container_port,
+            one.host_ips[address.version],
         )
         for one in record.ports
+        if address.version in one.host_ips
     )  # fmt: skip
 
 
@@ -144,21 +181,25 @@ def _taken(port: object, holder: str) -> CniError:
     return CniError(plugin.IN_USE, "a port of the host is in use", f"{port} by {holder}")
 
 
-def _must_be_free(ports: Iterable[PortMapping]) -> None:
+def _must_be_free(ports: Iterable[PortMapping], versions: Iterable[int]) -> None:
     """Raise CniError when a program of this host listens there: it would hear nothing more."""
     for port in ports:
         kind = KINDS.get(port.protocol)
-        if kind is not None:
-            _try(port, kind)
+        for version in versions:
+            if kind is not None and version in port.host_ips:
+                _try(port, kind, version)
 
 
-def _try(port: PortMapping, kind: int) -> None:
-    with socket.socket(socket.AF_INET, kind) as trying:
+def _try(port: PortMapping, kind: int, version: int) -> None:
+    with socket.socket(FAMILIES[version], kind) as trying:
+        if version == VERSION6:
+            # What is published over IPv4 is tried by itself.
+            trying.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
             # Connections that have ended there are nobody's.
             trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trying.bind((port.host_ip, port.host_port))
+            trying.bind((str(port.host_ips[version]), port.host_port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise _taken(port, listener(port)) from error

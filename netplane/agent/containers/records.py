@@ -9,19 +9,30 @@ import asyncio
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from netplane.agent.containers.errors import CniError
 from netplane.agent.files import write_whole
 from netplane.cni import plugin
+from netplane.subnet.family import (
+    VERSION6,
+    Address,
+    Interface,
+    parse_address,
+    parse_interface,
+)
 
 log = logging.getLogger("netplane.containers")
 
 FORMAT = 1
 PROTOCOLS = ("tcp", "udp", "sctp")
+VERSION4 = 4
+EVERYWHERE: Mapping[int, Address] = {VERSION4: IPv4Address(0), VERSION6: IPv6Address(0)}
+"""All addresses of the host, by family."""
 
 
 class Key(NamedTuple):
@@ -40,18 +51,31 @@ class PortMapping(NamedTuple):
 
     protocol: str
     host_ip: str
-    """Empty: all addresses of the host."""
+    """Empty: all addresses of the host; `0.0.0.0` or `::`: all of that family."""
     host_port: int
     container_port: int
 
     def __str__(self) -> str:
         return f"{self.protocol} {self.host_ip or '*'}:{self.host_port}"
 
+    @property
+    def host_ips(self) -> Mapping[int, Address]:
+        """Return the address that it is published on in each family."""
+        if not self.host_ip:
+            return EVERYWHERE
+        address = parse_address(self.host_ip)
+        return {address.version: address}
+
     def collides(self, other: PortMapping) -> bool:
         """Tell whether both cannot be."""
         if (self.protocol, self.host_port) != (other.protocol, other.host_port):
             return False
-        return not self.host_ip or not other.host_ip or self.host_ip == other.host_ip
+        theirs = other.host_ips
+        return any(
+            address == theirs[version] or address.is_unspecified or theirs[version].is_unspecified
+            for version, address in self.host_ips.items()
+            if version in theirs
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +83,17 @@ class Record:
     """One attachment."""
 
     key: Key
-    address: IPv4Interface
-    """With the length of the subnet that it is from."""
+    addresses: tuple[Interface, ...]
+    """At most one of each family, IPv4 first; with the lengths of the subnets they are from."""
     link: str
     """The host's end."""
     mac: str
     """Of the container's end."""
     ports: tuple[PortMapping, ...] = ()
+
+    def of(self, version: int) -> Interface | None:
+        """Return the address of a family; None: it has none."""
+        return next((one for one in self.addresses if one.version == version), None)
 
 
 class Store:
@@ -79,8 +107,8 @@ class Store:
     def __init__(self, path: Path, boot: str) -> None:
         self.path = path
         self.records: dict[Key, Record] = {}
-        self.last: IPv4Address | None = None
-        """What was given out last."""
+        self.last: dict[int, Address] = {}
+        """What was given out last of each family."""
         self._boot = boot
         self._changes = 0
         self._written = 0
@@ -143,8 +171,9 @@ class Store:
     def encode(self) -> str:
         """Return the file's text."""
         records = ",\n  ".join(_encoded(record) for record in self.records.values())
-        head = {"format": FORMAT, "boot": self._boot}
-        head["last"] = None if self.last is None else str(self.last)
+        head: dict[str, Any] = {"format": FORMAT, "boot": self._boot, "last": None}
+        for version, address in self.last.items():
+            head[_LAST[version]] = str(address)
         text = json.dumps(head, indent=1).removesuffix("\n}")
         return f'{text},\n "records": [\n  {records}\n ]\n}}\n'
 
@@ -154,11 +183,17 @@ def _write(path: Path, text: str) -> None:
     write_whole(path, text, mode=0o600, durable=False)
 
 
+_LAST = {VERSION4: "last", VERSION6: "last6"}
+
+
 def _encoded(record: Record) -> str:
+    # Of IPv4 alone it is as files were before there was IPv6.
+    first, *second = map(str, record.addresses)
     return json.dumps(
         {
             **record.key._asdict(),
-            "address": str(record.address),
+            "address": first,
+            **({"address6": second[0]} if second else {}),
             "link": record.link,
             "mac": record.mac,
             "ports": record.ports,
@@ -166,8 +201,8 @@ def _encoded(record: Record) -> str:
     )
 
 
-def decode(text: str) -> tuple[list[Record], IPv4Address | None, str]:
-    """Return the records of a file, the last address, and of which boot it is.
+def decode(text: str) -> tuple[list[Record], dict[int, Address], str]:
+    """Return the records of a file, the last addresses, and of which boot it is.
 
     Raises:
         ValueError: It is not one of ours, or of another format.
@@ -177,7 +212,11 @@ def decode(text: str) -> tuple[list[Record], IPv4Address | None, str]:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
         records = [_decoded(fields) for fields in content["records"]]
-        last = None if content["last"] is None else IPv4Address(content["last"])
+        last = {
+            version: parse_address(content[name])
+            for version, name in _LAST.items()
+            if content.get(name) is not None
+        }
         boot = str(content["boot"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it lacks or misplaces {error}") from error
@@ -196,7 +235,11 @@ def _decoded(fields: dict[str, Any]) -> Record:
         numbers = (one.host_port, one.container_port)
         if one.protocol not in PROTOCOLS or not all(0 < number < 1 << 16 for number in numbers):
             raise ValueError(f"{one} is no port")
-        IPv4Address(one.host_ip or 0)
-    return Record(
-        key, IPv4Interface(fields["address"]), str(fields["link"]), str(fields["mac"]), ports
+        if one.host_ip:
+            parse_address(one.host_ip)
+    addresses = tuple(
+        parse_interface(fields[name])
+        for name in ("address", "address6")
+        if name == "address" or name in fields
     )
+    return Record(key, addresses, str(fields["link"]), str(fields["mac"]), ports)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
 from typing import Any
+
+from netplane.agent.containers.addresses import gateway
+from netplane.subnet.family import VERSION6, Interface
 
 CONTAINER = 2
 """Which of the interfaces is the container's."""
@@ -25,10 +27,9 @@ class Attached:
     """Of the container's end."""
     netns: str
     mtu: int
-    address: IPv4Interface
-    gateway: str
-    is_default: bool
-    """Whether the container has its default route here."""
+    addresses: tuple[Interface, ...]
+    defaults: tuple[Interface, ...]
+    """Those whose family has its default route here."""
 
 
 def render(attached: Attached, version: str, dns: object) -> Mapping[str, Any]:
@@ -38,21 +39,30 @@ def render(attached: Attached, version: str, dns: object) -> Mapping[str, Any]:
         {"name": attached.link, "mac": attached.link_mac},
         {"name": attached.ifname, "mac": attached.mac, "sandbox": attached.netns},
     ]
-    ip: dict[str, Any] = {
-        "address": str(attached.address),
-        "gateway": attached.gateway,
-        "interface": CONTAINER,
-    }
-    if version.startswith("0."):
-        ip["version"] = "4"
+    ips: list[dict[str, Any]] = [
+        {
+            "address": str(one),
+            "gateway": _gateway(one),
+            "interface": CONTAINER,
+            **({"version": str(one.version)} if version.startswith("0.") else {}),
+        }
+        for one in attached.addresses
+    ]
     if version not in {"0.3.1", "0.4.0", "1.0.0"}:
         for interface in interfaces:
             interface["mtu"] = attached.mtu
-    routes = [{"dst": "0.0.0.0/0", "gw": attached.gateway}] if attached.is_default else []
+    routes = [
+        {"dst": "::/0" if one.version == VERSION6 else "0.0.0.0/0", "gw": _gateway(one)}
+        for one in attached.defaults
+    ]
     return {
         "cniVersion": version,
         "interfaces": interfaces,
-        "ips": [ip],
+        "ips": ips,
         "routes": routes,
         "dns": dns if isinstance(dns, dict) else {},
     }
+
+
+def _gateway(address: Interface) -> str:
+    return str(gateway(address.network).ip)

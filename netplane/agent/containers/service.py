@@ -10,7 +10,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +18,13 @@ from netplane.agent.containers.call import Call, Wishes, previous, valid_attachm
 from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.published import Published
-from netplane.agent.containers.records import Key, Record, Store
+from netplane.agent.containers.records import VERSION4, Key, Record, Store
 from netplane.agent.containers.result import Attached, render
 from netplane.agent.desired import Item
 from netplane.cni import plugin
 from netplane.netlink.decode import Link
 from netplane.netlink.objects import Address
+from netplane.subnet import family
 
 log = logging.getLogger("netplane.containers")
 
@@ -38,20 +38,20 @@ Result = TypeVar("Result")
 class Situation:
     """What the network of this host is at the moment."""
 
-    subnet: IPv4Network | None
-    """None: not known yet."""
+    subnets: tuple[family.Subnet, ...]
+    """One of each family that the network has; none: not known yet."""
     mtu: int
     taken: str = ""
-    """Why the subnet is not ours any more."""
+    """Why they are not ours any more."""
 
-    def must_allow(self) -> IPv4Network:
-        """Return the subnet that containers get addresses of. Raises CniError."""
-        if self.subnet is None or not self.mtu:
+    def must_allow(self) -> tuple[family.Subnet, ...]:
+        """Return the subnets that containers get addresses of. Raises CniError."""
+        if not self.subnets or not self.mtu:
             why = self.taken or "netplane ctl status"
             raise CniError(plugin.TRY_LATER, "the agent has no subnet for containers yet", why)
         if self.taken:
             raise CniError(plugin.TRY_LATER, "this host's subnet belongs to another", self.taken)
-        return self.subnet
+        return self.subnets
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Containers:
         self._situation = situation
         self._published = published
         self._tombstones = tombstones
-        self._promised: dict[IPv4Address, Key] = {}
+        self._promised: dict[family.Address, Key] = {}
         """Addresses of calls that are not done yet."""
         self._leaving: set[str] = set()
         """Ports that we are removing."""
@@ -147,53 +147,66 @@ class Containers:
         async with self._turn(call.key):
             await self._must_be_new(call.key)
             situation = self._situation()
-            subnet = situation.must_allow()
-            address = self._choose(call.key, wanted, subnet)
-            self._promised[address.ip] = call.key
+            chosen = self._choose(call.key, wanted, situation.must_allow())
+            self._promised |= dict.fromkeys((one.ip for one in chosen), call.key)
             try:
-                return await self._attach(call, namespace, wanted, address, situation.mtu)
+                return await self._attach(call, namespace, wanted, chosen, situation.mtu)
             finally:
-                del self._promised[address.ip]
+                for one in chosen:
+                    del self._promised[one.ip]
 
     async def _must_be_new(self, key: Key) -> None:
         record = self.store.records.get(key)
         if record is None:
             return
         if await self._in_thread(devices.is_there, record.link):
-            raise CniError(plugin.IN_USE, f"{key} has an address already", str(record.address))
+            there = ", ".join(map(str, record.addresses))
+            raise CniError(plugin.IN_USE, f"{key} has an address already", there)
         await self._forget(record)  # of a container of the same name that is gone
 
-    def _choose(self, key: Key, wanted: Wishes, subnet: IPv4Network) -> IPv4Interface:
-        used: dict[IPv4Address, Key] = {
-            record.address.ip: record.key for record in self.store.records.values()
+    def _choose(
+        self, key: Key, wanted: Wishes, subnets: tuple[family.Subnet, ...]
+    ) -> tuple[family.Interface, ...]:
+        used = {
+            one.ip: record.key for record in self.store.records.values() for one in record.addresses
         } | self._promised
-        if wanted.address is not None:
-            objection = addresses.objection(subnet, used, wanted.address)
+        by_version = {subnet.version: subnet for subnet in subnets}
+        for address in wanted.addresses:
+            # Of a family that the network has not, it is in no subnet of it either.
+            subnet = by_version.get(address.version, subnets[0])
+            objection = addresses.objection(subnet, used, address)
             if objection:
                 raise CniError(plugin.IN_USE, f"{key} cannot have its address", objection)
-            return IPv4Interface((wanted.address, subnet.prefixlen))
-        found = addresses.choose(subnet, used, self.store.last)
+        asked = {address.version: address for address in wanted.addresses}
+        return tuple(
+            addresses.within(subnet, asked.get(subnet.version) or self._next(subnet, used))
+            for subnet in subnets
+        )
+
+    def _next(self, subnet: family.Subnet, used: Mapping[family.Address, Key]) -> family.Address:
+        found = addresses.choose(subnet, used, self.store.last.get(subnet.version))
         if found is None:
             text = f"{addresses.capacity(subnet)} in {subnet}; `netplane ctl status` tells of hosts"
             raise CniError(plugin.EXHAUSTED, "all addresses of this host are in use", text)
-        self.store.last = found
-        return IPv4Interface((found, subnet.prefixlen))
+        self.store.last[subnet.version] = found
+        return found
 
     async def _attach(
-        self, call: Call, namespace: int, wanted: Wishes, address: IPv4Interface, mtu: int
-    ) -> Mapping[str, Any]:
-        gateway = addresses.gateway(address.network)
-        mac = bytes.fromhex(wanted.mac.replace(":", "")) or names.mac_of(address.ip)
+        self, call: Call, namespace: int, wanted: Wishes,
+        chosen: tuple[family.Interface, ...], mtu: int,
+    ) -> Mapping[str, Any]:  # fmt: skip
+        mac = bytes.fromhex(wanted.mac.replace(":", "")) or names.mac_of(chosen[0].ip)
         link = names.port_name(self._instance, call.key)
-        attachment = devices.Attachment(call.key, link, address, gateway.ip, mac)
-        bridge = self._bridge(mtu, address)
-        record = Record(call.key, address, link, mac.hex(":"), wanted.ports)
+        attachment = devices.Attachment(call.key, link, chosen, mac)
+        bridge = self._bridge(mtu, *chosen)
+        record = Record(call.key, chosen, link, mac.hex(":"), wanted.ports)
         try:
             made = await self._in_thread(devices.attach, bridge, attachment, namespace)
             self._know(bridge, made.bridge)
             if record.ports:
                 await self._published.publish(record)
-                await self._in_thread(devices.allow_localnet, bridge.name)
+                if record.of(VERSION4) is not None:
+                    await self._in_thread(devices.allow_localnet, bridge.name)
             self.store.put(record)
             await self.store.save()
         except BaseException:
@@ -201,7 +214,7 @@ class Containers:
             raise
         attached = Attached(
             bridge.name, bridge.mac.hex(":"), link, attachment.link_mac.hex(":"),
-            call.ifname, record.mac, call.netns, mtu, address, str(gateway.ip), made.is_default,
+            call.ifname, record.mac, call.netns, mtu, chosen, made.defaults,
         )  # fmt: skip
         return render(attached, call.version, call.config.get("dns"))
 
@@ -242,8 +255,11 @@ class Containers:
         found = await self._in_thread(compare.differences, bridge, record, before, namespace)
         if record.ports:
             found += await self._published.differences()
-        if record.address not in before.addresses:
-            found.append(f"prevResult has not its address {record.address}")
+        found += [
+            f"prevResult has not its address {one}"
+            for one in record.addresses
+            if one not in before.addresses
+        ]
         if found:
             raise CniError(plugin.DIFFERS, f"{call.key} is not as it was made", "; ".join(found))
 
@@ -264,11 +280,11 @@ class Containers:
 
     def _status(self) -> None:
         try:
-            subnet = self._situation().must_allow()
+            subnets = self._situation().must_allow()
         except CniError as error:
             code = plugin.LIMITED if self._situation().taken else plugin.NOT_AVAILABLE
             raise CniError(code, error.message, error.details) from error
-        if len(self.store.records) >= addresses.capacity(subnet):
+        if len(self.store.records) >= min(map(addresses.capacity, subnets)):
             raise CniError(plugin.NOT_AVAILABLE, "all addresses of this host are in use")
 
     # keeping
@@ -282,7 +298,7 @@ class Containers:
         await self._bury()
         records = dict(self.store.records)
         situation = self._situation()
-        if not records or situation.subnet is None or not situation.mtu:
+        if not records or not situation.subnets or not situation.mtu:
             return ()
         bridge = self._bridge(situation.mtu)
         kept = await self._in_thread(devices.keep, bridge, records)
@@ -315,24 +331,22 @@ class Containers:
 
     def is_item_drift(self, item: Item, *, removed: bool) -> bool:
         """Tell whether a change on the bridge calls for a round."""
-        if self._wanted is None or not isinstance(item, Address):
+        wanted = self._wanted
+        if wanted is None or not isinstance(item, Address) or not wanted.has_to_keep(item):
             return False
-        return (item in self._wanted.addresses) is removed
+        return (item in wanted.addresses) is removed
 
-    def _bridge(self, mtu: int, *more: IPv4Interface) -> devices.Bridge:
+    def _bridge(self, mtu: int, *more: family.Interface) -> devices.Bridge:
         """Return the bridge as it should be, with what is to be attached."""
-        there = [record.address for record in self.store.records.values()]
-        networks = {one.network for one in (*there, *more)}
-        subnet = self._situation().subnet
-        if subnet is not None:
-            networks.add(subnet)
-        gateways = frozenset(map(addresses.gateway, networks))
+        records = self.store.records.values()
+        there = [one for record in records for one in record.addresses]
+        networks = {one.network for one in (*there, *more)} | set(self._situation().subnets)
         return devices.Bridge(
             self.bridge_name,
             mtu,
-            gateways,
+            frozenset(map(addresses.gateway, networks)),
             names.bridge_mac(self._instance),
-            localnet=any(record.ports for record in self.store.records.values()),
+            localnet=any(record.ports and record.of(VERSION4) for record in records),
         )
 
     async def _bury(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Network
 from pathlib import Path
 
 from netplane.agent.agent import Agent
@@ -90,7 +89,4 @@ def situation(agent: Agent) -> Situation:
     """Return what the network of the agent's host is now."""
     own = agent.own
     taken = "it was given back" if agent.is_drained else agent.board.missing.get("no-subnet", "")
-    subnet = None if own is None else own.subnet
-    if subnet is not None and not isinstance(subnet, IPv4Network):
-        return Situation(None, agent.mtu, "the network has IPv6 only, and containers get IPv4")
-    return Situation(subnet, agent.mtu, taken)
+    return Situation(() if own is None else own.pair.all(), agent.mtu, taken)

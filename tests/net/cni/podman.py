@@ -99,6 +99,11 @@ class Podman:
         form = '{{(index .NetworkSettings.Networks "netplane").IPAddress}}'
         return self._call("inspect", "--format", form, name).strip()
 
+    def address6(self, name: str) -> str:
+        """Return its IPv6 address; empty: it has none."""
+        form = '{{(index .NetworkSettings.Networks "netplane").GlobalIPv6Address}}'
+        return self._call("inspect", "--format", form, name).strip()
+
     def _call(self, *arguments: str, feed: bytes | None = None) -> str:
         command = self._agent.host.namespace.command(
             *("podman", "--root", str(self._folder / "root")),

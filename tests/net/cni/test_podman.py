@@ -12,7 +12,7 @@ import pytest
 
 from tests.net.cni.podman import FILE_BYTES, Podman, image, missing_podman
 from tests.net.namespaces import CommandError, missing
-from tests.net.overlay import HOST_GW, NETWORK, Overlay, until
+from tests.net.overlay import DUAL, HOST_GW, NETWORK, Overlay, until
 from tests.net.packets import ping
 
 pytestmark = [
@@ -41,7 +41,9 @@ def podmans(overlay: Overlay) -> Iterator[list[Podman]]:
         yield [stack.enter_context(Podman(agent, tar)) for agent in overlay.agents]
 
 
-@pytest.mark.parametrize("overlay", [NETWORK, HOST_GW], ids=["vxlan", "host-gw"], indirect=True)
+@pytest.mark.parametrize(
+    "overlay", [NETWORK, HOST_GW, DUAL], ids=["vxlan", "host-gw", "dual"], indirect=True
+)
 def test_containers_of_two_hosts_ping_each_other_and_transfer_files(
     overlay: Overlay, podmans: list[Podman]
 ) -> None:
@@ -53,6 +55,12 @@ def test_containers_of_two_hosts_ping_each_other_and_transfer_files(
         podman("exec", name, "ping", "-c", "3", "-W", "2", target)
     got = here("exec", client, "sh", "-c", f"wget -q -O - http://{addresses[0]}/data | md5sum")
     assert got.split()[0] == SUM
+    second = there.address6(server)
+    assert bool(second) is (overlay.agents[0].subnets.second is not None)
+    if second:
+        here("exec", client, "ping", "-c", "3", "-W", "2", second)
+        got = here("exec", client, "sh", "-c", f"wget -q -O - http://[{second}]/data | md5sum")
+        assert got.split()[0] == SUM
     # What podman knows is what the container has, and the agent stays out of the way.
     assert addresses[1] in here("exec", client, "ip", "addr", "show", "eth0")
     agent = overlay.agents[1]

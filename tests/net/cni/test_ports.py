@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from typing import Self
 
 import pytest
 
+from tests.net.cni.callers import Listener, published, reach, refuses
 from tests.net.cni.runtime import Runtime, finish
-from tests.net.namespaces import Namespace, missing
+from tests.net.namespaces import missing
 from tests.net.overlay import Overlay, until
 
 pytestmark = [
@@ -23,54 +23,6 @@ TABLE = "netplane_ports"
 def overlay() -> Iterator[Overlay]:
     with Overlay(2) as made:
         yield made
-
-
-def published(
-    host_port: int, port: int = 80, protocol: str = "tcp", host_ip: str = ""
-) -> dict[str, object]:
-    mapping = {
-        "hostPort": host_port, "containerPort": port, "protocol": protocol, "hostIP": host_ip,
-    }  # fmt: skip
-    return {"portMappings": [mapping]}
-
-
-class Listener:
-    """Answers whoever connects with who it took them for."""
-
-    def __init__(self, place: Namespace, port: int = 80, address: str = "0.0.0.0") -> None:
-        self.socket = place.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind((address, port))
-        self.socket.listen(50)
-        self.socket.settimeout(5)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.socket.close()
-
-
-def reach(source: Namespace, listener: Listener, address: str, port: int) -> str:
-    """Connect from a place, and return whom the listener took for the caller."""
-    with source.socket(socket.AF_INET, socket.SOCK_STREAM) as caller:
-        caller.settimeout(5)
-        caller.connect((address, port))
-        taken, (seen, _) = listener.socket.accept()
-        with taken:
-            taken.sendall(b"hello")
-        assert caller.recv(5) == b"hello"
-    return str(seen)
-
-
-def refuses(source: Namespace, address: str, port: int) -> bool:
-    with source.socket(socket.AF_INET, socket.SOCK_STREAM) as caller:
-        caller.settimeout(1)
-        try:
-            caller.connect((address, port))
-        except (ConnectionRefusedError, TimeoutError):
-            return True
-    return False
 
 
 def test_everybody_reaches_a_published_port_and_is_seen_as_who_it_is(

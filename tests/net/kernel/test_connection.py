@@ -26,20 +26,38 @@ SILENT = 0
 """Flags of a request that the kernel carries out and does not acknowledge."""
 
 
-async def test_a_request_without_an_answer_ends_in_time_and_no_other_with_it(host: Host) -> None:
+def neighbours(host: Host, *lasts: int) -> list[messages.Request]:
     eth0 = host.indices()["eth0"]
-    requests = [
+    return [
         messages.add(Neighbour("eth0", bytes([10, 77, 0, last]), bytes([2] * 6)), eth0)
-        for last in (7, 8, 9)
+        for last in lasts
     ]
-    requests[1] = replace(requests[1], flags=requests[1].flags & ~messages.ACK)
+
+
+async def test_of_requests_without_a_last_answer_all_are_in_doubt(host: Host) -> None:
+    requests = neighbours(host, 7, 8, 9)
+    requests[-1] = replace(requests[-1], flags=requests[-1].flags & ~messages.ACK)
     async with Connection(host.path, timeout_s=0.2) as connection:
         outcomes = await connection.perform(requests)
-        assert [outcome.code for outcome in outcomes] == [0, errno.ETIMEDOUT, 0]
-        assert outcomes[1].text == "no answer within 0.2 s"
+        assert [outcome.code for outcome in outcomes] == [errno.ETIMEDOUT] * 3
+        assert outcomes[0].text == "no answer within 0.2 s"
         assert len(host.neighbours("eth0")) == 3
         # What comes of that request later is not taken for the answer to another.
         assert [item.code for item in await connection.perform(requests[:1])] == [0]
+
+
+@pytest.mark.parametrize("refused", [{0}, {1, 2}, {3}, {0, 1, 2, 3}, set()])
+async def test_each_refusal_is_that_of_its_request(host: Host, refused: set[int]) -> None:
+    nowhere = 4_000_000
+    requests = neighbours(host, 7, 8, 9, 10)
+    for position in refused:
+        item = Neighbour("eth0", bytes([10, 77, 1, position]), bytes([2] * 6))
+        requests[position] = messages.add(item, nowhere)
+    async with Connection(host.path) as connection:
+        outcomes = await connection.perform(requests)
+    assert {i for i, outcome in enumerate(outcomes) if outcome.code == errno.ENODEV} == refused
+    assert {outcome.code for outcome in outcomes} <= {0, errno.ENODEV}
+    assert len(host.neighbours("eth0")) == 4 - len(refused)
 
 
 async def test_a_read_without_an_answer_ends_in_time(host: Host) -> None:
@@ -55,16 +73,17 @@ async def test_a_read_without_an_answer_ends_in_time(host: Host) -> None:
 async def test_answers_that_overflow_the_buffer_are_told_as_lost(host: Host) -> None:
     eth0 = host.indices()["eth0"]
     async with Connection(host.path) as connection:
-        connection._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4096)
         requests = [
             messages.add(Route("eth0", bytes([10, 9, 0, last]), 32, b""), eth0)
             for last in range(SEND_MAX)
         ]
-        outcomes = await connection.perform(requests)
-        codes = {outcome.code for outcome in outcomes}
+        assert {outcome.code for outcome in await connection.perform(requests)} == {0}
+        # From now on each is refused, and told so: success is not told of each.
+        connection._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4096)
+        codes = {outcome.code for outcome in await connection.perform(requests)}
         assert errno.ENOBUFS in codes
-        assert codes <= {0, errno.ENOBUFS}
-        # All were carried out, and what is asked next has its own answer.
+        assert codes <= {errno.EEXIST, errno.ENOBUFS}
+        # What is asked next has its own answer.
         assert len(host.routes()) == SEND_MAX
         assert (await Kernel(connection).link("lo") or pytest.fail("no lo")).name == "lo"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netplane.agent.containers.addresses import capacity, choose, gateway, objection
+from netplane.agent.containers.addresses import capacity, choose, gateway, objection, within
+from netplane.subnet.family import Address
 
 SUBNET = IPv4Network("10.5.7.0/29")
 """Containers have .2 to .6."""
@@ -18,12 +19,12 @@ def address(last: int) -> IPv4Address:
     return IPv4Address(f"10.5.7.{last}")
 
 
-def used(*last: int) -> dict[IPv4Address, str]:
+def used(*last: int) -> dict[Address, str]:
     return {address(number): f"box-{number}" for number in last}
 
 
 def test_addresses_go_round_so_that_none_is_given_out_again_at_once() -> None:
-    last, given_out = None, []
+    last, given_out = None, list[Address]()
     for _ in range(7):
         last = choose(SUBNET, {}, last)
         assert last is not None
@@ -46,7 +47,8 @@ def test_every_address_is_used_before_the_subnet_is_said_to_be_full(
     length: int, data: st.DataObject
 ) -> None:
     subnet = IPv4Network((0x0A050700, length))
-    taken: dict[IPv4Address, int] = {}
+    taken: dict[Address, int] = {}
+    last: Address | None
     last = data.draw(st.none() | st.integers(0x0A050700, 0x0A0507FF).map(IPv4Address))
     while (last := choose(subnet, taken, last)) is not None:
         assert last in subnet
@@ -69,3 +71,25 @@ def test_an_address_that_is_asked_for_is_had_or_refused_with_the_reason(
     said = objection(SUBNET, used(3), IPv4Address(wanted))
     assert word in said
     assert bool(said) is bool(word)
+
+
+def test_a_subnet_of_ipv6_is_not_walked_through_and_has_no_broadcast_address() -> None:
+    large = IPv6Network("fd00:5:0:7::/64")
+    taken: dict[Address, str] = {large[number]: "box" for number in range(2, 500)}
+    assert choose(large, taken, None) == large[500]
+    assert choose(large, taken, large[7]) == large[500]
+    # After the last one it begins anew.
+    assert choose(large, {}, large[-1]) == large[2]
+    assert str(within(large, large[2])) == "fd00:5:0:7::2/64"
+    assert objection(large, taken, large[-1]) == ""
+    for refused in (large[0], large[1], large[2], IPv6Address("fd00:5:0:8::2"), address(2)):
+        assert objection(large, taken, refused)
+
+    small = IPv6Network("fd00:5::/126")
+    given_out: dict[Address, str] = {}
+    last: Address | None = None
+    while (last := choose(small, given_out, last)) is not None:
+        given_out[last] = "box"
+    assert list(given_out) == [small[2], small[3]]
+    assert capacity(small) == 2
+    assert choose(IPv6Network("fd00:5::/127"), {}, None) is None

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import Any
 
 import pytest
@@ -32,13 +40,15 @@ def call_of(arguments: str = "", **config: Any) -> Call:
 
 
 def test_wishes_of_the_runtime_go_before_those_of_the_arguments() -> None:
-    assert wishes(call_of()).address is None
+    assert wishes(call_of()).addresses == ()
     old = "IgnoreUnknown=1;IP=10.5.1.7;MAC=02:00:00:00:00:07"
     found = wishes(call_of(old))
-    assert (found.address, found.mac) == (IPv4Address("10.5.1.7"), "02:00:00:00:00:07")
+    assert (found.addresses, found.mac) == ((IPv4Address("10.5.1.7"),), "02:00:00:00:00:07")
     runtime = {"ips": ["10.5.1.8/24"], "mac": "02:00:00:00:00:AA"}
     found = wishes(call_of(old, runtimeConfig=runtime))
-    assert (found.address, found.mac) == (IPv4Address("10.5.1.8"), "02:00:00:00:00:aa")
+    assert (found.addresses, found.mac) == ((IPv4Address("10.5.1.8"),), "02:00:00:00:00:aa")
+    found = wishes(call_of(runtimeConfig={"ips": ["fd00::7/64", "10.5.1.8"]}))
+    assert set(found.addresses) == {IPv4Address("10.5.1.8"), IPv6Address("fd00::7")}
 
 
 def test_port_mappings_are_read_as_runtimes_write_them() -> None:
@@ -46,11 +56,16 @@ def test_port_mappings_are_read_as_runtimes_write_them() -> None:
         {"hostPort": 8080, "containerPort": 80},
         {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "127.0.0.1"},
         {"hostPort": 53, "containerPort": 53, "protocol": "tcp", "hostIP": "0.0.0.0"},
+        # The same port of the other family is another one.
+        {"hostPort": 53, "containerPort": 54, "protocol": "tcp", "hostIP": "::"},
+        {"hostPort": 53, "containerPort": 55, "protocol": "udp", "hostIP": "0:0::1"},
     ]
     assert wishes(call_of(runtimeConfig={"portMappings": mappings})).ports == (
         PortMapping("tcp", "", 8080, 80),
         PortMapping("udp", "127.0.0.1", 53, 5353),
-        PortMapping("tcp", "", 53, 53),
+        PortMapping("tcp", "0.0.0.0", 53, 53),
+        PortMapping("tcp", "::", 53, 54),
+        PortMapping("udp", "::1", 53, 55),
     )
 
 
@@ -62,7 +77,8 @@ def test_port_mappings_are_read_as_runtimes_write_them() -> None:
         ({"ips": "10.5.1.7"}, 7),
         ({"ips": ["10.5.1"]}, 7),
         ({"ips": ["10.5.1.7", "10.5.1.8"]}, 7),
-        ({"ips": ["fd00::1"]}, 2),
+        ({"ips": ["fd00::1", "fd00::2"]}, 7),
+        ({"ips": ["fd00::1%eth0"]}, 7),
         ({"mac": "01:00:00:00:00:01"}, 7),
         ({"mac": 5}, 7),
         ({"portMappings": {}}, None),
@@ -74,7 +90,16 @@ def test_port_mappings_are_read_as_runtimes_write_them() -> None:
         ({"portMappings": [{"hostPort": 80, "containerPort": 65536}]}, 7),
         ({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]}, 7),
         ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "x"}]}, 7),
-        ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "::1"}]}, 2),
+        ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "fe80::1%a"}]}, 7),
+        (
+            {
+                "portMappings": [
+                    {"hostPort": 80, "containerPort": 80, "hostIP": "::"},
+                    {"hostPort": 80, "containerPort": 81, "hostIP": "::1"},
+                ]
+            },
+            7,
+        ),
         (
             {
                 "portMappings": [
@@ -106,9 +131,10 @@ def test_a_list_of_valid_attachments_that_is_none_takes_nothing_away() -> None:
             valid_attachments(call_of(**{key: junk}))
 
 
+IPV4, IPV6 = IPv4Interface("10.5.1.2/24"), IPv6Interface("fd00:5::2/64")
 ATTACHED = Attached(
     "npb-default", "02:70:00:00:00:01", "npv1", "02:6f:0a:05:01:02", "eth0", "02:6e:0a:05:01:02",
-    "/run/netns/box", 1450, IPv4Interface("10.5.1.2/24"), "10.5.1.1", True,
+    "/run/netns/box", 1450, (IPV4,), (IPV4,),
 )  # fmt: skip
 
 
@@ -140,6 +166,16 @@ def test_older_results_have_what_their_version_knows(version: str) -> None:
     assert ip.get("version", "4") == "4"
 
 
+def test_a_result_has_both_families_and_the_default_routes_that_there_are() -> None:
+    both = replace(ATTACHED, addresses=(IPV4, IPV6), defaults=(IPV6,))
+    result = render(both, "0.4.0", None)
+    assert result["ips"] == [
+        {"version": "4", "address": "10.5.1.2/24", "gateway": "10.5.1.1", "interface": 2},
+        {"version": "6", "address": "fd00:5::2/64", "gateway": "fd00:5::1", "interface": 2},
+    ]
+    assert result["routes"] == [{"dst": "::/0", "gw": "fd00:5::1"}]
+
+
 def test_a_previous_result_is_read_for_the_containers_own_interface() -> None:
     result = {
         "interfaces": [
@@ -155,9 +191,10 @@ def test_a_previous_result_is_read_for_the_containers_own_interface() -> None:
     }
     assert previous(call_of(prevResult=result)) == Previous(
         "02:6e:0a:05:01:02",
-        (IPv4Interface("10.5.1.2/24"),),
+        (IPv4Interface("10.5.1.2/24"), IPv6Interface("fd00::2/64")),
         (
             (IPv4Network("0.0.0.0/0"), IPv4Address("10.5.1.1")),
+            (IPv6Network("::/0"), None),
             (IPv4Network("10.9.0.0/16"), None),
         ),
     )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 
 import pytest
 
 from netplane.agent.containers import records
 from netplane.agent.containers.errors import CniError
-from netplane.agent.containers.names import alias_of, bridge_name, port_name, read_alias
+from netplane.agent.containers.names import alias_of, bridge_name, mac_of, port_name, read_alias
 from netplane.agent.containers.records import Key, PortMapping, Record, Store
 
+IPV4, IPV6 = IPv4Interface("10.5.1.2/24"), IPv6Interface("fd00:5::2/64")
 RECORD = Record(
-    Key("net", "box", "eth0"), IPv4Interface("10.5.1.2/24"), "npv1", "02:6e:0a:05:01:02",
+    Key("net", "box", "eth0"), (IPV4,), "npv1", "02:6e:0a:05:01:02",
     (PortMapping("tcp", "", 8080, 80),),
 )  # fmt: skip
 
@@ -25,13 +26,17 @@ async def test_what_is_saved_is_there_for_the_next_agent_of_this_boot_only(tmp_p
     store = Store(path, "boot-1")
     assert store.load() == ""
     store.put(RECORD)
-    store.last = IPv4Address("10.5.1.2")
+    both = Record(Key("net", "both", "eth0"), (IPV4, IPV6), "npv2", "02:6e:0a:05:01:02")
+    only = Record(Key("net", "only", "eth0"), (IPV6,), "npv3", "02:6e:0a:05:01:02")
+    store.put(both)
+    store.put(only)
+    store.last = {4: IPv4Address("10.5.1.2"), 6: IPv6Address("fd00:5::2")}
     await store.save()
     assert path.stat().st_mode & 0o777 == 0o600
 
     next_ = Store(path, "boot-1")
     assert next_.load() == ""
-    assert next_.records == {RECORD.key: RECORD}
+    assert list(next_.records.values()) == [RECORD, both, only]
     assert next_.last == store.last
 
     # With the machine all containers have ended; addresses go on from where they were.
@@ -56,7 +61,7 @@ async def test_what_comes_during_a_write_shares_the_next(
 
     async def add(number: int) -> None:
         key = Key("net", f"box-{number}", "eth0")
-        store.put(Record(key, RECORD.address, "npv", "02:00:00:00:00:01"))
+        store.put(Record(key, RECORD.addresses, "npv", "02:00:00:00:00:01"))
         await store.save()
         # Whatever happens to us now, it is written.
         assert f"box-{number}" in store.path.read_text()
@@ -75,6 +80,14 @@ def with_ports(*ports: object) -> str:
         "link": "npv1", "mac": "02:6e:0a:05:01:02", "ports": ports,
     }  # fmt: skip
     return json.dumps({"format": 1, "boot": "b", "last": None, "records": [record]})
+
+
+def test_a_file_from_before_there_was_ipv6_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text(with_ports(["tcp", "", 8080, 80]))
+    store = Store(path, "b")
+    assert store.load() == ""
+    assert (store.records, store.last) == ({RECORD.key: RECORD}, {})
 
 
 @pytest.mark.parametrize(
@@ -133,14 +146,25 @@ def test_names_fit_the_kernel_and_are_those_of_one_attachment_and_instance() -> 
     assert bridge_name("default") == "npb-default"
 
 
-def test_an_alias_tells_the_attachment_and_always_the_address() -> None:
-    key, address = Key("net", "c" * 64, "eth0"), IPv4Interface("10.5.1.2/24")
-    assert read_alias(alias_of(key, address)) == (address, key)
+@pytest.mark.parametrize("addresses", [(IPV4,), (IPV4, IPV6), (IPV6,)])
+def test_an_alias_tells_the_attachment_and_always_the_addresses(
+    addresses: tuple[IPv4Interface | IPv6Interface, ...],
+) -> None:
+    key = Key("net", "c" * 64, "eth0")
+    assert read_alias(alias_of(key, addresses)) == (addresses, key)
     # An interface may have a name with almost anything in it.
     odd = Key("net", "box", "é€-")
-    assert read_alias(alias_of(odd, address)) == (address, odd)
+    assert read_alias(alias_of(odd, addresses)) == (addresses, odd)
     too_long = Key("n" * 128, "c" * 128, "eth0")
-    assert len(alias_of(too_long, address).encode()) <= 255
-    assert read_alias(alias_of(too_long, address)) == (address, None)
+    assert len(alias_of(too_long, addresses).encode()) <= 255
+    assert read_alias(alias_of(too_long, addresses)) == (addresses, None)
     for foreign in ("", "netplane", "netplane x", "netplane 10.5.1.2/24 net", "other 10.5.1.2/24"):
         assert read_alias(foreign) is None
+
+
+def test_the_mac_of_an_address_is_always_the_same_and_another_ones_is_another() -> None:
+    assert mac_of(IPV4.ip).hex(":") == "02:6e:0a:05:01:02"
+    # Of IPv6 not only the end tells: that may be the same in two subnets of one bridge.
+    macs = {mac_of(IPv6Address(text)) for text in ("fd00:5::2", "fd00:5:0:1::2", "fd00:5::3")}
+    assert len(macs) == 3
+    assert mac_of(IPV6.ip) in macs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -37,6 +37,21 @@ def test_ports_that_stay_the_same_and_follow_each_other_are_one_member() -> None
     assert members([[PortMapping("sctp", 9, ONE, 9, HERE)]])["same-ports"] == {
         "132 . 10.0.0.1 . 9 : 10.5.42.2"
     }
+
+
+def test_ipv6_has_a_table_of_its_own_with_the_same_in_it() -> None:
+    box, everywhere = IPv6Address("fd00:5::2"), IPv6Address("::")
+    mappings = [
+        PortMapping("tcp", 8080, box, 80, everywhere),
+        PortMapping("tcp", 443, box, 443, IPv6Address("fd77::1")),
+    ]
+    assert str(mappings[0]) == "[::]:8080/tcp"
+    assert members([mappings]) == {
+        "ports": {"6 . ::/0 . 8080 : fd00:5::2 . 80"},
+        "same-ports": {"6 . fd77::1 . 443 : fd00:5::2"},
+    }
+    said = text(IPv6Network("fd00:5::/64"), "np-br")
+    assert not re.search(r"ipv4_addr|\bip \w|127\.", said)
 
 
 def test_a_port_has_one_holder_on_each_address(portmaps: Portmaps) -> None:
