@@ -220,9 +220,10 @@ class Agent:
     async def _work(self) -> None:
         """Join the network and follow it; ends only by cancellation or an error."""
         settings, state = self.settings, self.keeper.state
-        external = self.external = await self._parts.external(settings)
+        before = () if state.own is None else state.own.addresses
+        external = self.external = await self._parts.external(settings, before)
         self._interface = InterfaceWatch(
-            lambda: self._parts.external(settings), external, self._news.set
+            lambda kept: self._parts.external(settings, kept.ips), external, self._news.set
         )
         remembered = {lease.subnet: lease for lease in state.peers}
         known = Known(state.cluster_id, state.revision, remembered, state.own, state.doubt)
@@ -283,15 +284,19 @@ class Agent:
 
         Before the lease is claimed, as that tells the others which MAC is behind our address.
         """
-        found = await self._parts.occupant(config)
-        adopts = found is not None and found.is_flannels and self.settings.adopt_flannel
+        found = await self._parts.occupants(config)
+        adopted = [one for one in found if one.is_flannels and self.settings.adopt_flannel]
+        in_the_way = [one.problem for one in found if one not in adopted]
         if self._dataplane is None:
-            self.board.miss("kernel", "" if found is None or adopts else found.problem)
-        if found is not None and adopts:
-            log.info("taking over device %s of Flannel and its MAC %s", found.name, found.mac)
-            self.keeper.change(vtep_mac=found.mac)
+            self.board.miss("kernel", "; ".join(in_the_way))
+        if in_the_way:
+            return False
+        for one in adopted:
+            log.info("taking over device %s of Flannel and its MAC %s", one.name, one.mac)
+            self.keeper.change(**{"vtep_mac6" if one.is_second else "vtep_mac": one.mac})
+        if adopted:
             await self.keeper.save()
-        return found is None or adopts
+        return True
 
     async def _go_on_with(self, config: NetworkConfig, external: ExternalInterface) -> None:
         """Have the kernel's half of this network, and take away that of another one before it."""
@@ -340,7 +345,7 @@ class Agent:
 
     def _make_dataplane(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
         state = self.keeper.state
-        return self._parts.dataplane(self.settings, config, external, state.vtep_mac, state.sysctls)
+        return self._parts.dataplane(self.settings, config, external, state.macs, state.sysctls)
 
     async def _halt(self) -> None:
         """Stop healing, which would put back what is about to go."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
@@ -56,6 +56,8 @@ class Occupant(NamedTuple):
     """By its name."""
     problem: str
     """In words, with the remedy."""
+    is_second: bool = False
+    """In the place of the device for IPv6 beside IPv4."""
 
 
 class Subnets(Protocol):
@@ -201,19 +203,24 @@ class Parts(Protocol):
         settings: Settings,
         config: NetworkConfig,
         external: ExternalInterface,
-        mac: str,
+        macs: tuple[str, str],
         sysctls: Mapping[str, str],
     ) -> Dataplane:
         """Prepare the kernel's half, and keep other agents of this host away from its device.
 
+        `macs` are of the devices for the network's families.
+
         Raises AgentError for a configuration it cannot serve, or a device that another has.
         """
 
-    async def occupant(self, config: NetworkConfig) -> Occupant | None:
-        """Find out who has the network's VNI and port; None: nobody, or we."""
+    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+        """Find out who else has the network's VNI and port, one for each family at most."""
 
-    async def external(self, settings: Settings) -> ExternalInterface:
-        """Find the interface to the other hosts. Raises InterfaceError."""
+    async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
+        """Find the interface to the other hosts. Raises InterfaceError.
+
+        Addresses in `kept` go before others that it has.
+        """
 
     async def clear_containers(self, settings: Settings) -> int:
         """Take away what containers have here, without an agent; return how many objects.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from netplane.agent.files import write_whole
+from netplane.backend.vxlan import second_mac
 from netplane.subnet.family import VERSION6, ipv6_address, ipv6_network, parse_address, parse_subnet
 from netplane.subnet.lease import Lease
 
@@ -51,6 +52,13 @@ class State:
     """Our table, and rules of ours in chains of others, may be there."""
     doubt: str = ""
     """Why `peers` are held against what the registry says; "" when they are not."""
+    vtep_mac6: str = ""
+    """Of the second device, where that was Flannel's; "": it follows from the first."""
+
+    @property
+    def macs(self) -> tuple[str, str]:
+        """Of our devices, by family."""
+        return self.vtep_mac, self.vtep_mac6 or second_mac(self.vtep_mac)
 
 
 class Encoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 
 from kvstore.client import AsyncClient, Tls
@@ -30,12 +30,11 @@ from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
 from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.host_gw import HostGwBackend
-from netplane.backend.vxlan import second_mac
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
-from netplane.subnet.family import VERSION6, Subnet
+from netplane.subnet.family import VERSION6, Address, Subnet
 from netplane.subnet.lease import View
 from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
@@ -110,16 +109,17 @@ class RealParts:
         settings: Settings,
         config: NetworkConfig,
         external: ExternalInterface,
-        mac: str,
+        macs: tuple[str, str],
         sysctls: Mapping[str, str],
     ) -> Dataplane:
         """As `Parts.dataplane`."""
+        mac, mac6 = macs
         if config.second is None:
             return self._half(settings, config, external, mac, sysctls)
         first, second = config.halves
         return DualDataplane(
             self._half(settings, first, external, mac, _of_family(sysctls, "ipv4/")),
-            self._half(settings, second, external, second_mac(mac), _of_family(sysctls, "ipv6/")),
+            self._half(settings, second, external, mac6, _of_family(sysctls, "ipv6/")),
         )
 
     def _half(
@@ -171,8 +171,8 @@ class RealParts:
         if config.network not in self._routes:
             self._routes[config.network] = RoutesLock(config.network, self._routes)
 
-    async def occupant(self, config: NetworkConfig) -> Occupant | None:
-        """As `Parts.occupant`."""
+    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+        """As `Parts.occupants`."""
         try:
             wanted = choose.vxlan(config)
             async with Connection() as connection:
@@ -180,10 +180,11 @@ class RealParts:
                 if config.backend_type in choose.BY_PROCESS:
                     return await _running_flannel(kernel, config)
                 if wanted is None:
-                    return None
+                    return []
                 links = await kernel.vxlan_links()
         except (BackendError, NetlinkError, NetlinkLostError):
-            return None  # `dataplane` and the first round tell of it
+            return []  # `dataplane` and the first round tell of it
+        there = []
         for one in config.ranges:
             is_ipv6 = one.network.version == VERSION6
             link = wanted.link6 if is_ipv6 else wanted.link
@@ -192,12 +193,20 @@ class RealParts:
             if found is not None:
                 flannels = wanted.flannels_link6 if is_ipv6 else wanted.flannels_link
                 text = occupied_text(found)
-                return Occupant(found.name, found.mac.hex(":"), found.name == flannels, text)
-        return None
+                there.append(
+                    Occupant(
+                        found.name,
+                        found.mac.hex(":"),
+                        found.name == flannels,
+                        text,
+                        one is config.second,
+                    )
+                )
+        return there
 
-    async def external(self, settings: Settings) -> ExternalInterface:
+    async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
         """As `Parts.external`."""
-        return choose_interface(await read_host(), settings.iface, settings.iface_regex)
+        return choose_interface(await read_host(), settings.iface, settings.iface_regex, kept)
 
     async def clear_containers(self, settings: Settings) -> int:
         """As `Parts.clear_containers`."""
@@ -210,7 +219,7 @@ class RealParts:
             raise AgentError(str(error), "correct that and repeat") from error
 
 
-async def _running_flannel(kernel: Kernel, config: NetworkConfig) -> Occupant | None:
+async def _running_flannel(kernel: Kernel, config: NetworkConfig) -> list[Occupant]:
     """Find the device of a flanneld that runs with its backend udp: it goes with that process.
 
     So there is nothing to adopt, whoever asks for it; the lease is ours by our address.
@@ -226,8 +235,8 @@ async def _running_flannel(kernel: Kernel, config: NetworkConfig) -> Occupant | 
                     " of this network; stop flanneld, which takes"
                     " that away. The subnet stays this host's"
                 )
-                return Occupant(link.name, "", is_flannels=False, problem=text)
-    return None
+                return [Occupant(link.name, "", is_flannels=False, problem=text)]
+    return []
 
 
 def _of_family(sysctls: Mapping[str, str], prefix: str) -> dict[str, str]:
