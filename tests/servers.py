@@ -71,8 +71,8 @@ def free_base_port() -> int:
 
 def is_healthy(endpoint: str) -> bool:
     """Tell whether a member serves, by its /health."""
-    host, _, port = endpoint.partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=2)
+    host, _, port = endpoint.rpartition(":")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=2)
     try:
         connection.request("GET", "/health")
         response = connection.getresponse()

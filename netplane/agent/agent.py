@@ -40,7 +40,7 @@ from netplane.agent.remembered import describe, reached_by, remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
-from netplane.agent.telling import tell_firewall, tell_round
+from netplane.agent.telling import tell_firewall, tell_key, tell_round
 from netplane.backend.vxlan import random_mac
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import SubnetError
@@ -220,9 +220,10 @@ class Agent:
     async def _work(self) -> None:
         """Join the network and follow it; ends only by cancellation or an error."""
         settings, state = self.settings, self.keeper.state
-        external = self.external = await self._parts.external(settings)
+        before = () if state.own is None else state.own.addresses
+        external = self.external = await self._parts.external(settings, before)
         self._interface = InterfaceWatch(
-            lambda: self._parts.external(settings), external, self._news.set
+            lambda kept: self._parts.external(settings, kept.ips), external, self._news.set
         )
         remembered = {lease.subnet: lease for lease in state.peers}
         known = Known(state.cluster_id, state.revision, remembered, state.own, state.doubt)
@@ -284,16 +285,18 @@ class Agent:
         Before the lease is claimed, as that tells the others which MAC is behind our address.
         """
         found = await self._parts.occupants(config)
-        adopts = self.settings.adopt_flannel
-        problem = next((one.problem for one in found if not (adopts and one.is_flannels)), "")
+        adopted = [one for one in found if one.is_flannels and self.settings.adopt_flannel]
+        in_the_way = [one.problem for one in found if one not in adopted]
         if self._dataplane is None:
-            self.board.miss("kernel", problem)
-        if found and not problem:
-            for one in found:
-                log.info("taking over device %s of Flannel and its MAC %s", one.name, one.mac)
-                self.keeper.change(**{"vtep_mac6" if one.is_second else "vtep_mac": one.mac})
+            self.board.miss("kernel", "; ".join(in_the_way))
+        if in_the_way:
+            return False
+        for one in adopted:
+            log.info("taking over device %s of Flannel and its MAC %s", one.name, one.mac)
+            self.keeper.change(**{"vtep_mac6" if one.is_second else "vtep_mac": one.mac})
+        if adopted:
             await self.keeper.save()
-        return not problem
+        return True
 
     async def _go_on_with(self, config: NetworkConfig, external: ExternalInterface) -> None:
         """Have the kernel's half of this network, and take away that of another one before it."""
@@ -342,9 +345,7 @@ class Agent:
 
     def _make_dataplane(self, config: NetworkConfig, external: ExternalInterface) -> Dataplane:
         state = self.keeper.state
-        return self._parts.dataplane(
-            self.settings, config, external, state.vtep_mac, state.sysctls, state.vtep_mac6
-        )
+        return self._parts.dataplane(self.settings, config, external, state.macs, state.sysctls)
 
     async def _halt(self) -> None:
         """Stop healing, which would put back what is about to go."""
@@ -428,6 +429,7 @@ class Agent:
             "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
         )
         await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
+        tell_key(self.own, self._dataplane.lease_data(), self.board)
         if "no-view" in self.board.missing:
             # Ready means programmed and remembered.
             self._note_view()
@@ -503,6 +505,7 @@ class Agent:
         if self.view is not None and data != self._lease_data:
             self._lease_data = data
             self._subnets.describe(data)
+        tell_key(self.own, data, self.board)
 
     def _take_firewall(self, report: FirewallReport) -> None:
         self.firewall = report

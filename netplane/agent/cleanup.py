@@ -33,9 +33,7 @@ async def clean(settings: Settings, parts: Parts) -> str:
                 "remove what is left by hand: `ip link del np.VNI`",
             )
         external = await parts.external(settings)
-        dataplane = parts.dataplane(
-            settings, config, external, state.vtep_mac, state.sysctls, state.vtep_mac6
-        )
+        dataplane = parts.dataplane(settings, config, external, state.macs, state.sysctls)
         reports: list[Report] = []
         dataplane.on_report = reports.append
         walls: list[FirewallReport] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from ipaddress import ip_address
 
 from netplane.backend import Scope, Step
 from netplane.backend.vxlan import overhead_bytes
@@ -127,7 +128,8 @@ def is_ours(item: Item, scope: Scope) -> bool:
 def is_flannels(item: Item, scope: Scope) -> bool:
     """Tell whether an object is one of Flannel's that we adopt, whoever may have written it."""
     if scope.adopts and item.link == scope.link:
-        return True
+        # What the kernel gives every device of IPv6 by itself is nobody's.
+        return not (isinstance(item, Address) and ip_address(item.address).is_link_local)
     return (
         isinstance(item, Route)
         and (item.link, item.protocol) == (scope.external, BOOT)

@@ -99,7 +99,10 @@ class LinkKeeper:
                 return False  # gone again; that is told, and the next pass sees to it
             self._see(external, made)
         else:
-            refusals = await self._kernel.set_link(wanted, self.indices[wanted.name])
+            assert own is not None
+            refusals = await self._kernel.set_link(
+                wanted, self.indices[wanted.name], mac=own.mac != wanted.mac
+            )
             if refusals:
                 done.note_refusal(refusals[0])
                 return True  # a wrong MTU is better than no objects

@@ -16,7 +16,7 @@ from netplane.agent.desired import Desired, link_problem, plan_link
 from netplane.agent.errors import AgentError
 from netplane.backend import Backend, External, choose
 from netplane.backend.udp import UdpBackend
-from netplane.backend.vxlan import overhead_bytes, second_mac
+from netplane.backend.vxlan import overhead_bytes
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
@@ -89,18 +89,17 @@ async def reading() -> AsyncIterator[Kernel]:
 
 def known_of(status: Mapping[str, Any]) -> list[Known]:
     """Read what `/v1/status` says, by family; none when the agent has not joined a network yet."""
-    own, mac = status["own"], status["network"]["mac"]
-    if not (status["interface"] and own and status["network"]["config"]):
+    own, network = status["own"], status["network"]
+    if not (status["interface"] and own and network["config"]):
         return []
-    config = parse_config(status["network"]["config"].encode())
+    config = parse_config(network["config"].encode())
     mine, peers = _lease(own), list(map(_lease, status["peers"]))
     first, *second = config.halves
-    found = [_half(status, first, mac, mine, peers)]
+    found = [_half(status, first, network["mac"], mine, peers)]
     mine6 = mine.second()
     if second and mine6 is not None:
         peers6 = [half for lease in peers if (half := lease.second()) is not None]
-        mac6 = status["network"].get("mac6") or second_mac(mac)
-        found.append(_half(status, second[0], mac6, mine6, peers6))
+        found.append(_half(status, second[0], network["mac6"], mine6, peers6))
     return found
 
 

@@ -21,6 +21,7 @@ from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostErr
 from netplane.netlink.decode import Message, attributes
 from netplane.netlink.decode import link as decode_link
 from netplane.netlink.objects import UNICAST
+from netplane.subnet.family import Address as PublicAddress
 
 # linux/if_addr.h, linux/rtnetlink.h, linux/if.h
 IFA_F_SECONDARY = 0x01
@@ -86,16 +87,23 @@ class Link:
         """Whether it is a device of an overlay, ours or another: it leads to no host."""
         return self.kind in OVERLAY_KINDS or self.name.startswith(OVERLAY_NAMES)
 
-    def best_address(self) -> IPv4Interface | None:
-        """Return the address that other hosts should use; None without a usable one."""
-        return next((at for at in self._usable() if isinstance(at, IPv4Interface)), None)
+    def best_address(self, kept: Sequence[PublicAddress] = ()) -> IPv4Interface | None:
+        """Return the address that other hosts should use; None without a usable one.
 
-    def best_address6(self) -> IPv6Interface | None:
+        One that they use already goes before all others, and then what stays longest. Of IPv6 the
+        kernel lists the newest first: a floating address would else be taken for the host's own.
+        """
+        return next((at for at in self._usable(kept) if isinstance(at, IPv4Interface)), None)
+
+    def best_address6(self, kept: Sequence[PublicAddress] = ()) -> IPv6Interface | None:
         """Return the same of IPv6."""
-        return next((at for at in self._usable() if isinstance(at, IPv6Interface)), None)
+        return next((at for at in self._usable(kept) if isinstance(at, IPv6Interface)), None)
 
-    def _usable(self) -> list[IPv4Interface | IPv6Interface]:
-        usable = sorted((each for each in self.addresses if each.is_usable), key=Address.rank)
+    def _usable(self, kept: Sequence[PublicAddress]) -> list[IPv4Interface | IPv6Interface]:
+        usable = sorted(
+            (each for each in self.addresses if each.is_usable),
+            key=lambda each: (each.at.ip not in kept, each.rank()),
+        )
         return [each.at for each in usable]
 
 
@@ -134,6 +142,11 @@ class ExternalInterface:
         both = (self.address, self.address6)
         return next((one for one in both if one is not None and one.version == version), None)
 
+    @property
+    def ips(self) -> tuple[PublicAddress, ...]:
+        """What there is of both."""
+        return tuple(one.ip for one in (self.address, self.address6) if one is not None)
+
     def addresses(self) -> str:
         """Name what there is of both, for people."""
         both = dict.fromkeys((self.address, self.address6))
@@ -141,7 +154,10 @@ class ExternalInterface:
 
 
 def choose(
-    host: Host, iface: Sequence[str] = (), iface_regex: Sequence[str] = ()
+    host: Host,
+    iface: Sequence[str] = (),
+    iface_regex: Sequence[str] = (),
+    kept: Sequence[PublicAddress] = (),
 ) -> ExternalInterface:
     """Return the interface that the flags, or else the default route, name.
 
@@ -149,12 +165,13 @@ def choose(
         host: Links and routes of now.
         iface: Names or addresses in order of preference; those that are not there are passed over.
         iface_regex: Patterns tried after them, searched for in names and usable addresses.
+        kept: Addresses that are in use already; see `Link.best_address`.
 
     Raises:
         InterfaceError: None, several, or one without an address.
     """
     for wanted in iface:
-        found = _named(host, wanted)
+        found = _named(host, wanted, kept)
         if found is not None:
             return found
     for pattern in iface_regex:
@@ -165,28 +182,28 @@ def choose(
                 "make it more exact, or name one with --iface",
             )
         if matching:
-            return _external(matching[0])
+            return _external(matching[0], kept)
     if iface or iface_regex:
         tried = [f"--iface {name}" for name in iface]
         tried += [f"--iface-regex {pattern!r}" for pattern in iface_regex]
         raise InterfaceError(
             f"no interface for {' or '.join(tried)}", f"there are: {_names(host.links) or 'none'}"
         )
-    return _external(_of_default_route(host))
+    return _external(_of_default_route(host), kept)
 
 
-def _named(host: Host, wanted: str) -> ExternalInterface | None:
+def _named(host: Host, wanted: str, kept: Sequence[PublicAddress]) -> ExternalInterface | None:
     try:
         address = ip_address(wanted)
     except ValueError:
         for link in host.links:
             if link.name == wanted:
-                return _external(link)
+                return _external(link, kept)
         return None
     for link in host.links:
         for each in link.addresses:
             if each.at.ip == address:
-                return _external(link, each.at)
+                return _external(link, kept, each.at)
     return None
 
 
@@ -222,14 +239,18 @@ def _of_default_route(host: Host) -> Link:
     return links[0]
 
 
-def _external(link: Link, wanted: IPv4Interface | IPv6Interface | None = None) -> ExternalInterface:
+def _external(
+    link: Link,
+    kept: Sequence[PublicAddress],
+    wanted: IPv4Interface | IPv6Interface | None = None,
+) -> ExternalInterface:
     if link.is_overlay:
         raise InterfaceError(
             f"{link.name} is a device of an overlay itself, and leads to no host",
             "name the interface below it with --iface",
         )
-    address6 = wanted if isinstance(wanted, IPv6Interface) else link.best_address6()
-    address4 = wanted if isinstance(wanted, IPv4Interface) else link.best_address()
+    address6 = wanted if isinstance(wanted, IPv6Interface) else link.best_address6(kept)
+    address4 = wanted if isinstance(wanted, IPv4Interface) else link.best_address(kept)
     address = address4 or address6
     if address is None:
         raise InterfaceError(

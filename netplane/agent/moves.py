@@ -20,14 +20,14 @@ class InterfaceWatch:
     """Looks for the interface anew whenever there is doubt about the one that we know.
 
     Args:
-        look: chooses it as at the start. Raises InterfaceError.
+        look: chooses it as at the start, told what it was until now. Raises InterfaceError.
         external: the one that was chosen.
         on_move: called when `external` has become another.
     """
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[ExternalInterface]],
+        look: Callable[[ExternalInterface], Awaitable[ExternalInterface]],
         external: ExternalInterface,
         on_move: Callable[[], None],
     ) -> None:
@@ -49,7 +49,7 @@ class InterfaceWatch:
             await asyncio.sleep(SETTLE_S)
             self._doubt.clear()
             try:
-                found = await self._look()
+                found = await self._look(self.external)
             except InterfaceError as error:
                 # Until there is one again we stay with the old: what it lacks is on the board.
                 if str(error) != said:

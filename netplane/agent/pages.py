@@ -118,7 +118,7 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
             "address6": str(external.address6) if external.address6 is not None else None,
             "mtu": external.mtu,
         },
-        "network": {"config": state.config, "mac": state.vtep_mac, "mac6": state.vtep_mac6},
+        "network": {"config": state.config, "mac": state.macs[0], "mac6": state.macs[1]},
         "own": None if agent.own is None else show_lease(agent.own),
         "peers": [show_lease(lease) for _, lease in sorted(agent.peers.items())],
         "registry": None

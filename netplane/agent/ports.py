@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
@@ -57,7 +57,7 @@ class Occupant(NamedTuple):
     problem: str
     """In words, with the remedy."""
     is_second: bool = False
-    """It stands where our device for IPv6 beside an IPv4 one would."""
+    """In the place of the device for IPv6 beside IPv4."""
 
 
 class Subnets(Protocol):
@@ -203,20 +203,24 @@ class Parts(Protocol):
         settings: Settings,
         config: NetworkConfig,
         external: ExternalInterface,
-        mac: str,
+        macs: tuple[str, str],
         sysctls: Mapping[str, str],
-        mac6: str = "",
     ) -> Dataplane:
         """Prepare the kernel's half, and keep other agents of this host away from its device.
+
+        `macs` are of the devices for the network's families.
 
         Raises AgentError for a configuration it cannot serve, or a device that another has.
         """
 
     async def occupants(self, config: NetworkConfig) -> list[Occupant]:
-        """Find out who has the network's VNI and port, by family; none: nobody, or we."""
+        """Find out who else has the network's VNI and port, one for each family at most."""
 
-    async def external(self, settings: Settings) -> ExternalInterface:
-        """Find the interface to the other hosts. Raises InterfaceError."""
+    async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
+        """Find the interface to the other hosts. Raises InterfaceError.
+
+        Addresses in `kept` go before others that it has.
+        """
 
     async def clear_containers(self, settings: Settings) -> int:
         """Take away what containers have here, without an agent; return how many objects.

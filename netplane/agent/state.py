@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from netplane.agent.files import write_whole
+from netplane.backend.vxlan import second_mac
 from netplane.subnet.family import VERSION6, ipv6_address, ipv6_network, parse_address, parse_subnet
 from netplane.subnet.lease import Lease
 
@@ -52,7 +53,12 @@ class State:
     doubt: str = ""
     """Why `peers` are held against what the registry says; "" when they are not."""
     vtep_mac6: str = ""
-    """Of the device for IPv6 beside an IPv4 one, where it was Flannel's; else `second_mac`."""
+    """Of the second device, where that was Flannel's; "": it follows from the first."""
+
+    @property
+    def macs(self) -> tuple[str, str]:
+        """Of our devices, by family."""
+        return self.vtep_mac, self.vtep_mac6 or second_mac(self.vtep_mac)
 
 
 class Encoder:
@@ -69,8 +75,6 @@ class Encoder:
             self._known[id(lease)] = known.get(id(lease)) or (lease, _lease_text(lease))
         fields = {name: getattr(state, name) for name in State.__slots__}
         del fields["own"], fields["peers"]
-        if not state.vtep_mac6:  # an agent of before knows no such field
-            del fields["vtep_mac6"]
         own = "null" if state.own is None else _lease_text(state.own)
         peers = ",\n  ".join(text for _, text in self._known.values())
         head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")

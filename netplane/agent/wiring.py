@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
-from ipaddress import IPv4Interface, IPv6Interface
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent.containers.cleaning import clear
@@ -29,12 +30,11 @@ from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
 from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.host_gw import HostGwBackend
-from netplane.backend.vxlan import second_mac
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
-from netplane.subnet.family import VERSION6, Subnet
+from netplane.subnet.family import VERSION6, Address, Subnet
 from netplane.subnet.lease import View
 from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
@@ -109,15 +109,14 @@ class RealParts:
         settings: Settings,
         config: NetworkConfig,
         external: ExternalInterface,
-        mac: str,
+        macs: tuple[str, str],
         sysctls: Mapping[str, str],
-        mac6: str = "",
     ) -> Dataplane:
         """As `Parts.dataplane`."""
+        mac, mac6 = macs
         if config.second is None:
             return self._half(settings, config, external, mac, sysctls)
         first, second = config.halves
-        mac6 = mac6 or second_mac(mac)
         return DualDataplane(
             self._half(settings, first, external, mac, _of_family(sysctls, "ipv4/")),
             self._half(settings, second, external, mac6, _of_family(sysctls, "ipv6/")),
@@ -176,13 +175,16 @@ class RealParts:
         """As `Parts.occupants`."""
         try:
             wanted = choose.vxlan(config)
-            if wanted is None:
-                return []
             async with Connection() as connection:
-                links = await Kernel(connection).vxlan_links()
+                kernel = Kernel(connection)
+                if config.backend_type in choose.BY_PROCESS:
+                    return await _running_flannel(kernel, config)
+                if wanted is None:
+                    return []
+                links = await kernel.vxlan_links()
         except (BackendError, NetlinkError, NetlinkLostError):
             return []  # `dataplane` and the first round tell of it
-        occupants = []
+        there = []
         for one in config.ranges:
             is_ipv6 = one.network.version == VERSION6
             link = wanted.link6 if is_ipv6 else wanted.link
@@ -190,20 +192,21 @@ class RealParts:
             found = occupant(links, link, wanted.vni, wanted.port, address_bytes)
             if found is not None:
                 flannels = wanted.flannels_link6 if is_ipv6 else wanted.flannels_link
-                occupants.append(
+                text = occupied_text(found)
+                there.append(
                     Occupant(
                         found.name,
                         found.mac.hex(":"),
                         found.name == flannels,
-                        occupied_text(found),
-                        is_second=one is config.second,
+                        text,
+                        one is config.second,
                     )
                 )
-        return occupants
+        return there
 
-    async def external(self, settings: Settings) -> ExternalInterface:
+    async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
         """As `Parts.external`."""
-        return choose_interface(await read_host(), settings.iface, settings.iface_regex)
+        return choose_interface(await read_host(), settings.iface, settings.iface_regex, kept)
 
     async def clear_containers(self, settings: Settings) -> int:
         """As `Parts.clear_containers`."""
@@ -214,6 +217,26 @@ class RealParts:
             return await clear(settings.instance, store)
         except (CniError, OSError) as error:
             raise AgentError(str(error), "correct that and repeat") from error
+
+
+async def _running_flannel(kernel: Kernel, config: NetworkConfig) -> list[Occupant]:
+    """Find the device of a flanneld that runs with its backend udp: it goes with that process.
+
+    So there is nothing to adopt, whoever asks for it; the lease is ours by our address.
+    """
+    for link in await kernel.links():
+        if link.kind != "tun" or not link.name.startswith("flannel"):
+            continue
+        for found in await kernel.addresses(socket.AF_INET, link.index, link.name):
+            address = IPv4Address(found.address)
+            if address in config.network:
+                text = (
+                    f"flanneld runs here: device {link.name} has the address {address}"
+                    " of this network; stop flanneld, which takes"
+                    " that away. The subnet stays this host's"
+                )
+                return [Occupant(link.name, "", is_flannels=False, problem=text)]
+    return []
 
 
 def _of_family(sysctls: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from netplane.netlink.messages import (
     U32,
     Type,
 )
-from netplane.netlink.objects import Address, FdbEntry, Neighbour, Route
+from netplane.netlink.objects import BLACKHOLE, Address, FdbEntry, Neighbour, Route
 
 DUMP_INTERRUPTED = 0x10
 CAPPED = 0x100
@@ -240,15 +240,17 @@ def neighbour(body: bytes, names: Mapping[int, str]) -> Neighbour | FdbEntry | N
 def route(body: bytes, names: Mapping[int, str], *, any_table: bool = False) -> Route | None:
     """Read RTM_NEWROUTE or RTM_DELROUTE; None: of another table or family.
 
-    Through a link that we do not know, or several: `link` is empty.
+    Through a link that we do not know, several, or none: `link` is empty.
     """
     _check(body, ROUTE)
     family, prefix_len, _, tos, table, protocol, _, kind, flags = ROUTE.unpack_from(body)
     if (table != RT_TABLE_MAIN and not any_table) or family not in FAMILIES:
         return None
     found = attributes(body, ROUTE.size)
+    # The kernel puts a blackhole of IPv6 on the loopback, where nobody has asked for it.
+    link = "" if kind == BLACKHOLE else names.get(_u32(found.get(4)), "")
     return Route(
-        link=names.get(_u32(found.get(4)), ""),
+        link=link,
         destination=found.get(1, b"\0" * (4 if family == 2 else 16)),
         prefix_len=prefix_len,
         gateway=found.get(5, b""),

@@ -155,9 +155,12 @@ class Kernel:
                 refusals.append(Refusal(change, outcome.code, outcome.text))
         return refusals
 
-    async def set_link(self, item: VxlanLink, index: int) -> list[Refusal]:
-        """Give a link its MAC and MTU and take it up."""
-        return await self._set(item, [messages.set_link(item, index)])
+    async def set_link(self, item: VxlanLink, index: int, *, mac: bool) -> list[Refusal]:
+        """Give a link its MTU and take it up; its MAC only where it has another.
+
+        The kernel forgets all neighbours of a link that is given a MAC, were it the same.
+        """
+        return await self._set(item, [messages.set_link(item, index, mac=mac)])
 
     async def rename_link(self, item: VxlanLink, index: int) -> list[Refusal]:
         """Give a link the name of this one; where it has to be down for that, it is for a moment.

@@ -133,9 +133,11 @@ def remove(item: NetObject, index: int) -> Request:
             return Request(Type.DELLINK, ACK, LINK.pack(0, 0, index, 0, 0))
 
 
-def set_link(item: VxlanLink, index: int) -> Request:
-    """Return the request that gives a link its MAC and MTU and takes it up, as it is."""
-    body = LINK.pack(0, 0, index, IFF_UP, IFF_UP) + attribute(1, item.mac) + u32(4, item.mtu)
+def set_link(item: VxlanLink, index: int, *, mac: bool = True) -> Request:
+    """Return the request that gives a link its MTU, and its MAC if asked to, and takes it up."""
+    body = LINK.pack(0, 0, index, IFF_UP, IFF_UP) + u32(4, item.mtu)
+    if mac:
+        body += attribute(1, item.mac)
     return Request(Type.NEWLINK, ACK, body)
 
 

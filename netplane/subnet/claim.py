@@ -69,6 +69,8 @@ class Claimer:
         """The configuration that we go by since we have a subnet; b"": none yet."""
         self._data: tuple[object, object] = (None, None)
         self._value = b""
+        self._is_disputed = False
+        """Somebody may have had our IPv6 subnet before us."""
         self._keys: tuple[Pair, bytes, bytes] | None = None
         """Of our lease and our sign of life, with what they were made for."""
 
@@ -111,6 +113,8 @@ class Claimer:
         """Tell whether the registry says of us what it should."""
         if self.pair is None or not (self.lease.lease_id and self.life.lease_id):
             return False
+        if self._is_disputed:
+            return False
         kvs, layout, who = self._registered.kvs, self._layout, self._who
         if self._keys is None or self._keys[0] is not self.pair:
             # Asked after every change, of which nearly none is ours.
@@ -141,7 +145,10 @@ class Claimer:
             record = self._registered.kvs.get(self._layout.host(self._who.host_id))
             await self.lease.obtain(reuse=0 if record is None else record.lease_id)
             await self.life.obtain()
-            if await self._try(tuple(self._attempt(claim, who, pair) for pair in pairs)):
+            self._is_disputed = False
+            if await self._try(
+                tuple(self._attempt(claim, who, pair) for pair in pairs)
+            ) and await self._is_alone(claim):
                 # From here on a changed configuration is reported, and not applied by halves.
                 self.config_value = config_value
                 self.addresses = who.public_ip, who.public_ip6
@@ -149,6 +156,19 @@ class Claimer:
         raise ContentionError(
             f"others changed what we were about to write, {_TRIES} times; trying again"
         )
+
+    async def _is_alone(self, claim: Claim) -> bool:
+        """Tell whether nobody has what we have just got, from before us.
+
+        Whoever claims after us is the younger, and the one to go. But a host of Flannel's that was
+        quicker shows up only now: it writes no mark that our attempt could have met.
+        """
+        if claim.replaces or self.pair is None or self.pair.second is None:
+            return True
+        self._is_disputed = True  # until it is known that it is not, whatever becomes of the asking
+        self._registered.load(await self._registry.list(self._layout.everything))
+        self._is_disputed = self._registered.had_before(self.pair) is not None
+        return not self._is_disputed
 
     def go_on(self, wish: Wish) -> bool:
         """Go by our lease as it is registered, where nothing can be written; False: none is ours.

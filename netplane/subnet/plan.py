@@ -159,7 +159,7 @@ def _chosen(registered: Registered, config: NetworkConfig, who: Identity, wish: 
         return _kept(registered, config, who, wish.pair)
     mine = _lease_of(registered, who)
     if mine is not None:
-        return _fitting(config, mine)
+        return _fitting(registered, config, mine)
     for lease in sorted(registered.leases.values(), key=lambda lease: lease.create_revision):
         if set(who.addresses).isdisjoint(lease.addresses):
             continue
@@ -227,6 +227,9 @@ def _kept(registered: Registered, config: NetworkConfig, who: Identity, pair: Pa
     kv = registered.kvs.get(registered.layout.lease(*pair))
     reserved = kv is not None and kv.lease_id == 0
     claim, reason = _parts(config, pair, reserved=reserved)
+    before = registered.had_before(pair)
+    if before is not None:
+        raise SubnetTakenError(pair, registered.owner_text(before))
     if kv is None:
         mine = _lease_of(registered, who)
         for key, other in registered.subnets.items():
@@ -259,8 +262,12 @@ def _is_exactly(config: NetworkConfig, claim: Claim, pair: Pair) -> bool:
     return (claim.subnet, claim.subnet6) == pair and len(pair.all()) == len(config.ranges)
 
 
-def _parts(config: NetworkConfig, pair: Pair, *, reserved: bool) -> tuple[Claim, str]:
+def _parts(
+    config: NetworkConfig, pair: Pair, *, reserved: bool, before: Pair | None = None
+) -> tuple[Claim, str]:
     """Return the claim to what fits of a pair, and why something that it has does not fit.
+
+    Nothing fits of what somebody else has from `before`.
 
     What it lacks is no reason: a network that has got a second family is no worse for containers
     that have addresses of the first.
@@ -270,6 +277,9 @@ def _parts(config: NetworkConfig, pair: Pair, *, reserved: bool) -> tuple[Claim,
     for given in config.ranges:
         subnet = pair.of(given.network.version)
         reason = "" if subnet is None else given.misfit(subnet, reserved=reserved)
+        theirs = None if before is None else before.of(given.network.version)
+        if subnet is not None and theirs is not None and theirs.overlaps(subnet):
+            reason = f"another host had {theirs} before"
         subnets.append(None if reason else subnet)
         reasons.append(reason)
     if subnets[0] is None and not reasons[0]:
@@ -284,8 +294,11 @@ def _is_live_elsewhere(registered: Registered, who: Identity, holder: HostRecord
     )
 
 
-def _fitting(config: NetworkConfig, mine: Lease, ends: HostRecord | None = None) -> Claim:
-    claim, reason = _parts(config, mine.pair, reserved=not mine.expires)
+def _fitting(
+    registered: Registered, config: NetworkConfig, mine: Lease, ends: HostRecord | None = None
+) -> Claim:
+    before = registered.had_before(mine.pair)
+    claim, reason = _parts(config, mine.pair, reserved=not mine.expires, before=before)
     if _is_exactly(config, claim, mine.pair):
         return replace(claim, replaces=mine.mod_revision, expires=mine.expires, ends=ends)
     reason = reason or config.misfit(mine.pair, reserved=not mine.expires)
@@ -298,7 +311,7 @@ def _fitting(config: NetworkConfig, mine: Lease, ends: HostRecord | None = None)
 
 def _adopted(registered: Registered, config: NetworkConfig, lease: Lease) -> Claim:
     host = registered.holder(lease.pair)
-    claim = _fitting(config, lease, ends=host)
+    claim = _fitting(registered, config, lease, ends=host)
     if claim.why:
         return claim
     if host is not None:

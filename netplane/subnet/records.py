@@ -269,6 +269,24 @@ class Registered:
             subnet for pair in self.subnets.values() if (subnet := pair.of(version)) is not None
         )
 
+    def had_before(self, pair: Pair) -> Pair | None:
+        """Return what somebody has of a pair that is registered, and had before it was.
+
+        Among ours that does not happen (see `Layout.mark`), but Flannel's hosts write no mark.
+        """
+        mine = self.layout.lease(*pair)
+        if pair.second is None or mine not in self.kvs:
+            return None
+        created = self.kvs[mine].create_revision
+        return next(
+            (
+                other
+                for key, other in self.subnets.items()
+                if self.kvs[key].create_revision < created and other.overlaps(pair)
+            ),
+            None,
+        )
+
     def holder(self, pair: Pair) -> HostRecord | None:
         """Return the host that says it has these subnets; of several the last that said so."""
         found = [host for host in self.hosts.values() if host.pair == pair]

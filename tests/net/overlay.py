@@ -32,7 +32,8 @@ DUAL = (
     '{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",'
     '"Backend":{"Type":"vxlan"}}'
 )
-ONLY_IPV6 = DUAL.replace('"Network":"10.5.0.0/16"', '"EnableIPv4":false')
+NO_IPV4 = '"EnableIPv4":false'
+ONLY_IPV6 = DUAL.replace('"Network":"10.5.0.0/16"', NO_IPV4)
 HOST_GW = NETWORK.replace("vxlan", "host-gw")
 ALLOC = NETWORK.replace("vxlan", "alloc")
 
@@ -61,8 +62,8 @@ class OnHosts(Cluster):
 
     def start(self) -> None:
         """Start all members and return when each serves."""
-        self.endpoints = [f"{host.address}:2379" for host in self.hosts]
-        self.peer_urls = [f"http://{host.address}:2380" for host in self.hosts]
+        self.endpoints = [f"{host.authority}:2379" for host in self.hosts]
+        self.peer_urls = [f"http://{host.authority}:2380" for host in self.hosts]
         for index in range(self.nodes):
             self.spawn(index)
         for index in range(self.nodes):
@@ -262,7 +263,7 @@ class Overlay:
         server: str = "kvstore",
     ) -> None:
         """`agents` are on the first hosts; None: on all."""
-        self.rig = Rig(hosts, ipv6="IPv6" in network)
+        self.rig = Rig(hosts, ipv6="IPv6" in network, ipv4=NO_IPV4 not in network)
         self._count = hosts if agents is None else agents
         self._server = SERVERS[server]
         self._members = members

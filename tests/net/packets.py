@@ -63,9 +63,14 @@ class Flow:
         *,
         port: int = UDP_PORT,
         size: int = 64,
+        address: str = "",
     ) -> None:
-        """Start to send `rate` packets of `size` payload bytes a second."""
-        self._address = (target.address, port)
+        """Start to send `rate` packets of `size` payload bytes a second.
+
+        To `address` of the target, or to its first.
+        """
+        self._address = (address or target.address, port)
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
         self._interval_s = 1 / rate
         self._padding = bytes(size - 8)
         self._sent = 0
@@ -73,8 +78,8 @@ class Flow:
         self._got: dict[int, float] = {}
         self._stopping = threading.Event()
         self._begun = time.monotonic()
-        self._sender = source.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._receiver = target.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sender = source.namespace.socket(family, socket.SOCK_DGRAM)
+        self._receiver = target.namespace.socket(family, socket.SOCK_DGRAM)
         # A reader that waits for the processor must not look like a network that loses.
         self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
         self._receiver.bind(self._address)

@@ -42,6 +42,8 @@ class Host:
         # 250 to a /24 of addresses: a hundred hosts need no more, a thousand would fit.
         self.address = f"{UNDERLAY}.{number // 250}.{number % 250 + 1}"
         self.address6 = f"{UNDERLAY6}::{number + 1:x}"
+        self.authority = self.address if rig.ipv4 else f"[{self.address6}]"
+        """Of what it serves, as URLs have it."""
         self.port = f"port{number}"
         self.namespace = rig.stack.enter_context(Namespace(self.name))
         self.containers: list[Container] = []
@@ -56,11 +58,12 @@ class Host:
             f"link add {self.port} type veth peer name eth0 netns {self.namespace.pid}",
             f"link set {self.port} master hub up",
         )
-        self.namespace.ip(
-            f"addr add {address}/16 dev eth0",
-            "link set eth0 up",
-            f"route add default via {UNDERLAY}.255.254",
-        )
+        self.namespace.ip("link set eth0 up")
+        if self._rig.ipv4:
+            self.namespace.ip(
+                f"addr add {address}/16 dev eth0",
+                f"route add default via {UNDERLAY}.255.254",
+            )
         if self._rig.ipv6:
             self.plug6(self.address6)
 
@@ -127,11 +130,11 @@ def _nodad(subnet: Subnet) -> str:
 class Rig:
     """Some hosts; everything goes at the end of the `with`, or of this process.
 
-    With `ipv6` they have addresses of both families.
+    They have addresses of IPv4, of IPv6, or of both families.
     """
 
-    def __init__(self, hosts: int, *, ipv6: bool = False) -> None:
-        self.ipv6 = ipv6
+    def __init__(self, hosts: int, *, ipv6: bool = False, ipv4: bool = True) -> None:
+        self.ipv4, self.ipv6 = ipv4, ipv6
         self.stack = ExitStack()
         self._count = hosts
         self.hosts: list[Host] = []

@@ -13,9 +13,11 @@ import pytest
 from tests.net.overlay import DUAL, ONLY_IPV6, AgentProcess, Overlay, until
 from tests.net.packets import ping
 from tests.net.rig import Host
+from tests.net.test_inspection import inspect, words_of, wrong
 
 pytestmark = pytest.mark.net
 
+HEALED_WITHIN_S = 1.0
 MTU = 1430
 """IPv6 takes 70 of 1500; by Flannel's 50 the first of the largest packets would be lost."""
 
@@ -23,7 +25,8 @@ MTU = 1430
 @pytest.fixture(scope="module", params=[DUAL, ONLY_IPV6], ids=["dual", "only-ipv6"])
 def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
     # What heals does so because it was heard of, not by the timer.
-    flags = ("--ip-masq", "--heal-interval", "60s")
+    flags = ("--ip-masq", "--ip-blackhole-route", "--heal-interval", "1h")
+    # Hosts without IPv4 reach the registry over IPv6, too.
     with Overlay(3, network=request.param, flags=flags) as made:
         made.add_containers(1)
         until(made.everybody_answers, 20, "every container answers every other")
@@ -55,33 +58,44 @@ def test_check_and_trace_find_all_of_both_families_right(overlay: Overlay) -> No
 
 
 DAMAGE = {
-    "route": "ip -6 route flush dev np6.1 proto 181",
-    "neighbour": "ip -6 neigh flush dev np6.1 nud permanent",
-    "forwarding entry": "bridge fdb del {mac} dev np6.1",
-    "address": "ip -6 addr flush dev np6.1 scope global",
-    "device down": "ip link set np6.1 down",
-    "device": "ip link del np6.1",
-    "table": "nft delete table ip6 netplane",
-    "forwarding": "sysctl -qw net.ipv6.conf.all.forwarding=0",
+    "route": ("ip -6 route flush dev np6.1 proto 181", {"route", "objects"}),
+    "blackhole": ("ip -6 route del blackhole {subnet} proto 181", {"objects"}),
+    "neighbour": ("ip -6 neigh flush dev np6.1 nud permanent", {"neighbour", "objects"}),
+    "forwarding entry": ("bridge fdb del {mac} dev np6.1", {"forwarding-entry", "objects"}),
+    "address": ("ip -6 addr flush dev np6.1 scope global", {"objects"}),
+    "device down": ("ip link set np6.1 down", {"device"}),
+    "device": ("ip link del np6.1", {"device"}),
+    "forwarding": ("sysctl -qw net.ipv6.conf.all.forwarding=0", {"forwarding", "settings"}),
+    "table": ("nft delete table ip6 netplane", set()),
+    "ruleset": ("nft flush ruleset", set()),
 }
+"""What others may do, and what `trace` and `check` call it. Of the firewall the agent tells."""
 
 
-def test_what_others_take_away_of_ipv6_is_put_back(overlay: Overlay) -> None:
-    agent = overlay.agents[0]
+@pytest.mark.alone
+def test_what_others_take_away_of_ipv6_is_named_and_put_back(overlay: Overlay) -> None:
+    agent, sender = overlay.agents[0], overlay.rig.containers[0]
     state = what_there_is(agent.host)
+    subnet = agent.subnets.second or agent.subnets.first
+    assert any(f"blackhole {subnet}" in line for line in state)
     [mac] = [
         entry["mac"]
         for entry in agent.host.namespace.json("bridge", "-j", "fdb", "show", "dev", "np6.1")
         if entry.get("dst") == overlay.rig.hosts[1].address6
     ]
-    for what, command in DAMAGE.items():
-        agent.pause()
-        try:
-            agent.host.namespace.run(*command.format(mac=mac).split())
-            assert what_there_is(agent.host) != state, what
-        finally:
-            agent.resume()
-        until(lambda: what_there_is(agent.host) == state, 10, f"{what} is put back")
+    way = sender.address6 or sender.address, second(overlay, 1)
+    with words_of(agent) as folder:
+        for what, (command, names) in DAMAGE.items():
+            agent.pause()
+            try:
+                agent.host.namespace.run(*command.format(mac=mac, subnet=subnet).split())
+                assert what_there_is(agent.host) != state, what
+                found = wrong(inspect(agent, "check", folder=folder)[1])
+                found += wrong(inspect(agent, "trace", *way, folder=folder)[1])
+                assert names <= {subject for subject, _ in found}, found
+            finally:
+                agent.resume()
+            until(lambda: what_there_is(agent.host) == state, HEALED_WITHIN_S, f"{what} is back")
     until(overlay.everybody_answers, 10, "every container answers every other")
 
 
@@ -170,6 +184,26 @@ def test_the_leases_are_as_flannel_writes_them(overlay: Overlay) -> None:
         assert ("BackendData" in lease) is is_dual
 
 
+def test_an_address_that_comes_beside_ours_does_not_move_the_host(overlay: Overlay) -> None:
+    # One that floats between hosts: the kernel lists it before the host's own.
+    agent = overlay.agents[1]
+    namespace = agent.host.namespace
+    before = overlay.registered()
+    namespace.ip("addr add fd77::f1/64 dev eth0 nodad")
+    try:
+        for mtu in (1480, 1500):  # when this is followed, the interface has been looked at
+            namespace.ip(f"link set eth0 mtu {mtu}")
+            until(lambda mtu=mtu: agent.mtu == mtu - 70, 20, "the MTU is taken")
+            assert agent.status()["interface"]["address6"] == f"{agent.host.address6}/64"
+        agent.kill()
+        agent.start()
+        agent.wait_ready()
+    finally:
+        namespace.ip("addr del fd77::f1/64 dev eth0")
+    assert overlay.registered() == before
+    until(overlay.everybody_answers, 10, "every container answers every other")
+
+
 def test_a_host_that_gets_another_ipv6_address_is_followed(overlay: Overlay) -> None:
     host, other = overlay.rig.hosts[1], overlay.rig.hosts[0]
     host.namespace.ip("addr add fd77::20/64 dev eth0 nodad", "addr del fd77::2/64 dev eth0")
@@ -177,7 +211,8 @@ def test_a_host_that_gets_another_ipv6_address_is_followed(overlay: Overlay) -> 
     def is_followed() -> bool:
         return "dst fd77::20" in other.namespace.run(*["bridge", "fdb", "show", "dev", "np6.1"])
 
-    until(is_followed, 20, "the others send to the new address")
+    # A connection to the registry that has lost its address has to be given up first.
+    until(is_followed, 60, "the others send to the new address")
     until(overlay.everybody_answers, 20, "every container answers every other")
 
 

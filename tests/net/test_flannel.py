@@ -36,9 +36,12 @@ class FlannelHosts:
         self.kvctl("put", f"{PREFIX}/config", self.config)
         self.make()
         for host in self.hosts:
-            host.add_container(subnet_of(host), mtu=self.mtu)
+            host.add_container(subnet_of(host), mtu=self.mtu, subnet6=self.subnet6_of(host))
             lease = json.loads(self.kvctl("-w", "json", "lease", "grant", "86400"))["ID"]
             self.kvctl("put", f"--lease={int(lease):x}", self.key(host), self.value(host))
+
+    def subnet6_of(self, host: Host) -> IPv6Network | None:
+        """Return the IPv6 subnet of a host, in networks that have it."""
 
     def make(self) -> None:
         """Make what Flannel makes, and on the first host what a peer has left."""
@@ -76,6 +79,55 @@ class FlannelHosts:
         return made
 
 
+class DualHosts(FlannelHosts):
+    """Two hosts with Flannel's devices of both families."""
+
+    config = DUAL
+
+    def subnet6_of(self, host: Host) -> IPv6Network:
+        """As `FlannelHosts.subnet6_of`."""
+        return IPv6Network(f"fd00:5:0:{host.number + 1:x}::/64")
+
+    def mac6_of(self, host: Host) -> str:
+        """Return the MAC of a host's device for IPv6: Flannel draws each by itself."""
+        return f"02:06:00:00:00:{host.number + 1:02x}"
+
+    def make(self) -> None:
+        """As `FlannelHosts.make`, for both families."""
+        super().make()
+        for host in self.hosts:
+            host.namespace.sysctl("ipv6.conf.all.forwarding", "1")
+            host.namespace.ip(
+                f"link add flannel-v6.1 address {self.mac6_of(host)} mtu 1400 type vxlan id 1"
+                f" dev eth0 local {host.address6} dstport 8472 nolearning",
+                f"addr add {self.subnet6_of(host)[0]}/128 dev flannel-v6.1 nodad",
+                "link set flannel-v6.1 up",
+            )
+        one, two = self.hosts
+        for host, other, address in (
+            (one, two, two.address6), (two, one, one.address6), (one, None, "fd77::99"),
+        ):  # fmt: skip
+            # The last is what a peer has left.
+            subnet = IPv6Network("fd00:5:0:99::/64") if other is None else self.subnet6_of(other)
+            mac = "02:06:00:00:00:99" if other is None else self.mac6_of(other)
+            host.namespace.ip(
+                f"neigh add {subnet[0]} lladdr {mac} dev flannel-v6.1 nud permanent",
+                f"route add {subnet} via {subnet[0]} dev flannel-v6.1 onlink",
+            )
+            host.namespace.bridge(f"fdb add {mac} dev flannel-v6.1 dst {address} self permanent")
+
+    def key(self, host: Host) -> str:
+        """As `FlannelHosts.key`."""
+        return f"{super().key(host)}&{str(self.subnet6_of(host)).replace('/', '-')}"
+
+    def value(self, host: Host) -> str:
+        """What Flannel writes."""
+        return (
+            super().value(host).replace("null", f'"{host.address6}"').removesuffix("}")
+            + f',"BackendV6Data":{{"VNI":1,"VtepMAC":"{self.mac6_of(host)}"}}}}'
+        )
+
+
 class HostGwHosts(FlannelHosts):
     """Two hosts with Flannel's routes of its backend host-gw."""
 
@@ -106,68 +158,6 @@ class HostGwHosts(FlannelHosts):
         return {one["dst"]: one.get("protocol", "") for one in found if one["dst"][:3] == "10."}
 
 
-class DualHosts(FlannelHosts):
-    """Two hosts with Flannel's devices of both families, whose MACs it drew independently."""
-
-    config = DUAL
-
-    def make(self) -> None:
-        """As `FlannelHosts.make`."""
-        make_overlay(self.hosts, device="flannel.1")
-        for host, other in (self.hosts, self.hosts[::-1]):
-            host.namespace.sysctl("ipv6.conf.all.forwarding", "1")
-            zero, other_zero = (subnet6_of(one).network_address for one in (host, other))
-            host.namespace.ip(
-                f"link add flannel-v6.1 address {mac6_of(host)} mtu 1430 type vxlan id 1 dev eth0 "
-                f"local {host.address6} dstport 8472 nolearning",
-                f"addr add {zero}/128 dev flannel-v6.1 nodad",
-                "link set flannel-v6.1 up",
-                f"neigh add {other_zero} lladdr {mac6_of(other)} dev flannel-v6.1 nud permanent",
-                f"route add {subnet6_of(other)} via {other_zero} dev flannel-v6.1 onlink",
-            )
-            host.namespace.bridge(
-                f"fdb add {mac6_of(other)} dev flannel-v6.1 dst {other.address6} self permanent"
-            )
-
-    def key(self, host: Host) -> str:
-        return f"{super().key(host)}&{str(subnet6_of(host)).replace('/', '-')}"
-
-    def value(self, host: Host) -> str:
-        """What Flannel 0.28.9 writes."""
-        return (
-            f'{{"PublicIP":"{host.address}","PublicIPv6":"{host.address6}","BackendType":"vxlan",'
-            f'"BackendData":{{"VNI":1,"VtepMAC":"{mac_of(host)}"}},'
-            f'"BackendV6Data":{{"VNI":1,"VtepMAC":"{mac6_of(host)}"}}}}'
-        )
-
-
-def subnet6_of(host: Host) -> IPv6Network:
-    """Return the IPv6 subnet that a host has here."""
-    return IPv6Network(f"fd00:5:0:{host.number + 1:x}::/64")
-
-
-def mac6_of(host: Host) -> str:
-    """Return the MAC of a host's device for IPv6."""
-    return f"02:00:00:00:06:{host.number + 1:02x}"
-
-
-def test_both_devices_of_flannel_keep_their_macs() -> None:
-    # What the other host, which is Flannel's still, has in its kernel stays right.
-    with Rig(2, ipv6=True) as rig, HostMembers(rig.hosts[:1]) as members:
-        dual = DualHosts(rig, members)
-        [host, _] = dual.hosts
-        agent = dual.agent(0, "--adopt-flannel")
-        try:
-            agent.wait_ready()
-            assert dual.registered(host) == dual.value(host)
-            found = [link(host, name) for name in ("np.1", "np6.1")]
-            assert [one and one["address"] for one in found] == [mac_of(host), mac6_of(host)]
-            # `check` plans by the MAC that the agent tells of.
-            assert "np6.1" in agent.ctl("check")
-        finally:
-            agent.kill()
-
-
 @pytest.fixture
 def flannel() -> Iterator[FlannelHosts]:
     with Rig(2) as rig, HostMembers(rig.hosts[:1]) as members:
@@ -182,7 +172,12 @@ def link(host: Host, name: str) -> dict[str, Any] | None:
 def taken_over(flannel: FlannelHosts) -> list[AgentProcess]:
     """Start an agent on every host, which may cost no packet, and end it."""
     here, there = (host.containers[0] for host in flannel.hosts)
-    flows = Flow(here, there), Flow(there, here)
+    flows = [Flow(here, there), Flow(there, here)]
+    if here.address6:
+        flows += [
+            Flow(one, other, address=other.address6)
+            for one, other in ((here, there), (there, here))
+        ]
     until(lambda: all(flow.received > 500 for flow in flows), 20, "packets arrive")
     agents = []
     try:
@@ -195,7 +190,7 @@ def taken_over(flannel: FlannelHosts) -> list[AgentProcess]:
     finally:
         for agent in agents:
             agent.kill()
-    assert [loss.missing for loss in losses] == [(), ()]
+    assert [loss.missing for loss in losses] == [()] * len(flows)
     return agents
 
 
@@ -220,6 +215,76 @@ def test_what_flannel_has_is_taken_over_without_a_lost_packet(flannel: FlannelHo
         assert [found["lladdr"] for found in neighbours] == [mac_of(other)]
         entries = host.namespace.json("bridge", "-j", "fdb", "show", "dev", "np.1")
         assert [found["mac"] for found in entries if "dst" in found] == [mac_of(other)]
+
+
+@pytest.fixture
+def dual() -> Iterator[DualHosts]:
+    with Rig(2, ipv6=True) as rig, HostMembers(rig.hosts[:1]) as members:
+        yield DualHosts(rig, members)
+
+
+def test_what_flannel_has_of_both_families_is_taken_over_without_a_lost_packet(
+    dual: DualHosts,
+) -> None:
+    before = [link(host, "flannel-v6.1") for host in dual.hosts]
+    agents = taken_over(dual)
+    for host, agent, was in zip(dual.hosts, agents, before, strict=True):
+        assert link(host, "flannel.1") is None
+        assert link(host, "flannel-v6.1") is None
+        now = link(host, "np6.1")
+        assert now is not None
+        assert was is not None
+        assert (now["ifindex"], now["address"]) == (was["ifindex"], dual.mac6_of(host))
+        # Another MTU is set, and costs no packet either.
+        assert (was["mtu"], now["mtu"]) == (1400, 1430)
+        assert tuple(agent.subnets) == (subnet_of(host), dual.subnet6_of(host))
+        assert dual.registered(host) == dual.value(host)
+        [other] = [one for one in dual.hosts if one is not host]
+        routes = host.namespace.json("ip", "-6", "-j", "route", "show", "proto", "181")
+        assert [(one["dst"], one["dev"]) for one in routes] == [
+            (str(dual.subnet6_of(other)), "np6.1")
+        ]
+        neighbours = host.namespace.json("ip", "-6", "-j", "neigh", "show", "dev", "np6.1")
+        permanent = [one["lladdr"] for one in neighbours if "PERMANENT" in one["state"]]
+        assert permanent == [dual.mac6_of(other)]
+        entries = host.namespace.json("bridge", "-j", "fdb", "show", "dev", "np6.1")
+        assert [one["mac"] for one in entries if "dst" in one] == [dual.mac6_of(other)]
+        # What the kernel has made for the device, and not Flannel, stays.
+        local = host.namespace.run("ip", "-6", "addr", "show", "dev", "np6.1", "scope", "link")
+        assert "fe80::" in local
+
+
+def test_the_mac_of_a_second_device_outlives_the_agent(dual: DualHosts) -> None:
+    agent = dual.agent(0, "--adopt-flannel")
+    agent.wait_ready()
+    agent.kill()
+    host = dual.hosts[0]
+    host.namespace.ip("link del np6.1")
+    agent.start()
+    try:
+        agent.wait_ready()
+        found = link(host, "np6.1")
+        assert found is not None
+        assert found["address"] == dual.mac6_of(host)
+        assert "np6.1" in agent.ctl("check")
+    finally:
+        agent.kill()
+    assert dual.registered(host) == dual.value(host)
+
+
+def test_of_two_devices_the_one_that_is_not_flannels_is_named(dual: DualHosts) -> None:
+    host = dual.hosts[0]
+    host.namespace.ip(
+        "link set flannel-v6.1 down", "link set flannel-v6.1 name other0", "link set other0 up"
+    )
+    agent = dual.agent(0, "--adopt-flannel")
+    try:
+        until(lambda: b"other0" in readiness(agent), 30, "the device is named")
+    finally:
+        agent.kill()
+    # Not the first either: the lease would tell the MAC of a device that is not there.
+    assert link(host, "np.1") is None
+    assert dual.registered(host) == dual.value(host)
 
 
 @pytest.fixture

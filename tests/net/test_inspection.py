@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socketserver
 import subprocess
@@ -126,15 +127,12 @@ def test_check_of_a_whole_host_finds_nothing_wrong(overlay: Overlay) -> None:
     assert ("forward", "ok", "no chain drops what no rule of it accepts") in rows
 
 
-@pytest.fixture(scope="module")
-def words(overlay: Overlay) -> Iterator[tuple[Path, dict[str, str]]]:
-    """What an agent said before it was killed, at a socket; one that ran would heal at once."""
-    agent, other = overlay.agents
+@contextlib.contextmanager
+def words_of(agent: AgentProcess) -> Iterator[Path]:
+    """Repeat what an agent says now, at a socket in the folder, whatever becomes of the agent."""
     folder = agent.folder / "words"
     folder.mkdir()
     said = {path: ask(agent.socket, "GET", path).body for path in ("/v1/status", "/v1/firewall")}
-    [peer] = agent.status()["peers"]
-    agent.kill()
 
     class Answer(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -146,19 +144,29 @@ def words(overlay: Overlay) -> Iterator[tuple[Path, dict[str, str]]]:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
         try:
-            yield (
-                folder,
-                {
-                    "subnet": str(other.subnet),
-                    "zero": str(other.subnet.network_address),
-                    "mac": peer["data"]["VtepMAC"],
-                    "address": agent.host.address,
-                    "other": other.host.address,
-                },
-            )
+            yield folder
         finally:
             server.shutdown()
             serving.join()
+
+
+@pytest.fixture(scope="module")
+def words(overlay: Overlay) -> Iterator[tuple[Path, dict[str, str]]]:
+    """What an agent said before it was killed; one that ran would heal at once."""
+    agent, other = overlay.agents
+    [peer] = agent.status()["peers"]
+    with words_of(agent) as folder:
+        agent.kill()
+        yield (
+            folder,
+            {
+                "subnet": str(other.subnet),
+                "zero": str(other.subnet.network_address),
+                "mac": peer["data"]["VtepMAC"],
+                "address": agent.host.address,
+                "other": other.host.address,
+            },
+        )
 
 
 ROUTE = "ip route replace {subnet} via {zero} dev np.1 onlink proto 181"

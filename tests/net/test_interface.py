@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from ipaddress import IPv6Address
 
 import pytest
 
@@ -88,3 +89,36 @@ def test_names_addresses_and_what_has_none(host: Namespace) -> None:
         chosen(host, "bare")
     with pytest.raises(InterfaceError, match="there is no default route"):
         chosen(host)
+
+
+def test_of_several_ipv6_addresses_one_that_stays_is_told_and_goes_on_to_be(
+    host: Namespace,
+) -> None:
+    host.sysctl("ipv6/conf/eth0/use_tempaddr", "2")
+    host.sysctl("ipv6/conf/eth0/dad_transmits", "1000")
+    host.ip(
+        "addr add 2001:db8::1/64 dev eth0 nodad",
+        # It has a temporary one made beside it.
+        "addr add 2001:db8:5::5/64 dev eth0 mngtmpaddr nodad",
+        "addr add 2001:db8::d/64 dev eth0 preferred_lft 0 nodad",
+        "addr add 2001:db8::7/64 dev eth0",
+        "addr add 2001:db8::99/128 dev eth0 nodad",
+    )
+    [link] = host.json("ip", "-6", "-j", "addr", "show", "dev", "eth0")
+    states = {
+        one["local"]: {"deprecated", "tentative", "temporary"} & one.keys()
+        for one in link["addr_info"]
+        if one["scope"] == "global"
+    }
+    sound = {address for address, state in states.items() if not state}
+    assert sound == {"2001:db8::1", "2001:db8:5::5", "2001:db8::99"}
+    assert set.union(*states.values()) == {"deprecated", "tentative", "temporary"}
+    found = chosen(host, "eth0").address6
+    assert found is not None
+    assert str(found.ip) in sound
+    for address in sound:
+        kept = choose(
+            host.within(lambda: asyncio.run(read_host())), ["eth0"], kept=[IPv6Address(address)]
+        )
+        assert str(kept.ips[1]) == address
+        assert chosen(host, address) == kept

@@ -313,6 +313,17 @@ async def test_a_device_that_differs_in_what_can_be_set_is_kept(host: Host) -> N
     assert_serves(host, 2)
 
 
+async def test_another_mtu_is_set_without_the_kernel_forgetting_the_neighbours(host: Host) -> None:
+    # It does when a device is given a MAC, were it the same.
+    async with host.reconciler() as here:
+        clean(await here.apply(host.plan(peers(2, 3)).objects))
+    host.do("ip link set np.1 mtu 1300")
+    async with host.reconciler() as here:
+        report = clean(await here.apply(host.plan(peers(2, 3)).objects))
+    assert [type(item).__name__ for item in report.written] == ["VxlanLink"]
+    assert_serves(host, 2, 3)
+
+
 async def test_a_foreign_device_with_our_vni_is_refused_and_named(host: Host) -> None:
     host.do("ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472")
     before = host.run("ip", "-d", "link")

@@ -382,14 +382,14 @@ async def test_a_device_in_our_place_is_named_before_others_hear_of_us(
 ) -> None:
     # The lease tells the MAC: a Flannel that runs here would be cut off.
     monkeypatch.setattr("netplane.agent.agent.OCCUPIED_RETRY_S", 0.01)
-    world.occupied = (FLANNELS,)
+    world.occupied = [FLANNELS]
     world.registry_is_up.set()
     world.views.put_nowait(view(2))
     async with running(world) as agent:
         await world.until(lambda: "kernel" in agent.board.missing)
         assert agent.board.missing["kernel"] == "device flannel.1 has VNI 1"
         assert world.happened == []
-        world.occupied = ()
+        world.occupied = []
         await world.until_ready(agent)
 
 
@@ -398,7 +398,7 @@ async def test_flannels_device_is_taken_over_with_its_mac_and_no_other(
     world: World, is_flannels: bool
 ) -> None:
     world.settings = replace(world.settings, adopt_flannel=True)
-    world.occupied = (FLANNELS._replace(is_flannels=is_flannels),)
+    world.occupied = [FLANNELS._replace(is_flannels=is_flannels)]
     world.registry_is_up.set()
     world.views.put_nowait(view(2))
     async with running(world) as agent:
@@ -411,30 +411,41 @@ async def test_flannels_device_is_taken_over_with_its_mac_and_no_other(
             assert world.data == []
 
 
-FLANNELS6 = Occupant("flannel-v6.1", "02:00:00:00:00:1f", True, "flannel-v6.1 is there", True)
+FLANNELS6 = Occupant(
+    "flannel-v6.1", "02:06:00:00:00:0f", True, "device flannel-v6.1 has VNI 1", is_second=True
+)
 
 
-async def test_each_of_flannels_devices_keeps_its_own_mac(world: World) -> None:
-    # Flannel draws the two independently; others have both in their kernels.
+@pytest.mark.parametrize("foreign", [None, FLANNELS, FLANNELS6])
+async def test_two_devices_of_flannel_are_taken_over_together_or_not_at_all(
+    world: World, foreign: Occupant | None
+) -> None:
     world.settings = replace(world.settings, adopt_flannel=True)
-    world.occupied = (FLANNELS, FLANNELS6)
+    world.occupied = [one._replace(is_flannels=one is not foreign) for one in (FLANNELS, FLANNELS6)]
+    world.registry_is_up.set()
+    world.views.put_nowait(view(2))
+    async with running(world) as agent:
+        if foreign is None:
+            await world.until_ready(agent)
+            state = load(world.settings.state_file)[0]
+            assert state.macs == (FLANNELS.mac, FLANNELS6.mac)
+        else:
+            await world.until(lambda: "kernel" in agent.board.missing)
+            assert agent.board.missing["kernel"] == foreign.problem
+            assert world.data == []
+
+
+async def test_the_second_device_alone_does_not_give_the_first_its_mac(world: World) -> None:
+    # An agent that was killed when it had renamed one of them.
+    world.settings = replace(world.settings, adopt_flannel=True)
+    world.occupied = [FLANNELS6]
     world.registry_is_up.set()
     world.views.put_nowait(view(2))
     async with running(world) as agent:
         await world.until_ready(agent)
-        assert set(world.macs) == {(FLANNELS.mac, FLANNELS6.mac)}
         state = load(world.settings.state_file)[0]
-        assert (state.vtep_mac, state.vtep_mac6) == (FLANNELS.mac, FLANNELS6.mac)
-
-
-async def test_a_second_device_of_a_stranger_stops_the_take_over_of_both(world: World) -> None:
-    world.settings = replace(world.settings, adopt_flannel=True)
-    world.occupied = (FLANNELS, FLANNELS6._replace(is_flannels=False))
-    world.registry_is_up.set()
-    async with running(world) as agent:
-        await world.until(lambda: "kernel" in agent.board.missing)
-        assert agent.board.missing["kernel"] == FLANNELS6.problem
-        assert agent.keeper.state.vtep_mac != FLANNELS.mac
+        assert state.vtep_mac not in ("", FLANNELS6.mac)
+        assert state.vtep_mac6 == FLANNELS6.mac
 
 
 async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: World) -> None:

@@ -178,3 +178,21 @@ def test_an_ipv6_address_names_interface_and_address() -> None:
     both = link(2, "eth0", "192.0.2.10/24", Address(GLOBAL6), Address(other))
     found = choose(Host((ETH1, both)), ["2001:db8::8"])
     assert (found.name, str(found.of(4)), found.of(6)) == ("eth0", "192.0.2.10/24", other)
+
+
+def test_an_address_that_is_in_use_goes_before_others_of_its_interface() -> None:
+    # Of IPv6 the kernel lists the newest first: here one that floats between hosts.
+    floating = Address(IPv6Interface("2001:db8::99/64"))
+    both = link(2, "eth0", "192.0.2.10/24", "192.0.2.11/24", floating, Address(GLOBAL6))
+    now = Host((LOOPBACK, both), (DefaultRoute(2, 0),))
+    assert choose(now).address6 == floating.at
+    kept = (IPv4Interface("192.0.2.11/24").ip, GLOBAL6.ip)
+    for named in ((), ("eth0",), ("192.0.2.11",)):
+        found = choose(now, named, kept=kept)
+        assert found.ips == kept, named
+    # One that cannot be used any more, or is on another interface, is not.
+    gone = Address(GLOBAL6, flags=IFA_F_DEPRECATED)
+    both = link(2, "eth0", "192.0.2.10/24", floating, gone)
+    now = Host((LOOPBACK, both, ETH1), (DefaultRoute(2, 0),))
+    found = choose(now, kept=(GLOBAL6.ip, IPv4Interface("198.51.100.8/24").ip))
+    assert (str(found.address), found.address6) == ("192.0.2.10/24", floating.at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
@@ -69,7 +69,7 @@ class World:
     standing: Standing = field(default_factory=lambda: Standing("", ""))
     stood: asyncio.Event = field(default_factory=asyncio.Event)
     config: NetworkConfig = CONFIG
-    occupied: tuple[Occupant, ...] = ()
+    occupied: list[Occupant] = field(default_factory=list)
     who: list[Who] = field(default_factory=list)
     data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
@@ -84,8 +84,6 @@ class World:
     looks: list[str] = field(default_factory=list)
     """For the interface, at each time by whom."""
     externals: list[ExternalInterface] = field(default_factory=list)
-    macs: list[tuple[str, str]] = field(default_factory=list)
-    """What each half for the kernel was made with; so is `externals`."""
     """What each half of the kernel was made for."""
 
     def note(self, text: str) -> None:
@@ -125,20 +123,18 @@ class World:
         settings: Settings,
         config: NetworkConfig,
         external: ExternalInterface,
-        mac: str,
+        macs: tuple[str, str],
         sysctls: Mapping[str, str],
-        mac6: str = "",
     ) -> FakeDataplane:
         if self.no_dataplane is not None:
             raise self.no_dataplane
         self.externals.append(external)
-        self.macs.append((mac, mac6))
-        return FakeDataplane(self, config, mac, sysctls)
+        return FakeDataplane(self, config, macs, sysctls)
 
     async def occupants(self, config: NetworkConfig) -> list[Occupant]:
-        return list(self.occupied)
+        return self.occupied
 
-    async def external(self, settings: Settings) -> ExternalInterface:
+    async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
         self.looks.append(settings.instance)
         self.told.set()
         if self.no_interface is not None:
@@ -192,11 +188,11 @@ class FakeDataplane:
     mtu = 1450
 
     def __init__(
-        self, world: World, config: NetworkConfig, mac: str, sysctls: Mapping[str, str]
+        self, world: World, config: NetworkConfig, macs: tuple[str, str], sysctls: Mapping[str, str]
     ) -> None:
         self.world = world
         self.scope = (config.network, config.vni)
-        self.mac = mac
+        self.mac, self.mac6 = macs
         self.sysctls = dict(sysctls)
         self.on_report: Callable[[Report], None] = lambda report: None
         self.on_firewall: Callable[[FirewallReport], None] = lambda report: None

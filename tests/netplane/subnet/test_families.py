@@ -11,9 +11,13 @@ import pytest
 from netplane.subnet.admin import release, reserve
 from netplane.subnet.errors import ConfigError, ExhaustedError, SubnetError
 from netplane.subnet.family import Pair
-from netplane.subnet.lease import View, encode_value
+from netplane.subnet.lease import View, encode_value, parse_name
+from netplane.subnet.manager import Standing
+from netplane.subnet.plan import Wish
+from netplane.subnet.registry import Attempt, Outcome
 from tests.netplane.subnet.conftest import Network, running
 from tests.netplane.subnet.stores import DUAL, ONLY_IPV6, address6, pair, six, vxlan, vxlan6
+from tests.netplane.subnet.wrapped import Wrapped, view_where
 
 
 def pair_of(view: View) -> Pair:
@@ -247,3 +251,105 @@ async def test_a_reservation_and_a_claim_at_the_same_time_do_not_share_an_ipv6_s
     view = await manager.acquire(vxlan(1), vxlan6(1))
 
     assert six_of(view) == IPv6Network("fd00:5::c/126")
+
+
+FLANNELS = encode_value(IPv4Address("192.0.2.200"), "vxlan", vxlan(200), address6(200), vxlan6(200))
+
+
+class Overtaken(Wrapped):
+    """A host of Flannel's takes an IPv6 subnet a moment before we do; it writes no mark."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.registry)
+        self.network = network
+        self.wanted: Pair | None = None
+        """What we were about to take when that happened."""
+
+    @property
+    def theirs(self) -> Pair:
+        assert self.wanted is not None
+        return Pair(pair(200).first, self.wanted.second)
+
+    async def attempt(self, attempts: tuple[Attempt, ...], otherwise: bytes) -> Outcome:
+        layout = self.network.layout
+        if self.wanted is None:
+            lease = attempts[0].writes[0]
+            self.wanted = parse_name(lease.key.removeprefix(layout.subnets))
+            await self.network.client.put(layout.lease(*self.theirs), FLANNELS)
+        return await super().attempt(attempts, otherwise)
+
+
+async def test_a_host_that_flannel_was_quicker_than_takes_another_ipv6_subnet(
+    network: Network,
+) -> None:
+    await network.configure(**DUAL)
+    registry = Overtaken(network)
+
+    _, view = await network.join(1, registry=registry)
+
+    assert registry.wanted is not None
+    mine = pair_of(view)
+    assert mine.first == registry.wanted.first
+    assert mine.second != registry.wanted.second
+    assert view.quarantined == {}
+    assert [lease.pair for lease in view.peers.values()] == [registry.theirs]
+    # What was ours for a moment is nobody's: the others agree with us.
+    _, other = await network.join(2)
+    assert {lease.pair for lease in other.peers.values()} == {mine, registry.theirs}
+    assert other.quarantined == {}
+
+
+async def test_an_ipv6_subnet_that_flannel_took_while_ours_was_lost_is_not_stolen(
+    network: Network,
+) -> None:
+    await network.configure(**DUAL)
+    registry = Overtaken(network)
+    registry.wanted = pair(0)  # not at the first claim
+    manager, view = await network.join(1, registry=registry)
+    mine = pair_of(view)
+    async with running(manager):
+        registry.wanted = None
+        await network.client.delete(network.layout.lease(*mine))
+        assert await manager.next_standing(Standing.HELD) is Standing.TAKEN
+        assert "PublicIP 192.0.2.200" in manager.status().detail
+        assert registry.theirs.second == mine.second
+        # That our lease is registered makes it no better, as theirs is the older.
+        for _ in range(2):  # at the second, what follows the first renewal is over
+            registry.renewed.clear()
+            network.clock.advance(11)
+            await registry.renewed.wait()
+        view = await view_where(manager, view, lambda view: view.quarantined)
+        assert manager.status().standing is Standing.TAKEN
+        _, other = await network.join(2)
+        assert [lease.pair for lease in other.peers.values()] == [registry.theirs]
+        assert "which is older" in other.quarantined[network.layout.lease(*mine)]
+
+        await network.client.delete(network.layout.lease(*registry.theirs))
+        await view_where(manager, view, lambda view: not view.quarantined)
+        network.clock.advance(1)
+        assert await manager.next_standing(Standing.TAKEN) is Standing.HELD
+
+
+async def test_an_agent_that_starts_with_the_younger_lease_keeps_its_other_subnet(
+    network: Network,
+) -> None:
+    await network.configure(**DUAL)
+    _, view = await network.join(1)
+    mine, layout = pair_of(view), network.layout
+    value, lease = (
+        await network.value(layout.lease(*mine)),
+        await network.lease_of(layout.lease(*mine)),
+    )
+    assert value is not None
+    await network.client.delete(layout.lease(*mine))
+    theirs = Pair(pair(200).first, mine.second)
+    await network.client.put(layout.lease(*theirs), FLANNELS)
+    await network.client.put(layout.lease(*mine), value, lease=lease)
+    await network.die(1)
+
+    _, view = await network.join(1, wish=Wish.of(mine))
+
+    assert pair_of(view).first == mine.first
+    assert pair_of(view).second != mine.second
+    assert await network.value(layout.lease(*mine)) is None
+    assert [lease.pair for lease in view.peers.values()] == [theirs]
