@@ -40,7 +40,7 @@ from netplane.agent.remembered import describe, reached_by, remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
-from netplane.agent.telling import tell_firewall, tell_round
+from netplane.agent.telling import tell_firewall, tell_key, tell_round
 from netplane.backend.vxlan import random_mac
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import SubnetError
@@ -429,6 +429,7 @@ class Agent:
             "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
         )
         await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
+        tell_key(self.own, self._dataplane.lease_data(), self.board)
         if "no-view" in self.board.missing:
             # Ready means programmed and remembered.
             self._note_view()
@@ -504,6 +505,7 @@ class Agent:
         if self.view is not None and data != self._lease_data:
             self._lease_data = data
             self._subnets.describe(data)
+        tell_key(self.own, data, self.board)
 
     def _take_firewall(self, report: FirewallReport) -> None:
         self.firewall = report

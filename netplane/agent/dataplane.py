@@ -58,7 +58,8 @@ class RealDataplane:
         """The newest of the kernel's objects."""
         self._process: ProcessKeeper | None = None
         """That moves packets; None: the kernel does."""
-        self._restarts = 0
+        self._restarts = self._hangs = 0
+        """Of it, as far as they were told."""
         self._untold: list[kernel.Report] = []
         """Of rounds without any trouble; see `TELL_S`."""
         self._telling: asyncio.TimerHandle | None = None
@@ -227,8 +228,14 @@ class RealDataplane:
     def _take_process(self) -> None:
         """Tell what became of the process since a round; the objects are as they were then."""
         assert self._process is not None
-        restarts, self._restarts = self._restarts, self._process.restarts
-        healed = Counter(process=self._restarts - restarts)
+        process = self._process
+        healed = Counter(
+            {
+                "process": process.restarts - self._restarts,
+                "hung-process": process.hangs - self._hangs,
+            }
+        )
+        self._restarts, self._hangs = process.restarts, process.hangs
         told = replace(self._report, written=Counter(), healed=+healed, milliseconds=())
         self.on_report(self._with_process(told))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from netplane.agent.board import Board
 from netplane.agent.metrics import Counts
 from netplane.agent.ports import FirewallReport, Report
+from netplane.subnet.lease import Lease
 
 
 def tell_round(report: Report, board: Board, counts: Counts) -> None:
@@ -36,3 +39,23 @@ def tell_firewall(
     board.miss("firewall", report.problem if masquerades else "")
     board.note("firewall", report.contested if masquerades else report.problem or report.contested)
     board.note("forward", report.forward)
+
+
+def tell_key(own: Lease | None, data: object, board: Board) -> None:
+    """Tell whether the others know the key of the process that seals our packets.
+
+    Args:
+        own: our lease as it is registered.
+        data: what it should say of us; no key where packets are plain.
+        board: what is told.
+    """
+    key = data.get("PublicKey") if isinstance(data, Mapping) else None
+    told = own.backend_data if own is not None else None
+    is_told = isinstance(told, Mapping) and told.get("PublicKey") == key
+    board.miss(
+        "key",
+        ""
+        if not key or is_told
+        else "the key that packets are sealed with is not in our lease yet, so nobody reads them;"
+        " it is written as soon as the registry takes it",
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 
 from kvstore.client import AsyncClient, Tls
 from netplane.agent.containers.cleaning import clear
@@ -174,10 +175,13 @@ class RealParts:
         """As `Parts.occupants`."""
         try:
             wanted = choose.vxlan(config)
-            if wanted is None:
-                return []
             async with Connection() as connection:
-                links = await Kernel(connection).vxlan_links()
+                kernel = Kernel(connection)
+                if config.backend_type in choose.BY_PROCESS:
+                    return await _running_flannel(kernel, config)
+                if wanted is None:
+                    return []
+                links = await kernel.vxlan_links()
         except (BackendError, NetlinkError, NetlinkLostError):
             return []  # `dataplane` and the first round tell of it
         there = []
@@ -213,6 +217,26 @@ class RealParts:
             return await clear(settings.instance, store)
         except (CniError, OSError) as error:
             raise AgentError(str(error), "correct that and repeat") from error
+
+
+async def _running_flannel(kernel: Kernel, config: NetworkConfig) -> list[Occupant]:
+    """Find the device of a flanneld that runs with its backend udp: it goes with that process.
+
+    So there is nothing to adopt, whoever asks for it; the lease is ours by our address.
+    """
+    for link in await kernel.links():
+        if link.kind != "tun" or not link.name.startswith("flannel"):
+            continue
+        for found in await kernel.addresses(socket.AF_INET, link.index, link.name):
+            address = IPv4Address(found.address)
+            if address in config.network:
+                text = (
+                    f"flanneld runs here: device {link.name} has the address {address}"
+                    " of this network; stop flanneld, which takes"
+                    " that away. The subnet stays this host's"
+                )
+                return [Occupant(link.name, "", is_flannels=False, problem=text)]
+    return []
 
 
 def _of_family(sysctls: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -9,8 +9,10 @@ from netplane.backend.udp import SealedUdpBackend, UdpBackend, parse_port
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.subnet.config import NetworkConfig
 
-_BY_PROCESS = {UdpBackend.type: UdpBackend, SealedUdpBackend.type: SealedUdpBackend}
-OFFERED = (VxlanBackend.type, HostGwBackend.type, *_BY_PROCESS, AllocBackend.type)
+BY_PROCESS = {UdpBackend.type: UdpBackend, SealedUdpBackend.type: SealedUdpBackend}
+"""Packets go through a process of ours."""
+
+OFFERED = (VxlanBackend.type, HostGwBackend.type, *BY_PROCESS, AllocBackend.type)
 
 _NOT_OFFERED = {
     "extension": ("it runs commands of the configuration as root on every host", "vxlan"),
@@ -27,7 +29,7 @@ def check(config: NetworkConfig) -> None:
     kind = config.backend_type
     if kind in OFFERED:
         vxlan(config)
-        if kind in _BY_PROCESS:
+        if kind in BY_PROCESS:
             parse_port(config.backend)
             if config.second is not None or config.network.version != 4:
                 raise BackendError(
@@ -49,7 +51,7 @@ def vxlan(config: NetworkConfig) -> VxlanConfig | None:
 
 def port(config: NetworkConfig) -> int:
     """Return the UDP port that packets between hosts go to; 0: they are not wrapped."""
-    if config.backend_type in _BY_PROCESS:
+    if config.backend_type in BY_PROCESS:
         return parse_port(config.backend)
     wrapped = vxlan(config)
     return 0 if wrapped is None else wrapped.port
@@ -95,7 +97,7 @@ def make(
             adopts_flannel=adopts_flannel,
             blackhole=blackhole,
         )
-    by_process = _BY_PROCESS.get(config.backend_type)
+    by_process = BY_PROCESS.get(config.backend_type)
     if by_process is not None:
         return by_process(
             config.backend, network=config.network, external=external, blackhole=blackhole

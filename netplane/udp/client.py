@@ -6,47 +6,90 @@ import asyncio
 import contextlib
 from typing import Any, Self
 
-from netplane.udp.control import MESSAGE_BYTES_MAX, ControlError, answer, encode, make_socket
+from netplane.udp.control import (
+    MESSAGE_BYTES_MAX,
+    ControlError,
+    Hello,
+    SilentError,
+    answer,
+    encode,
+    make_socket,
+)
+from netplane.udp.owner import Owner
 
 ANSWER_S = 5.0
+PIECES = 5
+"""That this is waited in. Who has had no CPU himself wakes up with the time over and the answer
+unread; so no more than one piece is lost to that."""
 
 
 class Client:
-    """A connection to a process; `lost` is set when it has ended."""
+    """A connection to a process; `lost` is set when it is of no use any more."""
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()
+        self.is_silent = False
+        """It is lost because a question was not answered."""
         self._socket = make_socket()
         self._socket.setblocking(False)
         self._lock = asyncio.Lock()
         self._waiting: asyncio.Future[bytes] | None = None
         self._reading: asyncio.Task[None] | None = None
 
-    async def connect(self, path: str) -> None:
-        """Raise OSError when nobody listens there."""
-        await asyncio.get_running_loop().sock_connect(self._socket, path)
+    def connect(self, path: str) -> None:
+        """Begin; needs a running loop.
+
+        Raises:
+            SilentError: Somebody listens, and has not taken connections for long.
+            OSError: Nobody listens there.
+        """
+        try:
+            self._socket.connect(path)
+        except BlockingIOError as error:
+            raise SilentError("it takes no connections") from error
         self._reading = asyncio.create_task(self._read())
+
+    def owner(self) -> Owner:
+        """Return whose process it is. Raises OSError."""
+        return Owner(self._socket)
+
+    async def hello(self) -> Hello:
+        """Return what it says of itself. Raises ControlError."""
+        return Hello.parse(await self.ask("hello"))
 
     async def ask(self, what: str, **more: Any) -> dict[str, Any]:
         """Return the answer to a question.
 
-        Raises ControlError: the process has ended, keeps silent or refuses.
+        Raises ControlError: the process has ended, or refuses. SilentError: it keeps silent.
         """
         loop = asyncio.get_running_loop()
         async with self._lock:
             self._waiting = loop.create_future()
             try:
+                if self.lost.is_set():
+                    return answer(b"")
                 async with asyncio.timeout(ANSWER_S):
                     await loop.sock_sendall(self._socket, encode({"ask": what, **more}))
-                    return answer(b"" if self.lost.is_set() else await self._waiting)
+                return answer(await self._answered(self._waiting))
             except TimeoutError as error:
-                # A late answer would be taken for that to the next question.
-                self.close()
-                raise ControlError(f"no answer within {ANSWER_S:g} s") from error
+                self.is_silent = True
+                self.lost.set()
+                raise SilentError(f"no answer within {ANSWER_S:g} s") from error
             except OSError as error:
                 raise ControlError(f"the process has ended: {error.strerror}") from error
+            except asyncio.CancelledError:
+                # As above: a late answer would be taken for that to the next question.
+                self.lost.set()
+                raise
             finally:
                 self._waiting = None
+
+    async def _answered(self, waiting: asyncio.Future[bytes]) -> bytes:
+        for _ in range(PIECES):
+            await asyncio.wait({waiting}, timeout=ANSWER_S / PIECES)
+            if waiting.done():
+                return waiting.result()
+        raise TimeoutError
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()

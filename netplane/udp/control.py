@@ -16,12 +16,17 @@ PROTOCOL = 1
 MESSAGE_BYTES_MAX = 4 << 20
 """Some 80,000 peers."""
 SO_SNDBUFFORCE = 32
-DESCRIPTORS = 2
-"""That a process hands over: the device's and the socket's."""
+DESCRIPTORS = 3
+"""That a process hands over: of the device, the socket, and a file with all that it knows, which
+may be longer than a message."""
 
 
 class ControlError(Exception):
     """The other end said something else than it should, or that it cannot."""
+
+
+class SilentError(ControlError):
+    """The other end says nothing at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,34 @@ class Config:
         """Return it as JSON has it."""
         return asdict(self)
 
+    def follows(self, older: Config) -> bool:
+        """Tell whether this process can go on with device, peers and key of another one."""
+        return (self.device, self.port, self.sealed) == (older.device, older.port, older.sealed)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a process says of itself."""
+
+    protocol: int
+    version: str
+    config: Config
+    key: str
+    """Of what it seals; empty where packets are plain."""
+
+    @classmethod
+    def parse(cls, told: Mapping[str, Any]) -> Self:
+        """Read an answer. Raises ControlError."""
+        match told:
+            case {
+                "protocol": int(protocol),
+                "version": str(version),
+                "config": dict(config),
+                "key": str(key),
+            }:
+                return cls(protocol, version, Config.parse(config), key)
+        raise ControlError(f"no greeting: {told!r:.200}")
+
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """Return a message's bytes."""
@@ -62,7 +95,7 @@ def decode(data: bytes) -> dict[str, Any]:
     """Read a message. Raises ControlError."""
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deep
         raise ControlError(f"no JSON: {data[:100]!r}") from error
     if not isinstance(found, dict):
         raise ControlError(f"no object: {data[:100]!r}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -22,6 +23,7 @@ from netplane.udp.control import (
     PROTOCOL,
     Config,
     ControlError,
+    Hello,
     answer,
     decode,
     encode,
@@ -34,14 +36,15 @@ if TYPE_CHECKING:
     from netplane.udp.sealed import SealedPath
 
 CONNECTIONS_MAX = 16
-"""Of agents; there is one, and at most a command beside it."""
+"""Of agents; there is one, and at most a command beside it. Beyond these the one goes that has
+asked nothing for longest, so that connections which nobody uses keep no agent out."""
+CONNECT_S = 5.0
 HAND_OVER_S = 5.0
 LINK_NEWS = 1
 """RTMGRP_LINK."""
 NEWS_BYTES = 1 << 16
-
-Answer = tuple[dict[str, Any], list[int]]
-"""What is said, and the descriptors that go with it."""
+NEWS_MAX = 64
+"""Before packets have their turn."""
 
 
 class Process:
@@ -98,6 +101,10 @@ class Process:
         # What happened to it before we listened.
         tun.keep(config.device, config.mtu)
 
+    def own_listener(self) -> None:
+        """Be who others find behind the socket: the kernel tells them who called listen() last."""
+        self._listener.listen(CONNECTIONS_MAX)
+
     @property
     def is_over(self) -> bool:
         """Whether it was told to end, or another one goes on."""
@@ -129,15 +136,16 @@ class Process:
         """Make the device again; the agent gives it address and routes."""
         os.close(self.path.device)
         self.path.device = tun.attach(self._config.device)
-        tun.keep(self._config.device, self._config.mtu)
+        with contextlib.suppress(OSError):  # gone again: who reads it will see
+            tun.keep(self._config.device, self._config.mtu)
         self._poll.register(self.path.device, select.EPOLLIN)
         self.restored += 1
 
     def _hear(self) -> None:
         # What it says does not matter, nor whether some was lost (ENOBUFS): we look ourselves.
         with contextlib.suppress(OSError):
-            while self._news.recv(NEWS_BYTES):
-                pass
+            for _ in range(NEWS_MAX):
+                self._news.recv(NEWS_BYTES)
         # A device that is gone is seen by the one who reads it.
         with contextlib.suppress(OSError):
             self.restored += tun.keep(self._config.device, self._config.mtu)
@@ -145,14 +153,13 @@ class Process:
     def _accept(self) -> None:
         agent, _ = self._listener.accept()
         if len(self._agents) >= CONNECTIONS_MAX:
-            agent.close()
-            return
+            self._forget(next(iter(self._agents)))
         agent.setblocking(False)  # an agent that stands still must not hold up packets
         self._agents[agent.fileno()] = agent
         self._poll.register(agent.fileno(), select.EPOLLIN)
 
     def _serve(self, number: int) -> None:
-        agent = self._agents[number]
+        agent = self._agents[number] = self._agents.pop(number)  # the last to be forgotten
         try:
             data = agent.recv(MESSAGE_BYTES_MAX)
         except BlockingIOError:
@@ -163,35 +170,36 @@ class Process:
             self._forget(number)
             return
         try:
-            told, descriptors = self._answer(decode(data))
-        except (ControlError, PeersError) as error:
-            told, descriptors = {"error": str(error)}, []
+            message = decode(data)
+            if message.get("ask") == "hand-over":
+                self._is_over = self.is_handed_over = self._hand_over(agent)
+                if not self.is_over:
+                    self._forget(number)
+                return
+            told = self._answer(message)
+        except (ControlError, PeersError, RecursionError) as error:  # a text of what is deep
+            told = {"error": str(error)}
         try:
-            socket.send_fds(agent, [encode(told)], descriptors)
+            agent.send(encode(told))
         except OSError:
-            # Gone, or does not read: what it should know it can ask again. We still have all.
+            # Gone, or does not read: what it should know it can ask again.
             self._forget(number)
-        else:
-            self.is_handed_over = bool(descriptors)
-            self._is_over = self._is_over or self.is_handed_over
 
     def _forget(self, number: int) -> None:
         self._poll.unregister(number)
         self._agents.pop(number).close()
 
-    def _answer(self, message: dict[str, Any]) -> Answer:
+    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         ask = message.get("ask")
         match ask:
             case "hello":
-                return self._hello(), []
+                return self._hello()
             case "peers":
-                return self._set_peers(message), []
+                return self._set_peers(message)
             case "counters":
-                return self._counters(), []
-            case "hand-over":
-                return self._hand_over(), [self.path.device, self._udp.fileno()]
+                return self._counters()
             case "stop":
-                return self._stop(message), []
+                return self._stop(message)
         raise ControlError(f"unknown question {ask!r}")
 
     def _hello(self) -> dict[str, Any]:
@@ -216,7 +224,28 @@ class Process:
         told = self.path.counters()
         return {**told, "peers": len(self.path.peers.all), "restored": self.restored}
 
-    def _hand_over(self) -> dict[str, Any]:
+    def _hand_over(self, successor: socket.socket) -> bool:
+        """Let another process go on; False: it has not taken over, and we do.
+
+        Nothing is moved here until it has said which, and nothing there before. Packets wait.
+        """
+        file = os.memfd_create("netplane-udp")
+        try:
+            os.write(file, encode(self._all()))
+            os.lseek(file, 0, os.SEEK_SET)
+            successor.settimeout(HAND_OVER_S)
+            given = [self.path.device, self._udp.fileno(), file]
+            socket.send_fds(successor, [encode({})], given)
+            if decode(successor.recv(MESSAGE_BYTES_MAX)).get("ask") != "taken":
+                return False
+            successor.send(encode({}))
+        except (OSError, ControlError):
+            return False
+        finally:
+            os.close(file)
+        return True
+
+    def _all(self) -> dict[str, Any]:
         sealed = self.sealed
         return {
             "secret": "" if sealed is None else sealed.identity.secret.hex(),
@@ -236,20 +265,33 @@ class Process:
 def begin(config: Config, path: str, *, version: str) -> Process:
     """Return a process with a device and a socket of its own. Raises OSError, ControlError."""
     with make_socket() as other:
+        other.settimeout(CONNECT_S)
         try:
             other.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             pass
         else:
             raise ControlError(f"there is one already, which listens at {path}")
-    udp = open_socket(config.address, config.port)
-    return Process(config, tun.attach(config.device), udp, _listen(path), version=version)
+    try:
+        udp = open_socket(config.address, config.port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise ControlError(
+            f"UDP port {config.port} of {config.address}: {error.strerror}; stop flanneld, or"
+            " whatever else has it"
+        ) from error
+    listener = _listen(path)
+    made = Process(config, tun.attach(config.device), udp, listener, version=version)
+    _show(path)
+    return made
 
 
 def take_over(config: Config, path: str, *, version: str) -> Process:
     """Return a process that goes on with what an older one has, which ends.
 
-    Nothing is lost: until one of the two reads them, packets wait in the device and the socket.
+    Nothing is lost: until one of the two reads them, packets wait in the device and the socket. Of
+    another address this one has a socket of its own.
 
     Raises:
         OSError, ControlError: The older one is not there, or cannot; it goes on then.
@@ -258,24 +300,35 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
         older.settimeout(HAND_OVER_S)
         older.connect(path)
         older.send(encode({"ask": "hello"}))
-        # Before it gives anything away.
-        if Config.parse(answer(older.recv(MESSAGE_BYTES_MAX))["config"]) != config:
+        theirs = Hello.parse(answer(older.recv(MESSAGE_BYTES_MAX))).config
+        if not config.follows(theirs):
             raise ControlError("it has another configuration")
         older.send(encode({"ask": "hand-over"}))
         data, numbers, _, _ = socket.recv_fds(older, MESSAGE_BYTES_MAX, DESCRIPTORS)
-        told = answer(data)
+        answer(data)
+        device, number, file = numbers
+        with open(file, "rb") as state:
+            told = decode(state.read())
+        udp = socket.socket(fileno=number)
+        udp.setblocking(False)
+        if config.address != theirs.address:
+            udp.close()
+            udp = open_socket(config.address, config.port)
+        listener = _listen(path)
+        made = Process(config, device, udp, listener, version=version, secret=told["secret"])
+        if made.sealed is not None:
+            made.sealed.restore(told["sessions"])
+        made.path.set_peers(Peers(map(Peer.parse, told["peers"])))
+        made.path.count_from(told["counters"])
+        made.restored += told["restored"]
+        # Up to here it goes on if we end, whatever that is by. Its answer is awaited for as long as
+        # it lives: else both could believe that the other one goes on.
+        older.settimeout(None)
+        older.send(encode({"ask": "taken"}))
+        answer(older.recv(MESSAGE_BYTES_MAX))
+        _show(path)
         # It ends by itself; its end of the socket closes last.
         older.recv(1)
-    device, number = numbers
-    udp = socket.socket(fileno=number)
-    udp.setblocking(False)
-    listener = _listen(path)
-    made = Process(config, device, udp, listener, version=version, secret=told["secret"])
-    if made.sealed is not None:
-        made.sealed.restore(told["sessions"])
-    made.path.set_peers(Peers(map(Peer.parse, told["peers"])))
-    made.path.count_from(told["counters"])
-    made.restored += told["restored"]
     return made
 
 
@@ -291,16 +344,23 @@ def _sealed_path(
 
 
 def _listen(path: str) -> socket.socket:
+    """Listen where nobody looks yet; see `_show`."""
     listener = make_socket()
-    # A name that nobody knows yet, until only our user may open it.
-    new = f"{path}.new"
+    new = _hidden(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
     listener.bind(new)
     os.chmod(new, 0o600)
     listener.listen(CONNECTIONS_MAX)
-    os.rename(new, path)
     return listener
+
+
+def _show(path: str) -> None:
+    os.rename(_hidden(path), path)
+
+
+def _hidden(path: str) -> str:
+    return f"{path}.new"
 
 
 def main() -> None:
@@ -328,17 +388,18 @@ def main() -> None:
         sys.exit(f"netplane-udp: {error}")
     path = os.path.abspath(given.socket)
     if not given.foreground:
-        _leave_parent(f"{path}.log")
+        _leave_parent(f"{path}.log", made)
     made.run()
     if not made.is_handed_over:
         os.unlink(path)
 
 
-def _leave_parent(log: str) -> None:
+def _leave_parent(log: str, made: Process) -> None:
     """Go on in a child with a session of its own; the parent ends well, which says: it works."""
     if os.fork():
         _end_now()
     os.setsid()
+    made.own_listener()
     os.chdir("/")
     # The parent's caller reads all three to their ends, and may end before us.
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)

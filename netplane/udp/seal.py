@@ -30,6 +30,10 @@ EPOCH_PACKETS = 1 << 32
 """Far below what AES-GCM allows under one key with counted nonces."""
 EPOCHS = 1 << 24
 """More than fit into sixty years."""
+EPOCHS_AHEAD = 8
+"""Of a sender, each two minutes or a successor later, whose keys are derived once and kept."""
+FAR_EVERY_S = 0.5
+"""How often an epoch beyond these is tried: after hours without a packet that came through."""
 _LABEL = b"netplane-udp 1"
 _nonce = struct.Struct("!IQ")
 
@@ -111,6 +115,9 @@ class Session:
         self._clock = clock
         self._received: list[_Epoch] = []
         """The newest, and the one before it."""
+        self._ahead: dict[int, AESGCM] = {}
+        """Ciphers of the next epochs, as soon as a packet has named them."""
+        self._far_after_s = 0.0
         self._begin(first_epoch)
 
     def _begin(self, epoch: int) -> None:
@@ -141,7 +148,7 @@ class Session:
         if epoch is None:
             if self._received and number < self._received[0].number:
                 raise SealError("old-epoch")
-            epoch = _Epoch(number, self._in.cipher(number), Window())
+            epoch = _Epoch(number, self._cipher_ahead(number), Window())
         elif not epoch.window.is_new(counter):
             raise SealError("replay")
         try:
@@ -153,8 +160,27 @@ class Session:
         if is_next:
             # Only now: anybody can send a header. The one before stays for what is late.
             self._received = [epoch, *self._received[:1]]
+            self._ahead = {at: cipher for at, cipher in self._ahead.items() if at > number}
         is_newest = epoch.window.note(counter) and epoch is self._received[0]
         return packet, is_newest
+
+    def _cipher_ahead(self, number: int) -> AESGCM:
+        """Return the cipher of an epoch that nothing authentic came of yet.
+
+        Raises SealError. Anybody can send headers, and each key costs ten times what it takes to
+        find a packet forged.
+        """
+        newest = self._received[0].number if self._received else -1
+        if number <= newest + EPOCHS_AHEAD:
+            cipher = self._ahead.get(number)
+            if cipher is None:
+                cipher = self._ahead[number] = self._in.cipher(number)
+            return cipher
+        now_s = self._clock()
+        if now_s < self._far_after_s:
+            raise SealError("far-epoch")
+        self._far_after_s = now_s + FAR_EVERY_S
+        return self._in.cipher(number)
 
     # to a successor
 

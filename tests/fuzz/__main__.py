@@ -2,7 +2,8 @@
 
 Without a target, each gets its share of the seconds. An input that breaks its target is kept in
 tests/fuzz/found, and the line that runs it again is printed. With atheris installed (the extra
-`fuzz`) new paths through kvstore guide the search; without it, inputs are mutated at random.
+`fuzz`) new paths through kvstore and netplane guide the search; without it,
+inputs are mutated at random.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ NAMES = (
     "session",
     "client",
     "channel",
+    "packets",
+    "sealed",
+    "control",
 )
 
 
@@ -85,7 +89,7 @@ def fuzz_by_coverage(name: str, seconds: float, seed: int) -> NoReturn:
     """Let atheris search; it ends the process itself."""
     import atheris  # noqa: PLC0415
 
-    with atheris.instrument_imports(include=["kvstore"]):
+    with atheris.instrument_imports(include=["kvstore", "netplane"]):
         from tests.fuzz.targets import TARGETS  # noqa: PLC0415
 
     target = TARGETS[name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 
@@ -34,6 +35,8 @@ from kvstore.raft.messages import (
     VoteRequest,
 )
 from kvstore.wal import codec as wal_codec
+from netplane.udp.control import Config
+from netplane.udp.control import encode as encode_message
 from tests.fuzz.mutate import joined
 from tests.fuzz.oddities import (
     ANSWER,
@@ -47,8 +50,10 @@ from tests.fuzz.oddities import (
     asked,
     core,
 )  # fmt: skip
+from tests.fuzz.overlay_rig import sealed_ones
 from tests.fuzz.targets import fingerprint
 from tests.mvcc.harness import Member
+from tests.netplane.udp.packets import SOURCE, TARGET, packet
 from tests.rpc import wire as w
 from tests.rpc.test_floods import FLOODS
 from tests.rpc.test_fuzz import SESSION
@@ -313,10 +318,39 @@ def channel() -> Iterator[bytes]:
     yield joined(begins, *[frames.head(frames.DATA, frames.PADDED, 1, 100) + b"\x09" * 100] * 3)
 
 
+def packets() -> Iterator[bytes]:
+    def between(source: bytes, target: bytes, **more: Any) -> bytes:
+        return packet(source, target, b"payload", **more)
+
+    # By turns from the device and from the network.
+    yield joined(between(SOURCE, TARGET), between(TARGET, SOURCE))
+    yield joined(
+        *(between(SOURCE, TARGET, ttl=1), between(SOURCE, SOURCE)),
+        *(between(SOURCE, bytes([10, 5, 9, 9])), between(TARGET, TARGET)),
+        *(between(SOURCE, TARGET, options=bytes(8)), b""),
+        *(b"\x60" + bytes(47), between(TARGET, SOURCE, fragment=1)),
+    )
+
+
+def sealed() -> Iterator[bytes]:
+    for one in sealed_ones():
+        yield joined(one)
+    yield joined(*sealed_ones(), *sealed_ones())
+
+
+def control() -> Iterator[bytes]:
+    told = ["10.5.2.0/24", "192.0.2.2", 8285, "00" * 32]
+    config = Config("npu.8285", 1472, "192.0.2.1", 8285, "10.5.1.0/24")
+    hello = {"protocol": 1, "version": "1", "pid": 1, "config": config.told(), "key": ""}
+    for message in {"ask": "peers", "peers": [told], "add": True}, hello, {"error": "text"}:
+        yield encode_message(message)
+
+
 def main() -> None:
     """Write every seed that is not there yet."""
     made = (
         rpc, hpack, messages, requests, peer, member, wal, snapshot, session, client, channel,
+        packets, sealed, control,
     )  # fmt: skip
     for make in made:
         folder = CORPUS / make.__name__

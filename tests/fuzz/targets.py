@@ -27,6 +27,7 @@ from kvstore.wal import WalError, recovery
 from tests.fuzz import channel_rig
 from tests.fuzz.engine_rig import EngineRig
 from tests.fuzz.mutate import pieces
+from tests.fuzz.overlay_rig import control, packets, sealed
 from tests.fuzz.running import member, requests
 from tests.fuzz.session_rig import ClientRig
 from tests.server.test_session_fuzz import Machine
@@ -226,6 +227,9 @@ TARGETS: dict[str, Target] = {
         session,
         client,
         channel,
+        packets,
+        sealed,
+        control,
     )
 }
 

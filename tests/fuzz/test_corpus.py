@@ -15,6 +15,7 @@ from kvstore.http2 import hpack
 from kvstore.rpc.requests import Requests
 from kvstore.server import membership, node
 from kvstore.server.services import watch
+from netplane.udp import path as udp_path
 from tests.fuzz.__main__ import CORPUS, NAMES, corpus
 from tests.fuzz.mutate import search
 from tests.fuzz.oddities import Oddities
@@ -85,11 +86,17 @@ def code_outside_the_table(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(membership, "_REFUSALS", range(1 << 16))
 
 
+def length_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """The overlay takes packets whose length is another than they say."""
+    patch.setattr(udp_path, "is_whole", lambda first, total, length: True)
+
+
 PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
     "no_eviction": (no_eviction, "hpack", 3000),
     "bytes_not_given_back": (bytes_not_given_back, "rpc", 3000),
     "unexpected_error": (unexpected_error, "requests", 3000),
     "code_outside_the_table": (code_outside_the_table, "member", 3000),
+    "length_not_compared": (length_not_compared, "packets", 3000),
 }
 
 

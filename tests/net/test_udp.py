@@ -7,11 +7,21 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from netplane.udp.control import ControlError, encode, make_socket
+from netplane.udp.control import (
+    DESCRIPTORS,
+    MESSAGE_BYTES_MAX,
+    Config,
+    ControlError,
+    encode,
+    make_socket,
+)
+from netplane.udp.owner import Owner
 from tests.net.namespaces import CommandError, missing
 from tests.net.overlay import until
 from tests.net.packets import Flow, mesh, ping, ping_all, throughput
@@ -124,7 +134,7 @@ def test_a_process_with_another_configuration_gives_nothing_away(overlay: UdpOve
     first, _ = overlay.hosts
     pid = first.pid
     other = UdpHost(first.host, Path(first.path).parent)
-    other.config = type(first.config)(DEVICE, MTU - 100, first.host.address, PORT, "10.5.1.0/24")
+    other.config = Config("npu.9", MTU, first.host.address, 9, "10.5.1.0/24")
     with pytest.raises(CommandError, match="another configuration"):
         other.start("--take-over")
     assert first.pid == pid
@@ -207,3 +217,72 @@ def test_stop_with_remove_leaves_nothing(overlay: UdpOverlay) -> None:
     until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it ends")
     assert not os.path.exists(first.path)
     assert DEVICE not in first.host.namespace.run("ip", "link")
+
+
+def test_a_successor_that_ends_before_it_has_taken_over_changes_nothing(
+    overlay: UdpOverlay,
+) -> None:
+    first, _ = overlay.hosts
+    pid = first.pid
+    here, there = overlay.rig.containers
+    with make_socket() as successor:
+        successor.connect(first.path)
+        successor.send(encode({"ask": "hand-over"}))
+        data, numbers, _, _ = socket.recv_fds(successor, 100, 10)
+        assert (data, len(numbers)) == (b"{}", DESCRIPTORS)
+        for number in numbers:
+            os.close(number)
+    assert ping(here, there.address) is not None
+    assert first.pid == pid
+
+
+def test_a_process_of_another_mtu_follows_with_all_that_the_older_knows(
+    overlay: UdpOverlay,
+) -> None:
+    first, _ = overlay.hosts
+    pid = first.pid
+    here, there = overlay.rig.containers
+    first.config = replace(first.config, mtu=MTU - 100)
+    first.start("--take-over")
+    assert first.pid != pid
+    [link] = first.host.namespace.json("ip", "-j", "link", "show", DEVICE)
+    assert link["mtu"] == MTU - 100
+    assert ping(here, there.address) is not None
+
+
+def nested(deep: int) -> bytes:
+    return b'{"ask":%s%s}' % (b"[" * deep, b"]" * deep)
+
+
+def test_hostile_questions_neither_end_it_nor_keep_others_out(overlay: UdpOverlay) -> None:
+    first, _ = overlay.hosts
+    pid = first.pid
+    for junk in (
+        b"[" * 200_000, b'{"ask":' * 50_000, b"\xff\0", b"{}", b"[]", b"{" + bytes(1 << 20),
+        b'{"ask":"peers","peers":[["10.5.2.0/24","10.77.0.2",8285,"\\ud800"]', b"9" * 100_000,
+        encode({"ask": ["hello"]}), nested(500), nested(990), nested(5000),
+        b'{"ask":"peers","peers":[%s%s]}' % (b"[" * 990, b"]" * 990),
+        encode({"ask": "peers", "peers": [[[[]]]] * 50_000}),
+        encode({"ask": "peers", "peers": [["10.5.2.0/24", "10.77.0.2", 2**70, ""]]}),
+    ):  # fmt: skip
+        with make_socket() as asking:
+            asking.settimeout(10)
+            asking.connect(first.path)
+            asking.send(junk)
+            # An answer that is too long to be sent costs the connection.
+            assert asking.recv(MESSAGE_BYTES_MAX)[:9] in (b'{"error":', b"")
+    with ExitStack() as stack:
+        idle = [stack.enter_context(make_socket()) for _ in range(40)]
+        for one in idle:
+            one.settimeout(10)
+            one.connect(first.path)
+            assert first.pid == pid  # asked over a connection of its own
+        assert idle[0].recv(1) == b""  # who asks nothing makes place
+    # The kernel names the process itself, and not the one that has started it.
+    with make_socket() as asking:
+        asking.connect(first.path)
+        owner = Owner(asking)
+        owner.close()
+        assert owner.pid == pid
+    here, there = overlay.rig.containers
+    assert ping(here, there.address) is not None

@@ -14,7 +14,7 @@ import pytest
 from kvstore import __version__
 from netplane.udp.control import Config
 from tests.net.namespaces import missing
-from tests.net.overlay import NETWORK, AgentProcess, Overlay, lost_without, until
+from tests.net.overlay import NETWORK, PREFIX, AgentProcess, Overlay, lost_without, until
 from tests.net.packets import Flow, ping, ping_all
 from tests.net.udp import DEVICE, MTU, ask_process, start_process
 
@@ -234,3 +234,53 @@ def test_an_agent_follows_an_older_process_without_a_lost_packet(overlay: Overla
         losses = out.stop(), back.stop()
     assert [loss.missing for loss in losses] == [(), ()]
     assert ask_process(agent.process_socket, "hello")["version"] == __version__
+
+
+@pytest.mark.slow  # each is asked twice, for 5 s
+def test_a_process_that_hangs_is_killed_and_another_one_started(overlay: Overlay) -> None:
+    agent = overlay.agents[0]
+    pid = process_of(agent)
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: "the process that moves packets hangs" in agent.missing(), 20, "it is named")
+    until(
+        lambda: agent.status()["kernel"]["healed"] == {"hung-process": 1}, 30, "it is counted"
+    )  # fmt: skip
+    agent.wait_ready()
+    until(overlay.everybody_answers, 10, "every container answers every other")
+    assert process_of(agent) != pid
+    until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it has ended")
+    assert f"process {pid} is killed" in agent.log()
+    assert kernel_of(agent) == wanted_kernel(agent)
+    # Without an agent: who cleans up does not wait for it either.
+    pid = process_of(agent)
+    agent.kill()
+    os.kill(pid, signal.SIGSTOP)
+    agent.host.namespace.run(
+        *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
+        *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
+    )
+    assert kernel_of(agent) == ()
+    until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it has ended")
+
+
+def test_a_flanneld_that_runs_is_named_and_its_subnet_is_gone_on_with() -> None:
+    with Overlay(2, agents=1, network=UDP) as overlay:
+        host = overlay.rig.hosts[1]
+        # Flannel's device and lease; who ends flanneld ends the device.
+        host.namespace.ip(
+            "tuntap add dev flannel0 mode tun", "addr add 10.5.250.0/32 dev flannel0",
+            "link set flannel0 up", "route add 10.5.0.0/16 dev flannel0",
+        )  # fmt: skip
+        value = f'{{"PublicIP":"{host.address}","PublicIPv6":null}}'
+        overlay.put_leased(f"{PREFIX}subnets/10.5.199.0-24", value)
+        agent = overlay.add_agent(host, "--adopt-flannel")
+        agent.start()
+        until(agent.socket.exists, 20, "it starts")
+        until(lambda: "kernel: flanneld runs here" in agent.missing(), 20, "it is named")
+        assert "stop flanneld" in agent.missing()
+        assert not agent.process_socket.exists()
+        host.namespace.ip("link del flannel0")
+        agent.wait_ready()
+        assert str(agent.subnet) == "10.5.199.0/24"
+        overlay.add_containers(1)
+        until(overlay.everybody_answers, 20, "every container answers every other")

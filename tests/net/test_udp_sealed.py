@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -167,3 +168,30 @@ def test_an_agent_that_ends_and_comes_back_costs_no_sealed_packet() -> None:
             until(lambda: out.sent > mark + 1000, 20, "packets are sent with the next")
             losses = out.stop(), back.stop()
         assert [loss.missing for loss in losses] == [(), ()]
+
+
+@pytest.mark.slow  # a registry that is away for long enough to be asked seldom
+@pytest.mark.alone  # a busy machine takes longer
+def test_a_key_is_told_as_soon_as_the_registry_is_back() -> None:
+    network = NETWORK.replace("vxlan", "netplane-udp")
+    with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
+        overlay.add_containers(1)
+        until(overlay.everybody_answers, 20, "every container answers every other")
+        agent = overlay.agents[0]
+        overlay.members.kill(0)
+        assert overlay.everybody_answers()
+        # An agent that is started anew goes on with the process, and so with its key.
+        pid = ask_process(agent.process_socket, "hello")["pid"]
+        agent.kill()
+        agent.start()
+        until(lambda: "keeps silent" in agent.log(), 20, "it goes by what it remembers")
+        assert ask_process(agent.process_socket, "hello")["pid"] == pid
+        os.kill(ask_process(overlay.agents[1].process_socket, "hello")["pid"], signal.SIGKILL)
+        other = overlay.agents[1]
+        until(lambda: "key: the key that packets are sealed with" in other.missing(), 20, "told")
+        assert not overlay.everybody_answers()
+        named_s = time.monotonic()
+        until(lambda: time.monotonic() > named_s + 16, 20, "pauses would have grown to 10 s")
+        overlay.members.restart(0)
+        until(overlay.everybody_answers, 5, "packets pass soon after it is back")
+        other.wait_ready()

@@ -22,7 +22,9 @@ from netplane.agent.lock import InstanceLock, LinkLock, RoutesLock
 from netplane.agent.notify import notify
 from netplane.agent.ports import FirewallLook
 from netplane.agent.settings import Registry, Settings
+from netplane.agent.telling import tell_key
 from netplane.subnet.family import Pair
+from netplane.subnet.lease import Lease
 
 NETWORK, SUBNET = IPv4Network("10.5.0.0/16"), IPv4Network("10.5.72.0/24")
 FLANNELS = (
@@ -280,3 +282,18 @@ def test_what_is_said_of_the_firewall() -> None:
         table, ("firewall", "unseen", "Operation not permitted"),
     ]  # fmt: skip
     assert [state for _, state, _ in said(None)] == ["unseen"]
+
+
+def test_a_key_that_the_others_do_not_know_yet_is_named() -> None:
+    board = Board()
+    registered = Lease(SUBNET, IPv4Address("192.0.2.1"), "netplane-udp", {"PublicKey": "aa"})
+    tell_key(registered, {"PublicKey": "bb"}, board)
+    assert "not in our lease yet" in board.missing["key"]
+    tell_key(registered, {"PublicKey": "aa"}, board)
+    assert board.is_ready
+    tell_key(None, {"PublicKey": "aa"}, board)
+    assert not board.is_ready
+    # Plain packets, and other backends.
+    for data in None, {"VNI": 1}, {"PublicKey": ""}:
+        tell_key(registered, data, board)
+        assert board.is_ready

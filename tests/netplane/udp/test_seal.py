@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -223,3 +225,64 @@ def test_what_is_no_key_is_refused(public: bytes) -> None:
     # The zero key would make a secret that everybody knows.
     with pytest.raises(ValueError):  # noqa: PT011  the library's own
         Session(Identity(), public)
+
+
+def counted(patch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the epoch of every key that is derived from now on."""
+    derived: list[int] = []
+    real = seal._Direction.cipher
+
+    def cipher(self: seal._Direction, epoch: int) -> object:
+        derived.append(epoch)
+        return real(self, epoch)
+
+    patch.setattr(seal._Direction, "cipher", cipher)
+    return derived
+
+
+def with_epoch(sealed: bytes, epoch: int) -> bytes:
+    return b"\x01" + epoch.to_bytes(3) + sealed[4:]
+
+
+def test_a_flood_of_odd_epochs_costs_few_keys_and_no_packet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Who has seen one packet knows the key id, and can send 10,000 headers a second.
+    clock = Clock()
+    here, there = pair(clock)
+    draw = random.Random(1)
+    first = here.seal(b"first")
+    derived = counted(monkeypatch)
+    opened(there, first)
+    late = here.seal(b"late")
+    for number in range(10_000):
+        near = number % 2
+        epoch = draw.randrange(1, 20) if near else draw.randrange(1, 1 << 24)
+        assert reason(there, with_epoch(first, epoch)) in {
+            "not-authentic", "old-epoch", "far-epoch", "replay",
+        }  # fmt: skip
+        if number % 10 == 0:
+            assert opened(there, here.seal(b"real")) == b"real"
+        if number in (3000, 6000):
+            clock.now_s += EPOCH_S  # a rekey in the middle of it
+    assert there._received[0].number == 2
+    assert reason(there, late) == "old-epoch"
+    # The sender's two, the receiver's first, those ahead of each of three epochs, and what time
+    # has let through of the far ones.
+    assert len(derived) <= 2 + 1 + seal.EPOCHS_AHEAD + 2 + 3
+    assert len(there._ahead) <= seal.EPOCHS_AHEAD
+
+
+def test_who_was_out_of_reach_for_hours_is_heard_again_also_under_a_flood() -> None:
+    clock = Clock()
+    here, there = pair(clock)
+    first = here.seal(b"first")
+    opened(there, first)
+    for _ in range(100):
+        clock.now_s += EPOCH_S
+        for _ in range(64):
+            unheard = here.seal(b"unheard")
+    assert reason(there, with_epoch(first, 1 << 20)) == "not-authentic"
+    assert reason(there, unheard) == "far-epoch"
+    clock.now_s += seal.FAR_EVERY_S
+    assert opened(there, unheard) == b"unheard"

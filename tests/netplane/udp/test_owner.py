@@ -1,0 +1,123 @@
+"""Who listens is found by the kernel's word, and killed; who does not answer in time is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netplane.udp import client
+from netplane.udp.client import Client
+from netplane.udp.control import Hello, SilentError, encode, make_socket
+from netplane.udp.owner import Owner
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the queues are larger than others may have"),
+]
+MUTE = """
+import socket, sys
+one = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+one.bind(sys.argv[1])
+one.listen(2)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def mute(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A process that listens, and does nothing else."""
+    path = str(tmp_path / "socket")
+    command = [sys.executable, "-c", MUTE, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield path, process
+        process.kill()
+
+
+async def test_who_listens_is_killed_and_nobody_else(
+    mute: tuple[str, subprocess.Popen[bytes]],
+) -> None:
+    path, process = mute
+    with make_socket() as connection:
+        connection.connect(path)
+        owner = Owner(connection)
+        assert owner.pid == process.pid
+        await owner.kill(10)
+        assert process.wait(10) == -9
+        await owner.kill(10)  # whoever has the number now is not meant
+        owner.close()
+        # The number is nobody's, or somebody else's.
+        with pytest.raises(OSError, match=r"ended|No such process"):
+            Owner(connection)
+
+
+async def test_a_number_that_another_process_has_by_now_is_refused() -> None:
+    # We stand for who got the number: the kernel names us, and the other end is closed.
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here:
+        there.close()
+        with pytest.raises(ConnectionResetError, match="has ended"):
+            Owner(here)
+
+
+async def test_who_keeps_silent_or_takes_nobody_is_told_apart_from_who_has_ended(
+    mute: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, process = mute
+    monkeypatch.setattr(client, "ANSWER_S", 0.05)
+    async with Client() as one, Client() as two, Client() as three, Client() as four:
+        one.connect(path)
+        with pytest.raises(SilentError, match="no answer within"):
+            await one.hello()
+        assert one.is_silent
+        assert one.lost.is_set()
+        two.connect(path)
+        three.connect(path)
+        with pytest.raises(SilentError, match="takes no connections"):
+            four.connect(path)
+        process.kill()
+        await asyncio.wait_for(two.lost.wait(), 10)
+        assert not two.is_silent
+    async with Client() as five:
+        with pytest.raises(ConnectionRefusedError):
+            five.connect(path)
+
+
+HELLO = {
+    "protocol": 1, "version": "1", "key": "",
+    "config": {
+        "device": "npu.1", "mtu": 1, "address": "", "port": 1, "subnet": "", "sealed": False,
+    },
+}  # fmt: skip
+
+
+async def test_who_was_stopped_himself_does_not_call_others_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The loop stands still for longer than an answer may take: the time is over when it goes on,
+    # and the answer is there and unread.
+    monkeypatch.setattr(client, "ANSWER_S", 0.5)
+    path = str(tmp_path / "socket")
+    with make_socket() as listener:
+        listener.bind(path)
+        listener.listen()
+        async with Client() as one:
+            one.connect(path)
+            asking = asyncio.create_task(one.hello())
+            with listener.accept()[0] as process:
+                await asyncio.sleep(0)
+                assert process.recv(100)
+                process.send(encode(HELLO))
+                process.settimeout(0.6)
+                with pytest.raises(TimeoutError):
+                    process.recv(1)  # stands still, and the loop with it
+                assert await asking == Hello.parse(HELLO)
