@@ -77,6 +77,7 @@ class Flow:
         self._refused = 0
         self._got: dict[int, float] = {}
         self._stopping = threading.Event()
+        self._all_sent = threading.Event()
         self._begun = time.monotonic()
         self._sender = source.namespace.socket(family, socket.SOCK_DGRAM)
         self._receiver = target.namespace.socket(family, socket.SOCK_DGRAM)
@@ -113,8 +114,11 @@ class Flow:
         seconds = time.monotonic() - self._begun
         sent = self._sent
         self._stopping.set()
-        for thread in self._threads:
-            thread.join()
+        sender, receiver = self._threads
+        sender.join()
+        # Only now: it may have been about to send one more, however long ago it was told.
+        self._all_sent.set()
+        receiver.join()
         self._sender.close()
         self._receiver.close()
         times = list(self._got.values())
@@ -140,9 +144,11 @@ class Flow:
 
     def _receive(self) -> None:
         last = time.monotonic()
-        while not self._stopping.is_set() or (
-            len(self._got) + self._refused < self._sent and time.monotonic() < last + DRAIN_S
-        ):
+        while len(self._got) + self._refused < self._sent or not self._all_sent.is_set():
+            if not self._all_sent.is_set():
+                last = time.monotonic()
+            elif time.monotonic() > last + DRAIN_S:
+                return
             try:
                 packet = self._receiver.recv(65536)
             except TimeoutError:

@@ -13,6 +13,7 @@ from pyroute2 import AsyncIPRoute
 
 from netplane.agent.interface import IFF_LOOPBACK, Address, DefaultRoute, Host, Link, read_host
 from tests.net.namespaces import Namespace, missing, run
+from tests.net.overlay import until
 
 pytestmark = [
     pytest.mark.net,
@@ -115,6 +116,12 @@ def test_a_host_of_every_kind_of_address_and_route_is_read_as_pyroute2_reads_it(
             "route add 10.20.0.0/16 via 192.0.2.1",
             "route add default via 192.0.2.1 table 100",
         )
+        # Some time after it is up the kernel finds that a link runs.
+        until(
+            lambda: all("LOWER_UP" in link["flags"] and link["operstate"] == "UP"
+                        for link in namespace.json("ip", "-j", "link") if link["ifname"] != "lo"),
+            10, "all links run",
+        )  # fmt: skip
         found = ours(namespace)
         assert found == theirs(namespace)
     # Not two wrong readings that agree:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -96,6 +97,34 @@ def test_a_flow_loses_nothing_and_counts_what_is_lost(rig: Rig) -> None:
     there = Flow(one, other)
     until(lambda: there.received > 500)
     assert there.stop().missing == ()
+
+
+class Late:
+    """A socket whose sender is about to send for as long as the flow is not told to stop."""
+
+    def __init__(self, flow: Flow, inner: socket.socket) -> None:
+        self._flow, self._inner = flow, inner
+        self.close = inner.close
+        self.is_about_to = threading.Event()
+
+    def sendto(self, data: bytes, address: tuple[str, int]) -> None:
+        if self._flow.sent > 20:
+            self.is_about_to.set()
+            self._flow._stopping.wait()
+            time.sleep(0.5)  # the processor is somebody else's; a receiver looks each 0.1 s
+        self._inner.sendto(data, address)
+
+
+def test_a_packet_that_was_about_to_be_sent_at_the_end_is_not_called_lost(rig: Rig) -> None:
+    one, other = rig.hosts[0].containers[0], rig.hosts[1].containers[0]
+    flow = Flow(one, other)
+    late = Late(flow, flow._sender)
+    flow._sender = late  # type: ignore[assignment]
+    assert late.is_about_to.wait(5)
+    until(lambda: flow.received == flow.sent)
+    loss = flow.stop()
+    assert loss.sent > 21  # the late one among them
+    assert loss.missing == ()
 
 
 def test_a_host_that_is_cut_is_silent_and_alone(rig: Rig) -> None:
