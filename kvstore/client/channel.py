@@ -32,7 +32,6 @@ _PAUSE_FIRST_S = 0.1
 _PAUSE_MAX_S = 1.0
 """After an attempt to connect that failed the next one waits so long; calls then fail at once."""
 
-__TIMEOUT_DIGITS = 8
 _TIMEOUT_DIGITS = 8
 _USER_AGENT = b"kvstore-python"
 

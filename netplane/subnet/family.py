@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 Address: TypeAlias = IPv4Address | IPv6Address
 Subnet: TypeAlias = IPv4Network | IPv6Network
 Interface: TypeAlias = IPv4Interface | IPv6Interface
-VERSION6 = 6
+VERSION4, VERSION6 = 4, 6
 
 
 class Pair(NamedTuple):

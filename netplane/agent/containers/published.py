@@ -12,14 +12,14 @@ from ipaddress import IPv6Address
 from pathlib import Path
 
 from netplane.agent.containers.errors import CniError
-from netplane.agent.containers.records import VERSION4, Key, PortMapping, Record
+from netplane.agent.containers.records import Key, PortMapping, Record
 from netplane.cni import plugin
 from netplane.netlink.connection import NetlinkError, NetlinkLostError
 from netplane.nft import portmap
 from netplane.nft.portmap import Portmaps, PortTakenError
 from netplane.nft.rules import NftError
 from netplane.nft.table import FirewallReport, KeptTable
-from netplane.subnet.family import VERSION6, Interface
+from netplane.subnet.family import VERSION4, VERSION6, Interface
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 FAMILIES = {VERSION4: socket.AF_INET, VERSION6: socket.AF_INET6}

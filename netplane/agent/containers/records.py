@@ -19,6 +19,7 @@ from netplane.agent.containers.errors import CniError
 from netplane.agent.files import write_whole
 from netplane.cni import plugin
 from netplane.subnet.family import (
+    VERSION4,
     VERSION6,
     Address,
     Interface,
@@ -30,7 +31,6 @@ log = logging.getLogger("netplane.containers")
 
 FORMAT = 1
 PROTOCOLS = ("tcp", "udp", "sctp")
-VERSION4 = 4
 EVERYWHERE: Mapping[int, Address] = {VERSION4: IPv4Address(0), VERSION6: IPv6Address(0)}
 """All addresses of the host, by family."""
 

@@ -18,7 +18,7 @@ from netplane.agent.containers.call import Call, Wishes, previous, valid_attachm
 from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.published import Published
-from netplane.agent.containers.records import VERSION4, Key, Record, Store
+from netplane.agent.containers.records import Key, Record, Store
 from netplane.agent.containers.result import Attached, render
 from netplane.agent.desired import Item
 from netplane.cni import plugin
@@ -205,7 +205,7 @@ class Containers:
             self._know(bridge, made.bridge)
             if record.ports:
                 await self._published.publish(record)
-                if record.of(VERSION4) is not None:
+                if record.of(family.VERSION4) is not None:
                     await self._in_thread(devices.allow_localnet, bridge.name)
             self.store.put(record)
             await self.store.save()
@@ -346,7 +346,7 @@ class Containers:
             mtu,
             frozenset(map(addresses.gateway, networks)),
             names.bridge_mac(self._instance),
-            localnet=any(record.ports and record.of(VERSION4) for record in records),
+            localnet=any(record.ports and record.of(family.VERSION4) for record in records),
         )
 
     async def _bury(self) -> None:
