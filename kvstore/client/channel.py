@@ -283,6 +283,14 @@ class Stream:
         exchange.end()
         await exchange.sent()
 
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have the server's end of it told, once, also to who does not read. It must be open."""
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.on_over = call
+        if exchange.status is not None:
+            asyncio.get_running_loop().call_soon(call)
+
     def cancel(self) -> bool:
         """End it; who reads or writes is cancelled. False: it was over already."""
         if self._opening is not None and not self._opening.done():

@@ -24,6 +24,8 @@ from kvstore.client.status import (
 from kvstore.http2 import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvstore.client.http2 import Connection
     from kvstore.http2.hpack import Field
 
@@ -62,6 +64,7 @@ class Exchange:
         "id",
         "is_cancelled",
         "messages",
+        "on_over",
         "send_window",
         "status",
     )
@@ -89,6 +92,8 @@ class Exchange:
         """A status that the response's head alone told of (no gRPC server)."""
         self._readers: list[asyncio.Future[None]] = []
         self._writers: list[asyncio.Future[None]] = []
+        self.on_over: Callable[[], None] | None = None
+        """Called when something else than `cancel` has ended it."""
 
     # what a call does
 
@@ -146,6 +151,8 @@ class Exchange:
         if not self.is_cancelled:
             self._wake(self._readers)
             self.wake_writers()
+            if self.on_over is not None:
+                self.on_over()
 
     def refuse(self, code: int, text: str, reset_code: int = frames.CANCEL) -> None:
         """End it for what the server did, and tell the server."""

@@ -12,6 +12,8 @@ from kvstore.client.status import CANCELLED, EOF, INTERNAL, CallError
 from kvstore.pb import session_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from google.protobuf.message import Message
 
     from kvstore.client.session import Session
@@ -33,6 +35,7 @@ class SessionStream:
         self._read_bytes = 0
         self._status: tuple[int, str] | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_end: Callable[[], None] | None = None
 
     async def write(self, message: Message) -> None:
         """Send a message; AioRpcError when the stream has ended."""
@@ -72,9 +75,16 @@ class SessionStream:
             self._status = (code, f"the server sent no {self._response.__name__}: {error}")
             raise self._error() from error
 
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have its end told, once, also to who does not read."""
+        self._on_end = call
+        if self._status is not None:
+            asyncio.get_running_loop().call_soon(call)
+
     def cancel(self) -> None:
         """End the stream from this side."""
         if self._status is None:
+            self._on_end = None
             self.end(CANCELLED, "cancelled by the client")
             self._session.drop_stream(self.id)
 
@@ -90,6 +100,8 @@ class SessionStream:
         if self._status is None:
             self._status = (code, text)
             self._tell()
+            if self._on_end is not None:
+                self._on_end()
 
     def _tell(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from kvstore.client import (
@@ -37,6 +39,7 @@ from netplane.subnet.registry import (
     OutcomeUnknownError,
     Put,
     RefusedError,
+    RegistryError,
     UnavailableError,
     Write,
 )
@@ -60,7 +63,7 @@ class EtcdRegistry:
         """As `Registry.list`, in one Range."""
         # By message: the client's own results leave out the cluster id.
         request = methods.RANGE.request(key=prefix, range_end=prefix_end(prefix))
-        with _translated():
+        with _translated:
             response = await self._client.call(methods.RANGE, request, write=False)
         return _listing(response.header, response)
 
@@ -76,7 +79,7 @@ class EtcdRegistry:
                 .otherwise(operation)
             )
             operation = Op.txn(txn)
-        with _translated():
+        with _translated:
             response = await self._client.call(methods.TXN, txn.message, write=True)
         header = response.header
         for position in range(len(attempts)):
@@ -95,19 +98,19 @@ class EtcdRegistry:
     async def grant(self, ttl_s: int) -> Grant:
         """As `Registry.grant`."""
         request = methods.LEASE_GRANT.request(TTL=ttl_s)
-        with _translated():
+        with _translated:
             response = await self._client.call(methods.LEASE_GRANT, request, write=True)
         return Grant(response.ID, response.TTL, _head(response.header))
 
     async def renew(self, lease_id: int) -> Grant:
         """As `Registry.renew`."""
-        with _translated():
+        with _translated:
             response = await self._client.keep_alive_response(lease_id)
         return Grant(lease_id, max(response.TTL, 0), _head(response.header))
 
     async def revoke(self, lease_id: int) -> None:
         """As `Registry.revoke`."""
-        with _translated(), contextlib.suppress(LeaseNotFoundError):
+        with _translated, contextlib.suppress(LeaseNotFoundError):
             await self._client.lease_revoke(lease_id)
 
 
@@ -116,43 +119,56 @@ class EtcdFeed:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
+        self._ready: deque[Changes] = deque()
 
     async def next(self) -> Changes:
         """As `Feed.next`."""
-        with _translated():
-            batch = await anext(self._watcher)
-        return Changes(
-            batch.revision,
-            tuple(
-                Change(event.key, None if event.kind == "DELETE" else _kv(event.kv))
-                for event in batch.events
-            ),
-        )
+        while not self._ready:
+            with _translated:
+                # The message itself: the client's own events would be made for each first.
+                response = await self._watcher.next_response()
+            if response is None:
+                raise UnavailableError("the watch was closed")
+            self._ready.extend(_revisions(response))
+        return self._ready.popleft()
 
     async def close(self) -> None:
         """As `Feed.close`."""
         await self._watcher.aclose()
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except errors.CompactedError as error:
-        raise CompactedError(str(error)) from error
-    except LeaseNotFoundError as error:
-        raise LeaseGoneError(str(error)) from error
-    except errors.OutcomeUnknownError as error:
-        raise OutcomeUnknownError(str(error)) from error
-    except NoSpaceError as error:
-        raise RefusedError(str(error)) from error
-    except AvailabilityError as error:
-        raise UnavailableError(str(error)) from error
-    except PermissionDeniedError as error:
-        text = "the user of --etcd-username has to read and write all that is below --etcd-prefix"
-        raise RefusedError(f"{error}: {text}") from error
-    except KvError as error:
-        raise RefusedError(str(error)) from error
+class _Translated:
+    """Turns the client's errors into the port's."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if isinstance(error, KvError):
+            raise _of(error) from error
+
+
+_translated = _Translated()
+
+
+def _of(error: KvError) -> RegistryError:
+    match error:
+        case errors.CompactedError():
+            return CompactedError(str(error))
+        case LeaseNotFoundError():
+            return LeaseGoneError(str(error))
+        case errors.OutcomeUnknownError():
+            return OutcomeUnknownError(str(error))
+        case NoSpaceError():
+            return RefusedError(str(error))
+        case AvailabilityError():
+            return UnavailableError(str(error))
+        case PermissionDeniedError():
+            text = "the user of --etcd-username has to read and write all that is below"
+            return RefusedError(f"{error}: {text} --etcd-prefix")
+    return RefusedError(str(error))
 
 
 def _comparison(condition: Condition) -> Comparison:
@@ -173,6 +189,23 @@ def _head(header: Any) -> Head:
 
 def _kv(kv: Any) -> KeyValue:
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease)
+
+
+def _revisions(response: Any) -> Iterator[Changes]:
+    """Cut a watch response into revisions; a server may put many into one."""
+    found = response.events
+    if not found:
+        yield Changes(response.header.revision, ())
+    elif len(found) == 1:  # as a rule
+        yield Changes(found[0].kv.mod_revision, (_change(found[0]),))
+    else:
+        for revision, group in groupby(found, lambda event: event.kv.mod_revision):
+            yield Changes(revision, tuple(map(_change, group)))
+
+
+def _change(event: Any) -> Change:
+    kv = event.kv
+    return Change(kv.key, None if event.type == event.DELETE else _kv(kv))
 
 
 def _listing(header: Any, response: Any) -> Listing:

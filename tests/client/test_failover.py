@@ -186,6 +186,30 @@ async def test_a_watch_resumes_before_its_first_event_without_a_gap(server: Clus
         assert watcher.resumptions == 1
 
 
+async def test_a_watch_resumes_while_nobody_reads_and_loses_nothing(server: Cluster) -> None:
+    # Some came before the break, some while it lasts, some after: what was not read is handed on
+    # though the revisions are compacted before anybody reads.
+    async with (
+        Proxy(server.endpoints[0]) as proxy,
+        AsyncClient([proxy.endpoint]) as client,
+        AsyncClient(server.endpoints) as writer,
+        client.watch(b"resume/unread") as watcher,
+        client.watch(b"resume/unread") as witness,
+    ):
+        before = [await writer.put(b"resume/unread", b"%d" % number) for number in range(5)]
+        for put in before:  # the same connection: what one has, the other has
+            assert (await next_batch(witness)).revision == put.revision
+        await proxy.cut()
+        await eventually(lambda: watcher.resumptions == 1)
+        await writer.compact(before[-1].revision)
+        after = [await writer.put(b"resume/unread", b"%d" % number) for number in range(5)]
+
+        read = [(await next_batch(watcher)).revision for _ in (*before, *after)]
+
+        assert read == [put.revision for put in (*before, *after)]
+        assert watcher.resumptions == 1
+
+
 async def test_a_watch_that_cannot_resume_says_so(server: Cluster) -> None:
     async with (
         Proxy(server.endpoints[0]) as proxy,

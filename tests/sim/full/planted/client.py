@@ -32,10 +32,10 @@ async def resumes_late(self: ClientWatcher) -> None:
     """Resume a watch one revision behind where it stopped."""
     if self._registrations:
         self._next_revision += 1
-    await real_serve(self)
+    await real_register(self)
 
 
-real_serve = ClientWatcher._serve_one_stream
+real_register = ClientWatcher._register
 
 
 async def sends_without_answer(self: LeaseKeeper, stream: Any) -> None:
@@ -69,7 +69,7 @@ BUGS = (
         "a watch resumes one revision too late",
         "client",
         "client libraries that resume behind the header's revision",
-        ((ClientWatcher, "_serve_one_stream", resumes_late),),
+        ((ClientWatcher, "_register", resumes_late),),
         "client",
         60_000,
     ),
