@@ -392,7 +392,7 @@ class Agent:
     async def _follow_interface(self) -> None:
         """Go on over the interface as it is now; subnet, MAC and peers stay."""
         before, found, old = self.external, self._interface.external, self._dataplane
-        if found == before:
+        if found is before or found == before:
             return
         assert before is not None
         assert old is not None
@@ -421,7 +421,7 @@ class Agent:
     async def _program_view(self, view: View, group: asyncio.TaskGroup) -> float | None:
         assert self._dataplane is not None
         # Without one (it was taken from us, or wiped) our containers keep what they have.
-        self.own = view.own or self.own or self.keeper.state.own
+        before, self.own = self.own, view.own or self.own or self.keeper.state.own
         assert self.own is not None
         verdict = self._guard.judge(view, time.monotonic())
         junk = len(view.quarantined)
@@ -429,7 +429,8 @@ class Agent:
             "quarantined", f"{junk} keys of the registry are of no use; see status" if junk else ""
         )
         await self._program(self._dataplane, self.own, verdict.peers, group, remove=True)
-        tell_key(self.own, self._dataplane.lease_data(), self.board)
+        if self.own is not before:
+            tell_key(self.own, self._dataplane.lease_data(), self.board)
         if "no-view" in self.board.missing:
             # Ready means programmed and remembered.
             self._note_view()

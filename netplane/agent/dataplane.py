@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from netplane.agent import report as kernel
@@ -97,7 +98,8 @@ class RealDataplane:
         # Who comes may send as soon as they are told of us, and who goes is still sent answers.
         await wall.apply(own.subnet, either)
         await self._reconciler().apply(plan.objects, remove=remove, step=plan.step)
-        await wall.apply(own.subnet, self._vteps)
+        if len(self._vteps) != len(either):
+            await wall.apply(own.subnet, self._vteps)
         await wall.place()
 
     async def run(self) -> None:
@@ -204,7 +206,7 @@ class RealDataplane:
             if failure.item is None or isinstance(failure.item, _HOSTS_OWN)
         ]
         self._report = Report(
-            _kinds(item for one in reports for item in (*one.written, *one.removed)),
+            _kinds(chain(*(chain(one.written, one.removed) for one in reports))),
             _kinds(report.healed),
             (
                 *self._refused.items(),
@@ -249,4 +251,4 @@ _HOSTS_OWN = VxlanLink | Sysctl | Uplink
 
 
 def _kinds(items: Iterable[KernelObject]) -> Counter[str]:
-    return Counter(type(item).__name__.lower() for item in items)
+    return Counter({kind.__name__.lower(): n for kind, n in Counter(map(type, items)).items()})

@@ -18,7 +18,7 @@ from netplane.nft.firewall import Firewall
 from netplane.nft.firewall import FirewallReport as TableReport
 from netplane.nft.forward import ForwardReport, ForwardRules
 from netplane.nft.rules import Rules, family_of
-from netplane.subnet.family import Address, Subnet
+from netplane.subnet.family import Address, Subnet, is_same
 
 PATIENCE_S = 2.0
 """How long routes, and who asks, wait."""
@@ -102,15 +102,15 @@ class HostFirewall:
     async def apply(self, subnet: Subnet, vteps: frozenset[Address]) -> None:
         """Let these hosts in, and before long no others."""
         self._wanted_vteps = vteps
-        if self._told is not None and self._told[0] == subnet and self._told[1] >= vteps:
-            if self._told[1] != vteps:
-                self._leaving.set()
-            return
-        await self._write(subnet, vteps)
+        told = self._told
+        if told is None or not is_same(told[0], subnet) or not told[1] >= vteps:
+            await self._write(subnet, vteps)
+        elif len(told[1]) != len(vteps):
+            self._leaving.set()
 
     async def _write(self, subnet: Subnet, vteps: frozenset[Address]) -> None:
         self._told = subnet, vteps
-        if self._rules is None or self._rules.subnet != subnet:
+        if self._rules is None or not is_same(self._rules.subnet, subnet):
             self._rules = self._wanted.rules(subnet)
         written = self._own.step(self._rules, vteps)
         if written is not None:

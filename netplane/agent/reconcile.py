@@ -273,11 +273,9 @@ class Reconciler:
     async def _keep_items(self, desired: Desired, found: frozenset[Item], done: PassLog) -> None:
         """Write the difference between what was found and what is desired."""
         before, self._known = self._known, found
-        changes = [
-            change
-            for change in desired.changes(found, remove=self._remove)
-            if not done.must_wait(change.item)
-        ]
+        changes = desired.changes(found, remove=self._remove)
+        if self._heals.any_contested:
+            changes = [change for change in changes if not done.must_wait(change.item)]
         if not changes:
             if found == desired.items:
                 self._known = desired.items

@@ -91,8 +91,6 @@ class PassLog:
 
     def must_wait(self, item: KernelObject) -> bool:
         """Tell whether an object has to wait because somebody else keeps changing it."""
-        if not self._heals.any_contested:
-            return False
         key = identity(item)
         if not self._heals.held(key, time.monotonic()):
             return False

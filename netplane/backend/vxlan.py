@@ -235,7 +235,7 @@ class VxlanBackend:
         macs = last.macs.difference(one.mac for one in left)
         new_macs = [served[key].mac for key in came if served[key].mac]
         goes_on = (
-            last.subnet == subnet
+            (last.subnet is subnet or last.subnet == subnet)
             and macs.isdisjoint(new_macs)
             and len(set(new_macs)) == len(new_macs)
             and not (last.planned.refused or any(served[key].reason for key in came))

@@ -45,6 +45,8 @@ class Heals:
 
     def forget(self, now: float) -> None:
         """Let go of what has been quiet for a whole window."""
+        if not (self._times or self.writers):  # as a rule
+            return
         quiet = [key for key, times in self._times.items() if times[-1] <= now - self.WINDOW_S]
         for key in quiet:
             del self._times[key]

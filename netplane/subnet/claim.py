@@ -13,7 +13,7 @@ from netplane.subnet.allocate import choose, exhausted
 from netplane.subnet.clock import Clock
 from netplane.subnet.config import NetworkConfig, Range, parse_config
 from netplane.subnet.errors import ConfigError, ContentionError
-from netplane.subnet.family import Address, Pair, Subnet
+from netplane.subnet.family import Address, Pair, Subnet, is_same
 from netplane.subnet.held import HeldLease
 from netplane.subnet.lease import encode_value
 from netplane.subnet.plan import Claim, Identity, Wish, plan
@@ -123,7 +123,9 @@ class Claimer:
         lease, life = kvs.get(self._keys[1]), kvs.get(self._keys[2])
         return (
             record is not None
-            and (record.session, record.pair) == (who.session, self.pair)
+            and record.session == who.session
+            and is_same(record.subnet, self.pair.first)
+            and record.subnet6 == self.pair.second
             and lease is not None
             and lease.value == self._value
             and lease.lease_id in (0, self.lease.lease_id)

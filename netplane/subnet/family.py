@@ -45,6 +45,11 @@ class Pair(NamedTuple):
         return " with ".join(map(str, self.all()))
 
 
+def is_same(one: Subnet, other: Subnet) -> bool:
+    """Tell whether two are equal, at once where they are one object: `==` compares all parts."""
+    return one is other or one == other
+
+
 def is_within(inner: Subnet, outer: Subnet) -> bool:
     """Tell whether one is inside of the other: never across families, where `subnet_of` raises."""
     return inner.prefixlen >= outer.prefixlen and inner.network_address in outer

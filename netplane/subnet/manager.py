@@ -138,7 +138,7 @@ class SubnetManager:
         self._news = asyncio.Event()
         """Of the status."""
         self._fresh = asyncio.Event()
-        """A view came."""
+        """A view came; cleared by who waits for one."""
         self._attention = asyncio.Event()
         self._stale = asyncio.Event()
         self._resumptions = 0
@@ -192,6 +192,7 @@ class SubnetManager:
     async def next_view(self, seen: View) -> View:
         """Return the newest view; wait while it is still `seen`. What came between is left out."""
         while self._view is seen:
+            self._fresh.clear()
             await self._fresh.wait()
         assert self._view is not None
         return self._view
@@ -269,8 +270,7 @@ class SubnetManager:
         if old is not None and not always and _content(old) == _content(new):
             return old
         self._view = new
-        fresh, self._fresh = self._fresh, asyncio.Event()
-        fresh.set()
+        self._fresh.set()
         self.on_view(new)
         if old is None or old.quarantined != new.quarantined:
             self._wake()  # what is said of the configuration may be another

@@ -153,7 +153,7 @@ class Guard:
             and was.create_revision
             and (
                 own is None
-                or (own.subnet == was.subnet and own.create_revision != was.create_revision)
+                or (own.create_revision != was.create_revision and own.subnet == was.subnet)
             )
         ):
             # Nobody but us writes that key. After a long absence it may just have ended; then
@@ -163,7 +163,11 @@ class Guard:
                 return f"the registry has lost our own lease{_ASK}"
         if not is_missing:
             return ""
+        # That a lease is the very same object can be seen at once; to look up a subnet is dear.
+        same = set(map(id, view.peers.values()))
         for subnet, lease in known.peers.items():
+            if id(lease) in same:
+                continue
             seen = None if subnet in self._held else view.peers.get(subnet)
             if seen is not None and lease.mod_revision != seen.mod_revision <= known.revision:
                 return (
