@@ -61,6 +61,11 @@ def overlap(one: Subnet, other: Subnet) -> bool:
     return int(one.network_address) >> rest == int(other.network_address) >> rest
 
 
+def last_of(subnet: Subnet) -> int:
+    """Return the number of a subnet's last address, for which `ipaddress` makes two objects."""
+    return int(subnet.network_address) | (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
+
+
 def by_address(subnet: Subnet) -> tuple[int, int, int]:
     """Sort key for subnets of any family, which do not compare with each other."""
     return (subnet.version, int(subnet.network_address), subnet.prefixlen)
