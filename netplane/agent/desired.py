@@ -172,6 +172,11 @@ def difference(
     return written + removed
 
 
+def leads_nowhere(change: Change) -> bool:
+    """Tell whether packets go as before until a route comes, too."""
+    return not (change.removed or change.replace or isinstance(change.item, Route))
+
+
 def _is_in_its_own_way(item: Item, before: Item) -> bool:
     """Tell whether the kernel refuses a route for the one that it replaces.
 

@@ -139,8 +139,7 @@ class Kernel:
             indices: of the links that are named. An object on another one fails by itself.
         """
         refusals: list[Refusal] = []
-        possible: list[Change] = []
-        requests: list[Request] = []
+        possible: list[tuple[Change, int]] = []
         for change in changes:
             item = change.item
             if isinstance(item, VxlanLink):
@@ -154,10 +153,9 @@ class Kernel:
                 text = f"there is no link {item.link}"
                 refusals.append(Refusal(change, errno.ENODEV, text))
                 continue
-            possible.append(change)
-            requests.append(_request(change, index))
-        outcomes = await self.connection.perform(requests)
-        for change, outcome in zip(possible, outcomes, strict=True):
+            possible.append((change, index))
+        outcomes = await self.connection.perform(_request(*one) for one in possible)
+        for (change, _), outcome in zip(possible, outcomes, strict=True):
             if outcome.code and not (change.removed and outcome.code in GONE):
                 refusals.append(Refusal(change, outcome.code, outcome.text))
         return refusals

@@ -32,8 +32,7 @@ class Spans:
         """Tell whether those that it was made with have no overlaps: all else relies upon it."""
         behind = self._starts[1:]
         return all(
-            last_of(subnet) < start
-            for subnet, start in zip(self._subnets, behind, strict=False)
+            last_of(subnet) < start for subnet, start in zip(self._subnets, behind, strict=False)
         )
 
     def touched_by(self, subnet: Subnet) -> list[Subnet]:

@@ -452,7 +452,7 @@ async def test_every_answer_belongs_to_its_request(host: Host) -> None:
 async def test_a_dump_that_the_kernel_refuses_says_why(host: Host) -> None:
     async with Connection(host.path) as connection:
         request = messages.dump_routes(2)
-        wrong = replace(request, body=request.body[:4] + b"\x00\x00\x07" + request.body[7:])
+        wrong = request._replace(body=request.body[:4] + b"\x00\x00\x07" + request.body[7:])
         with pytest.raises(NetlinkError, match="Invalid") as caught:
             await connection.dump(wrong)
         assert caught.value.code == errno.EINVAL
