@@ -20,10 +20,10 @@ from netplane.agent.ports import (
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Settings
 from netplane.agent.udp import ProcessKeeper, key_of_running
-from netplane.backend import Backend
+from netplane.backend import Backend, Planned
 from netplane.backend.udp import SealedUdpBackend, UdpBackend
 from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
-from netplane.subnet.family import Address
+from netplane.subnet.family import Address, Subnet
 from netplane.subnet.lease import Lease
 from netplane.udp.control import Config
 from netplane.udp.path import FOREIGN
@@ -96,11 +96,31 @@ class RealDataplane:
         either = before | plan.vteps
         self._vteps = plan.vteps if remove else either
         # Who comes may send as soon as they are told of us, and who goes is still sent answers.
-        await wall.apply(own.subnet, either)
-        await self._reconciler().apply(plan.objects, remove=remove, step=plan.step)
+        if wall.is_placed:
+            await wall.apply(own.subnet, either)
+            await self._reconciler().apply(plan.objects, remove=remove, step=plan.step)
+        else:
+            await self._begin(own.subnet, plan, either, remove=remove)
         if len(self._vteps) != len(either):
             await wall.apply(own.subnet, self._vteps)
-        await wall.place()
+
+    async def _begin(
+        self, subnet: Subnet, plan: Planned, vteps: frozenset[Address], *, remove: bool
+    ) -> None:
+        """Write everything for the first time: nft, in its thread, beside what waits for nothing.
+
+        To let in a thousand hosts takes it as long as the kernel takes for as many routes.
+        """
+        wall, are_let_in = self._firewall(), asyncio.Event()
+
+        async def let_in() -> None:
+            await wall.apply(subnet, vteps)
+            are_let_in.set()
+            await wall.place()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(let_in())
+            await self._reconciler().apply(plan.objects, remove=remove, gate=are_let_in)
 
     async def run(self) -> None:
         """As `Dataplane.run`."""

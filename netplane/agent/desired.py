@@ -32,9 +32,6 @@ from netplane.netlink.objects import (
 Item = Address | Neighbour | FdbEntry | Route
 """What lives on a link."""
 
-NOT_ITEMS = VxlanLink | Sysctl | Uplink
-"""What else may be desired."""
-
 ORDER = {Address: 0, Neighbour: 1, FdbEntry: 2, Route: 3}
 """In which order they are written: no route leads to where nothing answers. Removed in reverse."""
 
@@ -58,19 +55,19 @@ class Desired:
         self.before: Desired | None = None
         if before is not None and step is not None and self._goes_on(before, step):
             return
-        links = [item for item in objects if isinstance(item, VxlanLink)]
+        # A thousand peers are thousands of items: they are looked at once.
+        others = [item for item in objects if type(item) not in ORDER]
+        self.items: frozenset[Item] = objects.difference(others)  # type: ignore[assignment]
+        links = [item for item in others if isinstance(item, VxlanLink)]
         assert len(links) <= 1, "one reconciler keeps one link"
         self.link = links[0] if links else None
         # Forwarding last: the moment it is on, the default route of router advertisements goes
         # from every interface that was not told before to go on listening to them.
         self.sysctls = sorted(
-            (item for item in objects if isinstance(item, Sysctl)),
+            (item for item in others if isinstance(item, Sysctl)),
             key=lambda item: ("forward" in item.name, item),
         )
-        self.uplink = next((item for item in objects if isinstance(item, Uplink)), None)
-        self.items: frozenset[Item] = frozenset(
-            item for item in objects if not isinstance(item, NOT_ITEMS)
-        )
+        self.uplink = next((item for item in others if isinstance(item, Uplink)), None)
 
     def _goes_on(self, before: Desired, step: Step) -> bool:
         """Take over what is the same; False: more differs than items, or the step is another's."""
@@ -173,6 +170,11 @@ def difference(
         if identity(item) not in kept
     ]
     return written + removed
+
+
+def leads_nowhere(change: Change) -> bool:
+    """Tell whether packets go as before until a route comes, too."""
+    return not (change.removed or change.replace or isinstance(change.item, Route))
 
 
 def _is_in_its_own_way(item: Item, before: Item) -> bool:

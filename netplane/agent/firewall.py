@@ -81,7 +81,7 @@ class HostFirewall:
         self._reporting: asyncio.TimerHandle | None = None
         self._rules: Rules | None = None
         """Of the subnet that was told last."""
-        self._is_placed = False
+        self.is_placed = False
         """The chains of others have been looked at."""
         self._late: set[asyncio.Task[Any]] = set()
         """What nobody waits for any longer."""
@@ -134,10 +134,9 @@ class HostFirewall:
                 await self._write(self._told[0], self._wanted_vteps)
 
     async def place(self) -> None:
-        """Have our rules in the chain of others, if that was not done yet."""
-        if not self._is_placed:
-            self._is_placed = True
-            await self._bounded(self._foreign.apply())
+        """Have our rules in the chain of others."""
+        self.is_placed = True
+        await self._bounded(self._foreign.apply())
 
     async def run(self) -> None:
         """Heal until cancelled."""

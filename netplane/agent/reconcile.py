@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +18,7 @@ from netplane.agent.desired import (
     is_drift,
     is_flannels,
     is_ours,
+    leads_nowhere,
 )
 from netplane.agent.device import LinkKeeper
 from netplane.agent.report import Contest, Failure, PassLog, Report, warn, writer_name
@@ -26,7 +28,7 @@ from netplane.netlink import monitor as events
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.decode import NetlinkFormatError
 from netplane.netlink.heals import Heals
-from netplane.netlink.kernel import Kernel
+from netplane.netlink.kernel import Change, Kernel, Refusal
 from netplane.netlink.messages import IPV6_BYTES
 from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
@@ -119,7 +121,12 @@ class Reconciler:
             self._monitor.close()
 
     async def apply(
-        self, desired: frozenset[KernelObject], *, remove: bool = True, step: Step | None = None
+        self,
+        desired: frozenset[KernelObject],
+        *,
+        remove: bool = True,
+        step: Step | None = None,
+        gate: asyncio.Event | None = None,
     ) -> Report:
         """Make the kernel as desired, and keep it so from now on.
 
@@ -130,6 +137,8 @@ class Reconciler:
         when only peers differ from the last time: then the kernel is not read, just written.
         With the `step` that led to it the difference to the last time is not searched for.
         A link that is not desired goes, and settings that are not get their earlier values.
+        Until the `gate` is set no packet is led to where none was before: what is new on our link
+        is written, and no route.
         """
         async with self._lock:
             before, self._desired = self._desired, Desired(desired, self._desired, step)
@@ -139,7 +148,7 @@ class Reconciler:
                 != (self._desired.link, self._desired.sysctls, self._desired.uplink)
             ):
                 self._stale = True
-            report = await self._pass("desired", read=self._stale)
+            report = await self._pass("desired", read=self._stale, gate=gate)
         if self._stale:
             self._note("retry")
         return report
@@ -216,13 +225,13 @@ class Reconciler:
 
     # one pass
 
-    async def _pass(self, cause: str, *, read: bool) -> Report:
+    async def _pass(self, cause: str, *, read: bool, gate: asyncio.Event | None = None) -> Report:
         assert self._desired is not None
         done = PassLog(cause, self._heals)
         try:
             if not read:
                 assert self._known is not None
-                await self._keep_items(self._desired, self._known, done)
+                await self._keep_items(self._desired, self._known, done, gate)
             else:
                 self._stale = True
                 wanted = self._desired
@@ -232,7 +241,7 @@ class Reconciler:
                     self._sysctls.keep(wanted.sysctls, done, remove=self._remove)
                     found = await self._read(wanted)
                     self._stale = False
-                    await self._keep_items(wanted, found, done)
+                    await self._keep_items(wanted, found, done, gate)
                     if self._remove and not (done.failed or done.contested):
                         self._adopting = False
         except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
@@ -270,7 +279,13 @@ class Reconciler:
             or (self._adopting and is_flannels(item, self._scope))
         )
 
-    async def _keep_items(self, desired: Desired, found: frozenset[Item], done: PassLog) -> None:
+    async def _keep_items(
+        self,
+        desired: Desired,
+        found: frozenset[Item],
+        done: PassLog,
+        gate: asyncio.Event | None,
+    ) -> None:
         """Write the difference between what was found and what is desired."""
         before, self._known = self._known, found
         changes = desired.changes(found, remove=self._remove)
@@ -281,7 +296,7 @@ class Reconciler:
                 self._known = desired.items
             return
         self._stale = True  # until it is known what became of them; we may be cancelled
-        refusals = await self._kernel.write(changes, self._links.indices)
+        refusals = await self._write(changes, gate)
         self._stale = False
         failed = {id(refusal.change) for refusal in refusals}
         for refusal in refusals:
@@ -305,3 +320,12 @@ class Reconciler:
             settled = {identity(change.item) for change in ended}
             known |= {item for item in left if identity(item) not in settled}
         self._known = known  # type: ignore[assignment]  # links are written apart
+
+    async def _write(self, changes: list[Change], gate: asyncio.Event | None) -> list[Refusal]:
+        """Write changes, as much as may be before the gate is set; see `apply`."""
+        if gate is None:
+            return await self._kernel.write(changes, self._links.indices)
+        free = sum(1 for _ in takewhile(leads_nowhere, changes))
+        refusals = await self._kernel.write(changes[:free], self._links.indices)
+        await gate.wait()
+        return refusals + await self._kernel.write(changes[free:], self._links.indices)

@@ -8,7 +8,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -126,17 +126,18 @@ class Connection:
         """Give the socket back."""
         self._socket.close()
 
-    async def perform(self, requests: Sequence[Request]) -> list[Outcome]:
+    async def perform(self, requests: Iterable[Request]) -> list[Outcome]:
         """Send requests, in order, and return how each ended; one that fails stops no other.
 
         Those whose answer is lost end with ENOBUFS or ETIMEDOUT: they may have taken effect.
         """
         outcomes: list[Outcome] = []
         async with self._turn:
-            for start in range(0, len(requests), SEND_MAX):
-                if start:
+            left = iter(requests)
+            while chunk := list(itertools.islice(left, SEND_MAX)):
+                if outcomes:
                     await asyncio.sleep(0)  # answers come at once, so nothing else lets others in
-                outcomes += await self._chunk(requests[start : start + SEND_MAX])
+                outcomes += await self._chunk(chunk)
         return outcomes
 
     async def _chunk(self, requests: Sequence[Request]) -> list[Outcome]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from netplane.netlink import decode, messages
 from netplane.netlink.connection import Connection, NetlinkError
@@ -24,8 +24,7 @@ UNKNOWN = {errno.ENOBUFS, errno.ETIMEDOUT}
 """How a request ends whose answer is lost; see `Connection.perform`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One write."""
 
     item: NetObject
@@ -34,8 +33,7 @@ class Change:
     """A route of ours is in its place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A write that failed."""
 
     change: Change
@@ -140,17 +138,24 @@ class Kernel:
         Args:
             indices: of the links that are named. An object on another one fails by itself.
         """
-        refusals = [
-            Refusal(change, errno.ENODEV, f"there is no link {change.item.link}")
-            for change in changes
-            if not isinstance(change.item, VxlanLink)
-            and change.item.link  # a blackhole is on none
-            and change.item.link not in indices
-        ]
-        missing = {id(refusal.change) for refusal in refusals}
-        possible = [change for change in changes if id(change) not in missing]
-        outcomes = await self.connection.perform([_request(change, indices) for change in possible])
-        for change, outcome in zip(possible, outcomes, strict=True):
+        refusals: list[Refusal] = []
+        possible: list[tuple[Change, int]] = []
+        for change in changes:
+            item = change.item
+            if isinstance(item, VxlanLink):
+                # One is removed by its own index, and made on its parent's.
+                index = indices[item.name if change.removed else item.parent]
+            elif item.link in indices:
+                index = indices[item.link]
+            elif not item.link:
+                index = 0  # a blackhole is on none
+            else:
+                text = f"there is no link {item.link}"
+                refusals.append(Refusal(change, errno.ENODEV, text))
+                continue
+            possible.append((change, index))
+        outcomes = await self.connection.perform(_request(*one) for one in possible)
+        for (change, _), outcome in zip(possible, outcomes, strict=True):
             if outcome.code and not (change.removed and outcome.code in GONE):
                 refusals.append(Refusal(change, outcome.code, outcome.text))
         return refusals
@@ -179,13 +184,7 @@ class Kernel:
         return [Refusal(Change(item), one.code, one.text) for one in outcomes if one.code]
 
 
-def _request(change: Change, indices: Mapping[str, int]) -> Request:
-    item = change.item
-    if isinstance(item, VxlanLink):
-        # One is removed by its own index, and made on its parent's.
-        index = indices[item.name if change.removed else item.parent]
-    else:
-        index = indices[item.link] if item.link else 0
+def _request(change: Change, index: int) -> Request:
     if change.removed:
-        return messages.remove(item, index)
-    return messages.add(item, index, replace=change.replace)
+        return messages.remove(change.item, index)
+    return messages.add(change.item, index, replace=change.replace)

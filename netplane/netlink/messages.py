@@ -7,8 +7,8 @@ machine's byte order but the vxlan port.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from netplane.netlink.objects import (
     PROTOCOL,
@@ -23,8 +23,8 @@ from netplane.netlink.objects import (
 NetObject = VxlanLink | Address | Neighbour | FdbEntry | Route
 
 AF_BRIDGE = 7
-IPV6_BYTES = 16
-AF_OF_LENGTH = {4: 2, IPV6_BYTES: 10}
+IPV4_BYTES, IPV6_BYTES, MAC_BYTES = 4, 16, 6
+AF_OF_LENGTH = {IPV4_BYTES: 2, IPV6_BYTES: 10}
 
 ACK, DUMP, REQUEST = 0x4, 0x300, 0x1
 REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
@@ -73,8 +73,7 @@ ATTRIBUTE = struct.Struct("=HH")
 U32 = struct.Struct("=I")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request without its sequence number, which the socket gives."""
 
     type: int
@@ -110,9 +109,11 @@ def add(item: NetObject, index: int, *, replace: bool = False) -> Request:
             return Request(
                 Type.NEWROUTE, how | (REPLACE if replace else EXCLUSIVE), _route(item, index)
             )
-        case Neighbour() | FdbEntry():
+        case Neighbour():
             # Everything on a link of ours is for us to write.
             return Request(Type.NEWNEIGH, how | REPLACE, _neighbour(item, index))
+        case FdbEntry():
+            return Request(Type.NEWNEIGH, how | REPLACE, _fdb_entry(item, index))
         case Address():
             return Request(Type.NEWADDR, how | EXCLUSIVE, _address(item, index))
         case VxlanLink():
@@ -125,8 +126,10 @@ def remove(item: NetObject, index: int) -> Request:
         case Route():
             # The protocol is compared too: a foreign route in the same place is left alone.
             return Request(Type.DELROUTE, ACK, _route(item, index))
-        case Neighbour() | FdbEntry():
+        case Neighbour():
             return Request(Type.DELNEIGH, ACK, _neighbour(item, index))
+        case FdbEntry():
+            return Request(Type.DELNEIGH, ACK, _fdb_entry(item, index))
         case Address():
             return Request(Type.DELADDR, ACK, _address(item, index))
         case VxlanLink():
@@ -197,29 +200,58 @@ def dump_routes(family: int, protocol: int = PROTOCOL) -> Request:
     return Request(Type.GETROUTE, DUMP, body + u32(15, RT_TABLE_MAIN))
 
 
+# What a peer of the usual kind comes to, whole: made of its parts it takes four times as long.
+# One for each length of address; the attributes are those that the functions below name.
+_VIA, _NEIGHBOUR, _FDB = (
+    {size: struct.Struct(layout.replace("?s", f"{size}s")) for size in AF_OF_LENGTH}
+    for layout in (
+        f"{ROUTE.format} HH?s HHI HH?s",
+        f"{NEIGHBOUR.format} HH?s HH6sxx HHBxxx",
+        f"{NEIGHBOUR.format} HH6sxx HH?s",
+    )
+)
+
+
 def _route(item: Route, index: int) -> bytes:
-    family = AF_OF_LENGTH[len(item.destination)]
+    size = len(item.destination)
     scope = RT_SCOPE_UNIVERSE if item.gateway or item.kind != UNICAST else RT_SCOPE_LINK
     flags = RTNH_F_ONLINK if item.onlink else 0
-    body = ROUTE.pack(
-        family, item.prefix_len, 0, item.tos, RT_TABLE_MAIN, item.protocol, scope, item.kind, flags
-    ) + attribute(1, item.destination)
-    if index:
-        body += u32(4, index)
-    if item.gateway:
-        body += attribute(5, item.gateway)
+    head = (
+        AF_OF_LENGTH[size], item.prefix_len, 0, item.tos, RT_TABLE_MAIN, item.protocol, scope,
+        item.kind, flags,
+    )  # fmt: skip
+    if index and len(item.gateway) == size:
+        body = _VIA[size].pack(
+            *head, size + 4, 1, item.destination, 8, 4, index, size + 4, 5, item.gateway
+        )
+    else:
+        body = ROUTE.pack(*head) + attribute(1, item.destination)
+        if index:
+            body += u32(4, index)
+        if item.gateway:
+            body += attribute(5, item.gateway)
     if item.metric:
         body += u32(6, item.metric)
     return body
 
 
-def _neighbour(item: Neighbour | FdbEntry, index: int) -> bytes:
-    if isinstance(item, FdbEntry):
-        head = NEIGHBOUR.pack(AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
-        return head + attribute(2, item.mac) + attribute(1, item.destination)
-    head = NEIGHBOUR.pack(AF_OF_LENGTH[len(item.address)], index, NUD_PERMANENT, 0, 0)
-    body = head + attribute(1, item.address) + attribute(2, item.mac)
+def _neighbour(item: Neighbour, index: int) -> bytes:
+    size = len(item.address)
+    head = AF_OF_LENGTH[size], index, NUD_PERMANENT, 0, 0
+    if len(item.mac) == MAC_BYTES:
+        return _NEIGHBOUR[size].pack(
+            *head, size + 4, 1, item.address, MAC_BYTES + 4, 2, item.mac, 5, 12, item.protocol
+        )
+    body = NEIGHBOUR.pack(*head) + attribute(1, item.address) + attribute(2, item.mac)
     return body + attribute(12, bytes([item.protocol]))
+
+
+def _fdb_entry(item: FdbEntry, index: int) -> bytes:
+    size = len(item.destination)
+    head = AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0
+    if len(item.mac) == MAC_BYTES and size in _FDB:
+        return _FDB[size].pack(*head, MAC_BYTES + 4, 2, item.mac, size + 4, 1, item.destination)
+    return NEIGHBOUR.pack(*head) + attribute(2, item.mac) + attribute(1, item.destination)
 
 
 def _address(item: Address, index: int) -> bytes:

@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from netplane.netlink import decode
 from netplane.netlink.connection import (
@@ -52,8 +53,7 @@ class LinkChange:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectChange:
+class ObjectChange(NamedTuple):
     """An object came or changed, or went."""
 
     item: Address | Neighbour | FdbEntry | Route
@@ -166,6 +166,11 @@ def change(message: decode.Message, names: Mapping[int, str]) -> Change | None:
     removed = message.type in REMOVALS
     item: Address | Neighbour | FdbEntry | Route | None
     match message.type:
+        # First, as the kernel does not say of forwarding entries that we wrote them.
+        case Type.NEWNEIGH | Type.DELNEIGH:
+            item = decode.neighbour(message.body, names)
+            # One that may now age is as good as gone.
+            removed = removed or not decode.is_permanent(message.body)
         case Type.NEWLINK | Type.DELLINK:
             # A bridge tells of its ports in link messages of its own family; those are no changes.
             if message.body[:1] == b"\x07":
@@ -173,10 +178,6 @@ def change(message: decode.Message, names: Mapping[int, str]) -> Change | None:
             return LinkChange(decode.link(message.body), removed, message.port)
         case Type.NEWADDR | Type.DELADDR:
             item = decode.address(message.body, names)
-        case Type.NEWNEIGH | Type.DELNEIGH:
-            item = decode.neighbour(message.body, names)
-            # One that may now age is as good as gone.
-            removed = removed or not decode.is_permanent(message.body)
         case Type.NEWROUTE | Type.DELROUTE:
             item = decode.route(message.body, names)
         case Type.NEWNETCONF:

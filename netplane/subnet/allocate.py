@@ -8,7 +8,7 @@ from random import Random
 
 from netplane.subnet.config import Range
 from netplane.subnet.errors import ExhaustedError
-from netplane.subnet.family import Pair, Subnet
+from netplane.subnet.family import Pair, Subnet, last_of
 from netplane.subnet.lease import Lease
 
 _SHOWN = 5
@@ -26,7 +26,7 @@ def free_ranges(given: Range, taken: Iterable[Subnet]) -> list[tuple[int, int]]:
     spans = sorted(
         (
             (int(subnet.network_address) - base) // step,
-            (int(subnet.broadcast_address) - base) // step + 1,
+            (last_of(subnet) - base) // step + 1,
         )
         for subnet in taken
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -34,7 +35,9 @@ class Pair(NamedTuple):
 
     def overlaps(self, other: Pair) -> bool:
         """Tell whether the two touch in either family."""
-        return any(one.overlaps(another) for one in self.all() for another in other.all())
+        if self.second is None and other.second is None:  # as in most networks
+            return overlap(self.first, other.first)
+        return any(overlap(one, another) for one in self.all() for another in other.all())
 
     def all(self) -> tuple[Subnet, ...]:
         """Return what there is of both."""
@@ -55,6 +58,19 @@ def is_within(inner: Subnet, outer: Subnet) -> bool:
     return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
+def overlap(one: Subnet, other: Subnet) -> bool:
+    """Tell whether two touch, as `ipaddress` does in ten times the time; never across families."""
+    if one.version != other.version:
+        return False
+    rest = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
+    return int(one.network_address) >> rest == int(other.network_address) >> rest
+
+
+def last_of(subnet: Subnet) -> int:
+    """Return the number of a subnet's last address, for which `ipaddress` makes two objects."""
+    return int(subnet.network_address) | (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
+
+
 def by_address(subnet: Subnet) -> tuple[int, int, int]:
     """Sort key for subnets of any family, which do not compare with each other."""
     return (subnet.version, int(subnet.network_address), subnet.prefixlen)
@@ -69,7 +85,7 @@ def subnet_from(like: Subnet, address: int, length: int) -> Subnet:
 
 def parse_address(text: str) -> Address:
     """Read an address of either family. Raises ValueError."""
-    return ipv6_address(text) if ":" in text else IPv4Address(text)
+    return ipv6_address(text) if ":" in text else ipv4_address(text)
 
 
 def parse_subnet(text: str, *, strict: bool = True) -> Subnet:
@@ -80,6 +96,14 @@ def parse_subnet(text: str, *, strict: bool = True) -> Subnet:
 def parse_interface(text: str) -> Interface:
     """Read an address of either family with the length of its subnet. Raises ValueError."""
     return ip_interface(_unscoped(text))
+
+
+def ipv4_address(text: str) -> IPv4Address:
+    """Read an IPv4 address. Raises ValueError."""
+    try:
+        return IPv4Address(socket.inet_pton(socket.AF_INET, text))
+    except (OSError, ValueError):
+        return IPv4Address(text)  # which takes three times as long, and says what is wrong
 
 
 def ipv6_address(text: str) -> IPv6Address:

@@ -22,7 +22,7 @@ def parse_object(data: bytes) -> dict[str, object]:
     if len(data) > _SIZE_MAX:
         raise FormatError(f"{len(data)} bytes; at most {_SIZE_MAX} are read")
     try:
-        found = json.loads(data.decode(), parse_constant=_refuse)
+        found = _loads(data.decode())
     except UnicodeDecodeError as error:
         raise FormatError("not UTF-8 text") from error
     except RecursionError as error:
@@ -49,6 +49,15 @@ def text_of(value: object) -> bytes:
 
 def _refuse(constant: str) -> object:
     raise FormatError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _loads(text: str) -> object:
+    """Return what `json.loads` would, which makes a decoder for each text when it is told more."""
+    # It has words for a byte order mark, and a decoder has none.
+    return json.loads(text) if text.startswith("\ufeff") else _DECODER.decode(text)
 
 
 def _kind(value: object) -> str:

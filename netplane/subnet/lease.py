@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -14,6 +15,7 @@ from netplane.subnet.family import (
     Address,
     Pair,
     Subnet,
+    ipv4_address,
     ipv6_address,
     ipv6_network,
 )
@@ -22,11 +24,14 @@ from netplane.subnet.jsontext import FormatError, parse_object, text_of
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([0-9a-f:]+)-(\d+))?", re.ASCII)
 MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", re.ASCII)
 _BROADCAST = IPv4Address("255.255.255.255")
+_HOSTS = frozenset(range(1, 224)) - {127}
+"""First bytes of IPv4 addresses that any host may have: not of this host, nor of many."""
 _ONLY_IPV6 = "0.0.0.0-0"
 _NO_ADDRESS = "0.0.0.0"  # noqa: S104 (what Flannel writes where there is no IPv4)
 WITHOUT_TYPE = frozenset(("udp", "alloc"))
 # Flannel leaves BackendType out for these.
 _IPV4_BITS = 32
+_LENGTHS = {str(length): length for length in range(_IPV4_BITS + 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +116,26 @@ def public(address: Address) -> str:
 
 def address_problem(address: Address, given: Range) -> str:
     """Say why no host of a network can have this PublicIP; "" when one can."""
-    name = public(address)
+    what = _special(address)
+    if not what and address in given.network:
+        what = f"inside of the overlay's own {given.prefix}Network {given.network}"
+    return f"{public(address)} is {what}" if what else ""
+
+
+def _special(address: Address) -> str:
+    """Say what an address is that no host has anywhere; "" for nothing."""
+    if isinstance(address, IPv4Address):
+        if int(address) >> 24 in _HOSTS:
+            return ""  # as nearly all are
+        if address == _BROADCAST:
+            return "everybody's address"
     if address.is_unspecified or address.is_multicast or address.is_loopback:
-        return f"{name} is no host's address"
+        return "no host's address"
     if isinstance(address, IPv6Address):
         if address.is_link_local:
-            return f"{name} is of one link only"
+            return "of one link only"
         if address.ipv4_mapped is not None or not int(address) >> _IPV4_BITS:
-            return f"{name} is an IPv4 address in disguise"
-    elif address == _BROADCAST:
-        return f"{name} is everybody's address"
-    if address in given.network:
-        network = f"{given.prefix}Network {given.network}"
-        return f"{name} is inside of the overlay's own {network}"
+            return "an IPv4 address in disguise"
     return ""
 
 
@@ -148,9 +160,12 @@ def subnet_name(subnet: Subnet, subnet6: IPv6Network | None = None) -> str:
 def parse_name(name: bytes) -> Pair:
     """Return the subnets that the last part of a key names. Raises FormatError."""
     try:
-        found = _KEY.fullmatch(name.decode("ascii"))
+        text = name.decode("ascii")
     except UnicodeDecodeError:
-        found = None
+        text = ""
+    if (plain := _plain_subnet(text)) is not None:
+        return Pair(plain)
+    found = _KEY.fullmatch(text)
     if found is None:
         raise FormatError("the key is not <address>-<length>")
     address, length, address6, length6 = found.groups()
@@ -167,6 +182,19 @@ def parse_name(name: bytes) -> Pair:
         # Else one subnet could have several keys.
         raise FormatError(f"the key is not written as {subnet_name(*pair)}")
     return pair
+
+
+def _plain_subnet(name: str) -> IPv4Network | None:
+    """Read a name as nearly all are, of IPv4 alone; None: another, or one of no use.
+
+    In a third of the time that the rest of `parse_name` takes, which finds the same.
+    """
+    address, _, length = name.partition("-")
+    try:
+        # Both take one way of writing only.
+        return IPv4Network((socket.inet_pton(socket.AF_INET, address), _LENGTHS[length]))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def encode_value(
@@ -215,7 +243,7 @@ def decode_value(
     address = fields.get("publicip")
     try:
         # Not str() of whatever is there: a number would be taken for an address, too.
-        public_ip = IPv4Address(address if isinstance(address, str) else "")
+        public_ip = ipv4_address(address if isinstance(address, str) else "")
     except ValueError as error:
         raise FormatError(f"PublicIP {address!r} is not an IPv4 address") from error
     data = fields.get("backenddata")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv6Address, IPv6Network
 
 from netplane.subnet.family import (
@@ -32,33 +33,33 @@ from netplane.subnet.registry import Change, Head, KeyValue, Listing
 PREFIX_DEFAULT = "/coreos.com/network"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The keys below a prefix such as `PREFIX_DEFAULT`."""
 
     prefix: str = PREFIX_DEFAULT
 
-    @property
+    @cached_property
     def everything(self) -> bytes:
         """What all keys begin with."""
         return self.prefix.rstrip("/").encode() + b"/"
 
-    @property
+    @cached_property
     def config(self) -> bytes:
         """The configuration's key."""
         return self.everything + b"config"
 
-    @property
+    @cached_property
     def subnets(self) -> bytes:
         """What the keys of leases begin with."""
         return self.everything + b"subnets/"
 
-    @property
+    @cached_property
     def hosts(self) -> bytes:
         """What the keys of host records begin with."""
         return self.everything + b"netplane/hosts/"
 
-    @property
+    @cached_property
     def alive(self) -> bytes:
         """What the keys of signs of life begin with."""
         return self.everything + b"netplane/alive/"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from netplane.subnet.family import Subnet
+from netplane.subnet.family import Subnet, last_of, overlap
 
 
 class Spans:
@@ -32,14 +32,13 @@ class Spans:
         """Tell whether those that it was made with have no overlaps: all else relies upon it."""
         behind = self._starts[1:]
         return all(
-            int(subnet.broadcast_address) < start
-            for subnet, start in zip(self._subnets, behind, strict=False)
+            last_of(subnet) < start for subnet, start in zip(self._subnets, behind, strict=False)
         )
 
     def touched_by(self, subnet: Subnet) -> list[Subnet]:
         """Return those that a subnet overlaps."""
-        end = bisect_right(self._starts, int(subnet.broadcast_address))
+        end = bisect_right(self._starts, last_of(subnet))
         begin = bisect_left(self._starts, int(subnet.network_address), 0, end)
-        if begin and self._subnets[begin - 1].overlaps(subnet):
+        if begin and overlap(self._subnets[begin - 1], subnet):
             begin -= 1  # begins before it, and ends inside or behind it
         return self._subnets[begin:end]

@@ -51,10 +51,11 @@ def _vxlan_problem(lease: Lease, config: NetworkConfig, given: Range, own_mac: s
         return f"VNI {vni!r} is no number from 1 to {VNI_MAX}"
     if vni != config.vni:
         return f"its VNI is {vni}, ours {config.vni}"
-    if not isinstance(mac, str) or not MAC.fullmatch(mac):
-        return f"VtepMAC {mac!r} is no MAC address"
     if packed_mac(mac) is None:
+        if not isinstance(mac, str) or not MAC.fullmatch(mac):
+            return f"VtepMAC {mac!r} is no MAC address"
         return f"VtepMAC {mac} is no address of one interface"
+    assert isinstance(mac, str)
     if mac.lower() == own_mac:
         return f"VtepMAC {mac} is our own"
     return ""

@@ -22,6 +22,7 @@ from tests.net.overlay import PREFIX, AgentProcess, Overlay, until
 from tests.net.packets import SO_RCVBUFFORCE, Flow, Place, ping
 from tests.net.rig import Container, Host
 from tests.net.test_inspection import inspect
+from tests.net.witnesses import LINK
 
 pytestmark = [
     pytest.mark.net,
@@ -274,6 +275,32 @@ def test_a_host_is_let_in_before_there_is_a_route_to_it_and_kept_out_after(
             until(lambda: len(order.told) >= 4, 20, "all has been told")
             assert order.told == Order.RIGHT
             order.told.clear()
+
+
+def test_an_agent_that_starts_lets_hosts_in_before_there_are_routes_to_them(
+    overlay: Overlay,
+) -> None:
+    # It writes both at once, and of the two nft takes longer.
+    agent = overlay.agents[0]
+    key = PREFIX + "subnets/10.5.98.0-24"
+    overlay.put_leased(
+        key,
+        '{"PublicIP":"10.77.0.98","PublicIPv6":null,"BackendType":"vxlan",'
+        '"BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:98"}}',
+    )
+    until(lambda: "10.77.0.98" in vteps(agent.host), 20, "the host is let in")
+    with Order(agent.host, "10.77.0.98", "10.5.98.0") as order:
+        for _ in range(3):
+            agent.kill()
+            agent.host.namespace.run("ip", "link", "del", LINK)
+            agent.host.namespace.run("nft", "delete", "table", "ip", "netplane")
+            order.told.clear()
+            agent.start()
+            agent.wait_ready()
+            until(lambda: {"let in", "route"} <= {*order.told}, 20, "both have been told")
+            assert order.told.index("let in") < order.told.index("route")
+    overlay.kvctl("del", key)
+    until(overlay.everybody_answers, 20, "every container answers every other")
 
 
 class Order:

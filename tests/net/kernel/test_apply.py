@@ -7,6 +7,7 @@ import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
 
 import pytest
 
@@ -406,6 +407,40 @@ async def test_who_is_cancelled_while_writing_looks_again(
         assert_serves(host, *range(2, 502))
 
 
+async def test_no_packet_goes_another_way_before_the_gate_is_set(host: Host) -> None:
+    # An agent that starts has the firewall let hosts in meanwhile. Two peers are new, and one has
+    # moved to another host, which would answer from where nobody is let in from yet.
+    moved = replace(lease(2), public_ip=lease(9).public_ip)
+    async with host.reconciler() as here:
+        clean(await here.apply(host.plan(peers(2, 5)).objects))
+    routes, entries = host.routes(), host.fdb()
+    plan = host.plan(peers(3, 4) | {moved.subnet: moved}).objects
+    gate = Gate()
+    async with host.reconciler() as here:
+        task = asyncio.create_task(here.apply(plan, gate=gate))
+        async with asyncio.timeout(10):
+            await gate.is_reached.wait()
+        assert len(host.neighbours()) == 4  # those of new peers, too
+        assert host.routes() == routes
+        assert entries.items() <= host.fdb().items()
+        gate.set()
+        clean(await task)
+    assert len(host.routes()) == 3
+    assert host.fdb()[lease(2).backend_data["VtepMAC"]] == str(moved.public_ip)
+
+
+class Gate(asyncio.Event):
+    """Tells that somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_reached = asyncio.Event()
+
+    async def wait(self) -> Literal[True]:
+        self.is_reached.set()
+        return await super().wait()
+
+
 async def test_1000_peers_are_applied_and_read_back(host: Host) -> None:
     numbers = range(2, 1002)
     plan = host.plan(peers(*numbers))
@@ -452,7 +487,7 @@ async def test_every_answer_belongs_to_its_request(host: Host) -> None:
 async def test_a_dump_that_the_kernel_refuses_says_why(host: Host) -> None:
     async with Connection(host.path) as connection:
         request = messages.dump_routes(2)
-        wrong = replace(request, body=request.body[:4] + b"\x00\x00\x07" + request.body[7:])
+        wrong = request._replace(body=request.body[:4] + b"\x00\x00\x07" + request.body[7:])
         with pytest.raises(NetlinkError, match="Invalid") as caught:
             await connection.dump(wrong)
         assert caught.value.code == errno.EINVAL

@@ -7,7 +7,6 @@ import errno
 import os
 import socket
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def neighbours(host: Host, *lasts: int) -> list[messages.Request]:
 
 async def test_of_requests_without_a_last_answer_all_are_in_doubt(host: Host) -> None:
     requests = neighbours(host, 7, 8, 9)
-    requests[-1] = replace(requests[-1], flags=requests[-1].flags & ~messages.ACK)
+    requests[-1] = requests[-1]._replace(flags=requests[-1].flags & ~messages.ACK)
     async with Connection(host.path, timeout_s=0.2) as connection:
         outcomes = await connection.perform(requests)
         assert [outcome.code for outcome in outcomes] == [errno.ETIMEDOUT] * 3
@@ -62,9 +61,9 @@ async def test_each_refusal_is_that_of_its_request(host: Host, refused: set[int]
 
 async def test_a_read_without_an_answer_ends_in_time(host: Host) -> None:
     async with Connection(host.path, timeout_s=0.2) as connection:
-        silent = replace(messages.get_link("nothing"), flags=SILENT)
+        silent = messages.get_link("nothing")._replace(flags=SILENT)
         # An error would be told all the same, so ask for what succeeds without an answer.
-        silent = replace(silent, type=messages.Type.NEWLINK, body=messages.get_link("lo").body)
+        silent = silent._replace(type=messages.Type.NEWLINK, body=messages.get_link("lo").body)
         with pytest.raises(NetlinkLostError, match="no answer within"):
             await connection.get(silent)
         assert (await Kernel(connection).link("lo") or pytest.fail("no lo")).name == "lo"

@@ -221,3 +221,23 @@ def test_names_fit_the_kernels_limit() -> None:
     assert len(f"np6.{2**24 - 1}") <= 15
     assert str(ROUTE) == "route 10.5.7.0/24 via 10.5.7.0 dev np.1 onlink"
     assert str(IPv4Address(FDB.destination)) in str(FDB)
+
+
+@pytest.mark.parametrize("mac", [b"", b"\x02", bytes(8), bytes(20)], ids=len)
+@pytest.mark.parametrize("size", [4, 16])
+def test_what_is_on_a_link_is_removed_whatever_its_mac_is(mac: bytes, size: int) -> None:
+    # The kernel may tell of a neighbour without one, or of one of another kind of link.
+    neighbour = Neighbour("np.1", address := bytes(range(1, size + 1)), mac, 3)
+    assert messages.remove(neighbour, 7).body == (
+        messages.NEIGHBOUR.pack(2 if size == 4 else 10, 7, 0x80, 0, 0)
+        + messages.attribute(1, address)
+        + messages.attribute(2, mac)
+        + messages.attribute(12, b"\3")
+    )
+    # A default remote has an entry without a destination.
+    for destination in (address, b""):
+        assert messages.remove(FdbEntry("np.1", mac, destination), 7).body == (
+            messages.NEIGHBOUR.pack(7, 7, 0x80, 2, 0)
+            + messages.attribute(2, mac)
+            + messages.attribute(1, destination)
+        )

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netplane.subnet.family import Pair
+from netplane.subnet.config import parse_config
+from netplane.subnet.family import Pair, ipv4_address
 from netplane.subnet.jsontext import text_of
-from netplane.subnet.lease import Lease, decode_value, encode_value, parse_name, subnet_name
+from netplane.subnet.lease import (
+    Lease,
+    _plain_subnet,
+    address_problem,
+    decode_value,
+    encode_value,
+    parse_name,
+    subnet_name,
+)
 
 SUBNET = IPv4Network("10.5.34.0/24")
 FLANNELS = {
@@ -182,6 +192,9 @@ def test_other_keys_are_refused_in_words(name: bytes, words: str) -> None:
         (b'{"PublicIP":"1.2.3.4","BackendType":1}', "BackendType is not a string"),
         (b'{"PublicIP":"1.2.3.4","BackendData":' + b"[" * 50_000, "nested too deeply"),
         (b" " * 70_000, "at most 65536"),
+        (b"\xef\xbb\xbf{}", "not JSON: Unexpected UTF-8 BOM"),
+        (b"{} {}", "not JSON: Extra data"),
+        (b'{"PublicIP":NaN}', "not JSON: NaN is not JSON"),
     ],
 )
 def test_other_values_are_refused_in_words(value: bytes, words: str) -> None:
@@ -201,3 +214,56 @@ def test_no_bytes_do_worse_than_a_refusal(data: bytes) -> None:
     ):
         with contextlib.suppress(ValueError):
             read(data)
+
+
+OCTETS = st.sampled_from(
+    [*"0127", "00", "01", "10", "24", "128", "255", "256", "1000", "", "\u0661"]
+)
+DOTTED = st.lists(OCTETS, min_size=3, max_size=5).map(".".join)
+
+
+@given(DOTTED, st.sampled_from([*map(str, range(35)), "00", "024", "+8", " 8", "", "8&", "\u0661"]))
+def test_a_plain_key_is_read_as_every_other(address: str, length: str) -> None:
+    # There is a short way for nearly all keys, and one that says what is wrong. Both are one rule.
+    name = f"{address}-{length}"
+
+    found = _plain_subnet(name)
+
+    try:
+        meant = IPv4Network(f"{address}/{length}")
+    except ValueError:
+        meant = None
+    if meant is not None and subnet_name(meant) != name:
+        meant = None  # another way of writing it
+    assert found == meant
+
+
+@given(DOTTED | st.text("0123456789.:/x\0 \u0661", max_size=16))
+def test_addresses_are_those_of_ipaddress(text: str) -> None:
+    def outcome(read: Callable[[str], object]) -> object:
+        try:
+            return read(text)
+        except ValueError as error:
+            return str(error)
+
+    assert outcome(ipv4_address) == outcome(IPv4Address)
+
+
+@given(
+    st.sampled_from([0, 1, 10, 126, 127, 128, 223, 224, 239, 240, 255]), st.integers(0, 2**24 - 1)
+)
+@example(0, 0)
+@example(255, 2**24 - 1)
+def test_addresses_of_no_host_are_those_that_ipaddress_knows(first: int, rest: int) -> None:
+    address = IPv4Address(first << 24 | rest)
+
+    is_special = (
+        address.is_unspecified
+        or address.is_multicast
+        or address.is_loopback
+        or address == IPv4Address("255.255.255.255")
+    )
+
+    network = parse_config(b'{"Network":"10.5.0.0/16"}').first
+    problem = address_problem(address, network)
+    assert bool(problem) == (is_special or address in network.network)
