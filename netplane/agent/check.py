@@ -82,8 +82,8 @@ async def _look_at_objects(kernel: Kernel, known: Known, links: Iterable[Link]) 
     if index is not None:
         there += await kernel.on_link(known.family, index, name)
     there += await kernel.routes(known.family, names)
-    wanted = known.desired.items
-    missing = wanted.difference(there)
+    wanted = known.desired.items.whole()
+    missing = wanted - set(there)
     extra = [item for item in there if item not in wanted and is_ours(item, known.backend.scope)]
     found = [
         *_some("objects", State.WRONG, [f"{item} is missing" for item in missing]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from itertools import takewhile
 from types import TracebackType
 from typing import Self
@@ -87,7 +88,7 @@ class Reconciler:
         self._links = LinkKeeper(scope, self._kernel)
         self._desired: Desired | None = None
         self._remove = False
-        self._known: frozenset[Item] | None = None
+        self._known: AbstractSet[Item] | None = None
         """What was there at the end of the last pass; None: there was none yet."""
         self._stale = True
         """What is there has to be read before anything is written."""
@@ -122,7 +123,7 @@ class Reconciler:
 
     async def apply(
         self,
-        desired: frozenset[KernelObject],
+        desired: AbstractSet[KernelObject],
         *,
         remove: bool = True,
         step: Step | None = None,
@@ -270,7 +271,7 @@ class Reconciler:
         found += await self._kernel.routes(
             self._links.family, self._links.names, any_writer=self._adopting
         )
-        wanted = desired.items
+        wanted = desired.items.whole()
         return frozenset(
             item
             for item in found
@@ -282,7 +283,7 @@ class Reconciler:
     async def _keep_items(
         self,
         desired: Desired,
-        found: frozenset[Item],
+        found: AbstractSet[Item],
         done: PassLog,
         gate: asyncio.Event | None,
     ) -> None:
@@ -314,8 +315,9 @@ class Reconciler:
             self._known = desired.items
             return
         written = {change.item for change in ended if not change.removed}
-        known = (found & desired.items) | written
-        left = found - desired.items
+        wanted, found = desired.items.whole(), frozenset(found)
+        known = (found & wanted) | written
+        left = found - wanted
         if left:
             settled = {identity(change.item) for change in ended}
             known |= {item for item in left if identity(item) not in settled}

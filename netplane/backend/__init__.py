@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Protocol
 
+from netplane.backend.versions import SetVersion
 from netplane.netlink.objects import BLACKHOLE, LAST, METRIC6, KernelObject, Route, Sysctl
 from netplane.subnet.family import VERSION6, Address, Subnet
 from netplane.subnet.lease import Lease
@@ -54,35 +56,33 @@ class Scope:
     become ours; 0: none do."""
 
 
+Objects = SetVersion[KernelObject]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """From an earlier plan to the next: told, as to find it out takes longer than to write it."""
 
-    since: frozenset[KernelObject]
-    came: frozenset[KernelObject]
-    gone: frozenset[KernelObject]
+    since: Objects
+    objects: Objects
+    """What the next plan is."""
+    came: AbstractSet[KernelObject]
+    gone: AbstractSet[KernelObject]
 
     @classmethod
     def of(
-        cls,
-        since: frozenset[KernelObject],
-        before: frozenset[KernelObject],
-        after: frozenset[KernelObject],
+        cls, since: Objects, before: AbstractSet[KernelObject], after: AbstractSet[KernelObject]
     ) -> Step:
-        """Return the step of a plan in which these objects become those."""
-        return cls(since, after - before, before - after)
-
-    @property
-    def objects(self) -> frozenset[KernelObject]:
-        """What the next plan is."""
-        return self.since - self.gone | self.came
+        """Return the step to the plan in which these objects have become those."""
+        came, gone = after - before, before - after
+        return cls(since, since.next(came, gone), came, gone)
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """What the peers come to."""
 
-    objects: frozenset[KernelObject]
+    objects: Objects
     refused: dict[str, str]
     """Subnet to reason, for peers that cannot be served; the others are."""
     vteps: frozenset[Address] = frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from netplane.backend import External, Planned, Scope, blackhole_of, forwarding_of
+from netplane.backend import External, Objects, Planned, Scope, blackhole_of, forwarding_of
 from netplane.netlink.objects import KernelObject
 from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease
@@ -37,4 +37,4 @@ class AllocBackend:
         own: set[KernelObject] = set(forwarding_of(subnet, self._external))
         if self._blackhole:
             own.add(blackhole_of(subnet))
-        return Planned(frozenset(own), {})
+        return Planned(Objects(own), {})

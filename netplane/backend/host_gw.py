@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from netplane.backend import (
     External,
+    Objects,
     Planned,
     Scope,
     Step,
@@ -20,10 +21,8 @@ from netplane.backend import (
     other_backend,
 )
 from netplane.netlink.objects import KernelObject, Route, Uplink
-from netplane.subnet.family import Subnet
-from netplane.subnet.lease import Lease
-
-_NOTHING: frozenset[KernelObject] = frozenset()
+from netplane.subnet.family import Subnet, is_same
+from netplane.subnet.lease import Lease, Peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +30,7 @@ class _Plan:
     """The last plan, and what it was made of."""
 
     subnet: Subnet | None
-    leases: dict[int, Lease]
-    """By their ids."""
+    peers: Mapping[Subnet, Lease]
     planned: Planned
 
 
@@ -67,7 +65,7 @@ class HostGwBackend:
         )
         self._external = external
         self._blackhole = blackhole
-        self._last = _Plan(None, {}, Planned(_NOTHING, {}))
+        self._last = _Plan(None, {}, Planned(Objects(), {}))
 
     def lease_data(self) -> None:
         """Return the BackendData of our own lease: none, as Flannel's."""
@@ -76,12 +74,12 @@ class HostGwBackend:
         """Return all objects that serve these peers.
 
         No peer depends on another, so those that stayed the same since the last plan are not
-        looked at again. The leases are kept, so that no other gets the id of one.
+        looked at again.
         """
-        leases = dict(zip(map(id, peers.values()), peers.values(), strict=True))
-        last = self._last if self._last.subnet == subnet else _Plan(subnet, {}, self._own(subnet))
-        left = [last.leases[key] for key in last.leases.keys() - leases.keys()]
-        came = [leases[key] for key in leases.keys() - last.leases.keys()]
+        last = self._last
+        if last.subnet is None or not is_same(last.subnet, subnet):
+            last = _Plan(subnet, {}, self._own(subnet))
+        came, left = Peers.changed(last.peers, peers)
         refused = last.planned.refused.copy()
         for peer in left:
             refused.pop(str(peer.subnet), None)
@@ -93,11 +91,10 @@ class HostGwBackend:
             else:
                 served.append(peer)
         since = last.planned.objects
-        before = since.intersection(map(self._route, left))
-        after = _NOTHING.union(map(self._route, served))
-        step = Step.of(since, before, after)
+        before = frozenset(route for route in map(self._route, left) if route in since)
+        step = Step.of(since, before, frozenset(map(self._route, served)))
         planned = Planned(step.objects, refused, step=step)
-        self._last = _Plan(subnet, leases, planned)
+        self._last = _Plan(subnet, peers, planned)
         return planned
 
     def _own(self, subnet: Subnet) -> Planned:
@@ -108,7 +105,7 @@ class HostGwBackend:
         }
         if self._blackhole:
             objects.add(blackhole_of(subnet))
-        return Planned(frozenset(objects), {})
+        return Planned(Objects(objects), {})
 
     def _route(self, peer: Lease) -> Route:
         packed, length = peer.subnet.network_address.packed, peer.subnet.prefixlen

@@ -13,6 +13,7 @@ from netplane.backend import (
     FORWARDING,
     BackendError,
     External,
+    Objects,
     Planned,
     Scope,
     ToldPeer,
@@ -97,7 +98,7 @@ class UdpBackend:
                 refused[str(peer.subnet)] = reason
             else:
                 told.append((str(peer.subnet), str(peer.public_ip), self.port, key))
-        return Planned(frozenset(objects), refused, told=tuple(told))
+        return Planned(Objects(objects), refused, told=tuple(told))
 
     def _key_of(self, peer: Lease) -> tuple[str, str]:
         """Return why a peer cannot be served, or "" and its key, if it needs one."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from netplane.backend import (
     BackendError,
     External,
+    Objects,
     Planned,
     Scope,
     Step,
@@ -33,11 +34,11 @@ from netplane.netlink.objects import (
     Sysctl,
     VxlanLink,
 )
-from netplane.subnet.family import VERSION6, Subnet, by_address
+from netplane.subnet.family import VERSION6, Subnet, by_address, is_same
 from netplane.subnet.family import Address as PublicAddress
 from netplane.subnet.fields import vxlan
 from netplane.subnet.jsontext import FormatError, lowered
-from netplane.subnet.lease import Lease, packed_mac
+from netplane.subnet.lease import Lease, Peers, packed_mac
 
 OVERHEAD_BYTES = 50
 """Inner Ethernet 14, vxlan 8, UDP 8, IPv4 20."""
@@ -114,14 +115,14 @@ class _Served:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Plan:
     """The last plan, and what it was made of."""
 
     subnet: Subnet | None
-    leases: dict[int, Lease]
-    """By their ids."""
+    peers: Mapping[Subnet, Lease]
     served: dict[int, _Served]
+    """By the ids of the leases."""
     planned: Planned
     macs: set[bytes]
     """In use, ours among them."""
@@ -196,7 +197,7 @@ class VxlanBackend:
         )
         self._external = external
         self._blackhole = blackhole
-        self._last = _Plan(None, {}, {}, Planned(frozenset(), {}), set())
+        self._last = _Plan(None, Peers({}), {}, Planned(Objects(), {}), set())
         self._own: frozenset[KernelObject] = frozenset(
             {
                 VxlanLink(
@@ -224,37 +225,40 @@ class VxlanBackend:
 
         Of two peers with one MAC the older is served: the kernel holds one destination for each.
         """
-        # One peer of a thousand has changed, usually, and that a lease is the very same object can
-        # be seen at once. The leases are kept, so that no other gets the id of one.
-        leases = dict(zip(map(id, peers.values()), peers.values(), strict=True))
+        # One peer of a thousand has changed, as a rule.
         last = self._last
-        came, gone = set(leases).difference(last.leases), set(last.leases).difference(leases)
-        served = last.served.copy()
-        left = [served.pop(key) for key in gone]
-        served.update((key, self._serve(leases[key])) for key in came)
-        macs = last.macs.difference(one.mac for one in left)
-        new_macs = [served[key].mac for key in came if served[key].mac]
+        came, gone = Peers.changed(last.peers, peers)
+        served = last.served
+        left = [served.pop(id(peer)) for peer in gone]
+        new = [self._serve(peer) for peer in came]
+        served.update(zip(map(id, came), new, strict=True))
+        macs = last.macs
+        macs.difference_update([one.mac for one in left])
+        new_macs = [one.mac for one in new if one.mac]
         goes_on = (
-            (last.subnet is subnet or last.subnet == subnet)
+            last.subnet is not None
+            and is_same(last.subnet, subnet)
             and macs.isdisjoint(new_macs)
             and len(set(new_macs)) == len(new_macs)
-            and not (last.planned.refused or any(served[key].reason for key in came))
+            and not (last.planned.refused or any(one.reason for one in new))
         )
         if goes_on:
-            since, nothing = last.planned.objects, frozenset[KernelObject]()
-            before = nothing.union(*(one.objects for one in left))
-            after = nothing.union(*(served[key].objects for key in came))
-            step = Step.of(since, before, after)
-            vteps = _vteps(last, leases, came, gone)
-            planned = Planned(step.objects, {}, vteps, step)
             macs.update(new_macs)
+            nothing = frozenset[KernelObject]()
+            step = Step.of(
+                last.planned.objects,
+                nothing.union(*[one.objects for one in left]),
+                nothing.union(*[one.objects for one in new]),
+            )
+            vteps = _vteps(last, peers, came, gone)
+            planned = Planned(step.objects, {}, vteps, step)
         else:
-            planned, macs = self._planned(subnet, leases, served)
-        self._last = _Plan(subnet, leases, served, planned, macs)
+            planned, macs = self._planned(subnet, peers, served)
+        self._last = _Plan(subnet, peers, served, planned, macs)
         return planned
 
     def _planned(
-        self, subnet: Subnet, leases: Mapping[int, Lease], served: Mapping[int, _Served]
+        self, subnet: Subnet, peers: Mapping[Subnet, Lease], served: Mapping[int, _Served]
     ) -> tuple[Planned, set[bytes]]:
         """Look at all peers. Returns the MACs that are in use, too."""
         objects: set[KernelObject] = set(self._own)
@@ -263,7 +267,7 @@ class VxlanBackend:
             objects.add(blackhole_of(subnet))
         refused: dict[str, str] = {}
         owners: dict[bytes, Lease | None] = {packed_mac(self.mac) or b"": None}
-        for peer in sorted(leases.values(), key=_by_age):
+        for peer in sorted(peers.values(), key=_by_age):
             one = served[id(peer)]
             reason = one.reason
             if one.mac and one.mac in owners:
@@ -276,8 +280,8 @@ class VxlanBackend:
             if one.mac:
                 owners[one.mac] = peer
             objects.update(one.objects)
-        vteps = frozenset(peer.public_ip for peer in leases.values())
-        return Planned(frozenset(objects), refused, vteps), set(owners)
+        vteps = frozenset(peer.public_ip for peer in peers.values())
+        return Planned(Objects(objects), refused, vteps), set(owners)
 
     def _serve(self, peer: Lease) -> _Served:
         gateway, host = peer.subnet.network_address.packed, peer.public_ip.packed
@@ -341,11 +345,12 @@ def _settings(network: Subnet, link: str) -> list[Sysctl]:
 
 
 def _vteps(
-    last: _Plan, leases: Mapping[int, Lease], came: Iterable[int], gone: Iterable[int]
+    last: _Plan, peers: Mapping[Subnet, Lease], came: Iterable[Lease], gone: Iterable[Lease]
 ) -> frozenset[PublicAddress]:
     """Return the hosts of all leases, going on from the last ones; see `VxlanBackend.plan`."""
-    before = last.planned.vteps
-    if len(before) != len(last.leases):  # one of two that have it may have gone
-        return frozenset(peer.public_ip for peer in leases.values())
-    left = before.difference(last.leases[key].public_ip for key in gone)
-    return left.union(leases[key].public_ip for key in came)
+    found = last.planned.vteps
+    if len(found) != len(last.peers):  # one of two that have it may have gone
+        return frozenset(peer.public_ip for peer in peers.values())
+    if gone:
+        found = found.difference([peer.public_ip for peer in gone])
+    return found.union([peer.public_ip for peer in came]) if came else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
@@ -88,6 +88,42 @@ class Lease:
         if self.subnet6 is None:
             return self
         return replace(self, subnet6=None, public_ip6=None, backend_data6=None)
+
+
+class Peers(dict[Subnet, Lease]):
+    """Leases by subnet, which nobody changes, and how they come from those of the view before.
+
+    One of a thousand is another, as a rule, and to find out which takes as long as to program it.
+    """
+
+    __slots__ = ("mark", "step")
+
+    def __init__(
+        self, leases: Mapping[Subnet, Lease], before: Peers | None = None,
+        came: Sequence[Lease] = (), gone: Sequence[Lease] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(leases)
+        self.mark = object()
+        # Not the others themselves, or all that ever were would be kept.
+        self.step = (None if before is None else before.mark, came, gone)
+
+    @staticmethod
+    def changed(
+        before: Mapping[Subnet, Lease], after: Mapping[Subnet, Lease]
+    ) -> tuple[Sequence[Lease], Sequence[Lease]]:
+        """Return the leases that came and those that are gone: of one that changed, both."""
+        if isinstance(after, Peers) and isinstance(before, Peers):
+            if after is before:
+                return (), ()
+            since, came, gone = after.step
+            if since is before.mark:
+                return came, gone
+        # That a lease is the very same object can be seen at once.
+        old, new = ({id(lease): lease for lease in all_.values()} for all_ in (before, after))
+        return (
+            [lease for key, lease in new.items() if key not in old],
+            [lease for key, lease in old.items() if key not in new],
+        )
 
 
 @dataclass(frozen=True, slots=True)

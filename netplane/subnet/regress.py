@@ -7,11 +7,11 @@ caller brings the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from netplane.subnet.family import Subnet
-from netplane.subnet.lease import Lease, View
+from netplane.subnet.lease import Lease, Peers, View
 from netplane.subnet.spans import Spans
 
 GRACE_S = 600.0
@@ -69,8 +69,9 @@ class Guard:
             self.accept()
         self._look(view, now_s)
         self._let_return(view)
-        peers = dict(view.peers)
+        peers = view.peers
         if self._held:
+            peers = dict(peers)
             for subnet in self._in_the_way(view):
                 peers.pop(subnet, None)
             peers.update(self._held)
@@ -115,11 +116,12 @@ class Guard:
         known = self.known
         if known is None:
             return
-        # A set of a dict and its difference to others use the hashes that these have: to hash the
-        # subnets of a thousand peers again takes longer than to program one of them.
-        missing = set(known.peers).difference(view.peers, self._held)
+        _, gone = Peers.changed(known.peers, view.peers)
+        # Looked up in neither where it is in both: to hash the subnets of a thousand peers takes
+        # longer than to program one of them.
+        missing = {lease.subnet for lease in gone}.difference(view.peers, self._held)
         reason = _step_back(known, view)
-        other = "" if reason else self._other_history(known, view, bool(missing))
+        other = "" if reason else self._other_history(known, view, gone if missing else ())
         if reason or other:
             # In a store that has counted on from an older copy, what is newer than all that we
             # knew was written there.
@@ -139,8 +141,10 @@ class Guard:
             self._reason = reason
             self._until_s = now_s + self.grace_s
 
-    def _other_history(self, known: Known, view: View, is_missing: bool) -> str:
+    def _other_history(self, known: Known, view: View, gone: Iterable[Lease]) -> str:
         """Say by what the store betrays that it is not the one that we knew, however far it is.
+
+        `gone` are the leases that are others now, where some are missing.
 
         A store that was wiped, or went back, may have counted past the known revision before we
         look at it.
@@ -161,13 +165,8 @@ class Guard:
             is_start = self.saved is None
             if not (is_start and any(_is_untouched(view, lease) for lease in known.peers.values())):
                 return f"the registry has lost our own lease{_ASK}"
-        if not is_missing:
-            return ""
-        # That a lease is the very same object can be seen at once; to look up a subnet is dear.
-        same = set(map(id, view.peers.values()))
-        for subnet, lease in known.peers.items():
-            if id(lease) in same:
-                continue
+        for lease in gone:
+            subnet = lease.subnet
             seen = None if subnet in self._held else view.peers.get(subnet)
             if seen is not None and lease.mod_revision != seen.mod_revision <= known.revision:
                 return (

@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
 from netplane.subnet.family import Address, Pair, Subnet
-from netplane.subnet.lease import Lease, View, public
+from netplane.subnet.lease import Lease, Peers, View, public
 from netplane.subnet.peers import Taken, settle
 from netplane.subnet.records import Registered
 from netplane.subnet.usable import NO_DATA, lasting_problem
@@ -52,6 +52,11 @@ class ViewBuilder:
         self._checked: dict[bytes, tuple[Lease, str]] = {}
         self._own: Lease | None = None
         self._peers: dict[Subnet, Lease] = {}
+        self._told = Peers({})
+        """The peers of the last view."""
+        self._came: dict[int, Lease] = {}
+        """What has become another since, by id."""
+        self._gone: dict[int, Lease] = {}
         self._quarantined: dict[bytes, str] = {}
         self._is_dual = config.second is not None
         self._taken = Taken(both=self._is_dual)
@@ -78,10 +83,18 @@ class ViewBuilder:
             registered.head.revision,
             self._own,
             # Copies, as nobody changes a view. Plain ones: their keys are not hashed again.
-            self._peers.copy(),
+            self._tell_peers(),
             self._quarantined.copy(),
             self.config,
         )
+
+    def _tell_peers(self) -> Peers:
+        if self._came or self._gone:
+            came, gone = tuple(self._came.values()), tuple(self._gone.values())
+            self._told = Peers(self._peers, self._told, came, gone)
+            self._came.clear()
+            self._gone.clear()
+        return self._told
 
     def _update(self, registered: Registered, changed: set[bytes]) -> bool:
         """Take over the changed keys; False: not all, so everything is to be looked at."""
@@ -98,6 +111,8 @@ class ViewBuilder:
             good = self._good.pop(key, None)
             if good is not None:
                 del self._peers[good.subnet]
+                if self._came.pop(id(good), None) is None:
+                    self._gone[id(good)] = good
                 self._taken.remove(good)
             if key not in registered.subnets:
                 continue
@@ -119,6 +134,8 @@ class ViewBuilder:
             if self._taken.touches(lease):
                 return False
             self._peers[lease.subnet] = lease
+            if self._gone.pop(id(lease), None) is None:
+                self._came[id(lease)] = lease
             self._taken.add(lease)
         return True
 
@@ -151,6 +168,8 @@ class ViewBuilder:
         self._good = {lease.key: lease for lease in peers.values()}
         self._checked = {key: self._checked[key] for key in self._good if key in self._checked}
         self._own, self._peers, self._quarantined = own, peers, quarantined
+        came, gone = Peers.changed(self._told, peers)
+        self._came, self._gone = ({id(one): one for one in some} for some in (came, gone))
         return len(peers) == len(candidates)
 
     def _unreadable(self, registered: Registered) -> Mapping[bytes, str]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from netplane.agent.desired import ORDER, Desired, Item, difference, is_flannels, is_ours
 from netplane.backend import Scope, Step
+from netplane.backend.versions import SetVersion
 from netplane.netlink.objects import (
     BLACKHOLE,
     BOOT,
@@ -53,10 +54,11 @@ def test_what_is_desired_from_now_on_is_as_if_it_were_read_anew(data: st.DataObj
         if data.draw(st.booleans()):
             assert desired.identities == Desired(desired.objects).identities
         before, objects = desired, data.draw(sets)
-        step = Step(before.objects, objects - before.objects, before.objects - objects)
-        if data.draw(st.booleans()):
-            step = Step(objects, step.gone, step.came)  # of somebody else's
-        desired = Desired(objects, before, step)
+        since = before.objects
+        if not isinstance(since, SetVersion) or data.draw(st.booleans()):
+            since = SetVersion(since)  # of somebody else's
+        step = Step.of(since, frozenset(since), objects)
+        desired = Desired(step.objects, before, step)
         anew = Desired(desired.objects)
         assert (desired.link, desired.sysctls, desired.uplink, desired.items) == (
             anew.link, anew.sysctls, anew.uplink, anew.items,

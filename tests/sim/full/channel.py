@@ -154,6 +154,7 @@ class SimStream:
         self._messages: deque[bytes] = deque()
         self._end: tuple[int, str] | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_end: Callable[[], None] | None = None
         self._last_ns = self._heard_ns = 0
         self._call: StreamCall | None = None
         try:
@@ -172,6 +173,8 @@ class SimStream:
     def ended(self, code: int, text: str) -> None:
         def end() -> None:
             self._end = (code, "Socket closed" if code == LOST else text)
+            if self._on_end is not None:
+                self._loop.call_soon(self._on_end)
 
         self._hear(end)
 
@@ -205,6 +208,11 @@ class SimStream:
     async def done_writing(self) -> None:
         if self._end is None:
             self._deliver("half_closed")
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        self._on_end = call
+        if self._end is not None:
+            self._loop.call_soon(call)
 
     def _deliver(self, what: str, *arguments: bytes) -> None:
         arrival_ns = self._world.now_ns + self._process.client_delay_ns()
