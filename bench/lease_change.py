@@ -21,6 +21,7 @@ from itertools import chain
 from bench.netlink import NETWORK, SUBNET, asked, new_backend, peers
 from netplane.agent.reconcile import Reconciler
 from netplane.subnet.config import parse_config
+from netplane.subnet.family import Pair
 from netplane.subnet.lease import Lease, encode_value
 from netplane.subnet.records import Layout, Registered
 from netplane.subnet.registry import Change, Head, KeyValue, Listing
@@ -72,7 +73,7 @@ async def measure(count: int, changes: int) -> dict[str, list[float]]:
     store = Store(peers(count))
     registered = store.registered()
     backend = new_backend()
-    local = Local(ADDRESS, SUBNET, backend.mac)
+    local = Local(ADDRESS, pair=Pair(SUBNET), mac=backend.mac)
     builder = ViewBuilder(parse_config(CONFIG), local)
     builder.config_value = CONFIG
     guard = Guard(None)

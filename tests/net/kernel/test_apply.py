@@ -407,14 +407,15 @@ async def test_who_is_cancelled_while_writing_looks_again(
         assert_serves(host, *range(2, 502))
 
 
-async def test_no_packet_goes_another_way_before_the_gate_is_set(host: Host) -> None:
-    # An agent that starts has the firewall let hosts in meanwhile. Two peers are new, and one has
-    # moved to another host, which would answer from where nobody is let in from yet.
-    moved = replace(lease(2), public_ip=lease(9).public_ip)
+@pytest.mark.parametrize("moves", [False, True])
+async def test_no_packet_goes_another_way_before_the_gate_is_set(host: Host, moves: bool) -> None:
+    # An agent that starts has the firewall let hosts in meanwhile. Two peers are new, one is gone,
+    # and one may have moved to another host, which would answer though nobody has let it in yet.
+    one = replace(lease(2), public_ip=lease(9 if moves else 2).public_ip)
     async with host.reconciler() as here:
         clean(await here.apply(host.plan(peers(2, 5)).objects))
     routes, entries = host.routes(), host.fdb()
-    plan = host.plan(peers(3, 4) | {moved.subnet: moved}).objects
+    plan = host.plan(peers(3, 4) | {one.subnet: one}).objects
     gate = Gate()
     async with host.reconciler() as here:
         task = asyncio.create_task(here.apply(plan, gate=gate))
@@ -426,7 +427,22 @@ async def test_no_packet_goes_another_way_before_the_gate_is_set(host: Host) -> 
         gate.set()
         clean(await task)
     assert len(host.routes()) == 3
-    assert host.fdb()[lease(2).backend_data["VtepMAC"]] == str(moved.public_ip)
+    assert str(one.public_ip) in host.fdb().values()
+
+
+async def test_what_nobody_wants_stays_until_the_gate_is_set(host: Host) -> None:
+    plan, gate = host.plan(peers(2)).objects, Gate()
+    async with host.reconciler() as here:
+        clean(await here.apply(plan))
+    host.do("bridge fdb add 02:00:00:00:00:77 dev np.1 dst 10.77.0.7")
+    async with host.reconciler() as here:
+        task = asyncio.create_task(here.apply(plan, gate=gate))
+        async with asyncio.timeout(10):
+            await gate.is_reached.wait()
+        assert "02:00:00:00:00:77" in host.fdb()
+        gate.set()
+        clean(await task)
+    assert_serves(host, 2)
 
 
 class Gate(asyncio.Event):

@@ -223,6 +223,9 @@ DOTTED = st.lists(OCTETS, min_size=3, max_size=5).map(".".join)
 
 
 @given(DOTTED, st.sampled_from([*map(str, range(35)), "00", "024", "+8", " 8", "", "8&", "\u0661"]))
+@example("10.5.34.0", "024")
+@example("10.5.34.0", "24")
+@example("10.5.34.1", "24")
 def test_a_plain_key_is_read_as_every_other(address: str, length: str) -> None:
     # There is a short way for nearly all keys, and one that says what is wrong. Both are one rule.
     name = f"{address}-{length}"
