@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import combinations
 from typing import Any
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplane.subnet.config import parse_config
-from netplane.subnet.family import Pair
-from netplane.subnet.lease import View, encode_value
+from netplane.subnet.family import Pair, Subnet
+from netplane.subnet.lease import Lease, Peers, View, encode_value
 from netplane.subnet.plan import Identity, Wish, plan
 from netplane.subnet.view import Local, ViewBuilder
 from tests.netplane.subnet.stores import (
@@ -55,6 +56,15 @@ def peers(view: View) -> list[str]:
     return sorted(str(subnet) for subnet in view.peers)
 
 
+def assert_changes_are_told(before: Mapping[Subnet, Lease], after: Mapping[Subnet, Lease]) -> None:
+    """Check it against a look at all of them, as it is made where nothing is told."""
+    told, found = Peers.changed(before, after), Peers.changed(dict(before), dict(after))
+    assert [set(map(id, leases)) for leases in told] == [set(map(id, leases)) for leases in found]
+    same = before.keys() & after.keys()
+    for subnet in {lease.subnet for lease in found[0]} & same:
+        assert before[subnet] is not after[subnet]
+
+
 @given(st.data())
 def test_a_view_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObject) -> None:
     # Two builders see the same; one of them is told each time that anything may have changed.
@@ -63,6 +73,8 @@ def test_a_view_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObje
     store.lease(2)
     registered = store.registered()
     quick, thorough = builder(store), builder(store)
+    view = quick.build(registered)
+    assert view == thorough.build(registered)
     numbers = st.integers(1, 4) | st.just(100)
     for _ in range(data.draw(st.integers(1, 12))):
         number = data.draw(numbers)
@@ -100,7 +112,9 @@ def test_a_view_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObje
         other = copy.copy(registered)
         other._changed = None
         registered._changed = changed
-        assert quick.build(registered) == thorough.build(other)
+        before, view = view, quick.build(registered)
+        assert view == thorough.build(other)
+        assert_changes_are_told(before.peers, view.peers)
 
 
 def test_what_often_happens_needs_no_look_at_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,6 +447,8 @@ def test_a_view_of_both_families_goes_on_from_the_last_as_one_made_anew(
     store.both(2)
     registered = store.registered()
     quick, thorough = builder(store), builder(store)
+    view = quick.build(registered)
+    assert view == thorough.build(registered)
     numbers = st.integers(1, 4)
     for _ in range(data.draw(st.integers(1, 12))):
         number, other = data.draw(numbers | st.just(100)), data.draw(numbers)
