@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 import pytest
 
@@ -10,6 +11,7 @@ from netplane.agent.reconcile import Reconciler
 from netplane.backend.vxlan import VxlanBackend, VxlanConfig
 from netplane.netlink.connection import Connection
 from netplane.netlink.decode import Outcome
+from netplane.netlink.messages import Request
 from tests.net.kernel.hosts import Host, assert_serves, clean, peers
 
 pytestmark = [pytest.mark.net, pytest.mark.root]
@@ -109,11 +111,12 @@ async def test_a_kernel_that_renames_no_device_that_is_up(
     before = host.indices()["flannel.1"]
     perform, tries = Connection.perform, []
 
-    async def refuses_at_first(self: Connection, requests: list[object]) -> list[Outcome]:
-        tries.append(len(requests))
+    async def refuses_at_first(self: Connection, requests: Iterable[Request]) -> list[Outcome]:
+        asked = list(requests)
+        tries.append(len(asked))
         if len(tries) == 1:
             return [Outcome(errno.EBUSY, "Device or resource busy")]
-        return await perform(self, requests)  # type: ignore[arg-type]
+        return await perform(self, asked)
 
     monkeypatch.setattr(Connection, "perform", refuses_at_first)
     (await adopt(host)).close()

@@ -167,6 +167,18 @@ def vtep_late() -> None:
     RealDataplane.apply = apply  # type: ignore[method-assign]
 
 
+def gate_open() -> None:
+    """At a start, routes do not wait until the hosts that they lead to are let in."""
+    from netplane.agent.reconcile import Reconciler
+
+    write = Reconciler._write
+
+    async def at_once(self: Any, changes: Any, gate: Any) -> Any:
+        return await write(self, changes, None)
+
+    Reconciler._write = at_once  # type: ignore[method-assign]
+
+
 def nothing_remembered() -> None:
     """Without a registry nothing is programmed."""
     from netplane.agent.agent import Agent
@@ -197,6 +209,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         junk_empties,
         nft_deaf,
         vtep_late,
+        gate_open,
         nothing_remembered,
         clones_welcome,
     )
