@@ -93,7 +93,7 @@ class RealDataplane:
             keeper, config = self._keeper(), self._process_config(str(own.subnet))
             await keeper.apply(config, plan.told, remove=remove)
         wall, before = self._firewall(), self._vteps
-        either = before | plan.vteps
+        either = plan.vteps if before <= plan.vteps else before | plan.vteps
         self._vteps = plan.vteps if remove else either
         # Who comes may send as soon as they are told of us, and who goes is still sent answers.
         if wall.is_placed:

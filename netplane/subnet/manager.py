@@ -267,7 +267,13 @@ class SubnetManager:
         local.pair = claimer.pair
         local.public_ip, local.public_ip6 = claimer.addresses
         old, new = self._view, self._builder.build(self._registered)
-        if old is not None and not always and _content(old) == _content(new):
+        # Peers that are the same are the same object.
+        if (
+            old is not None
+            and not always
+            and old.peers is new.peers
+            and _content(old) == _content(new)
+        ):
             return old
         self._view = new
         self._fresh.set()
