@@ -281,7 +281,7 @@ def test_hostile_questions_neither_end_it_nor_keep_others_out(overlay: UdpOverla
     # The kernel names the process itself, and not the one that has started it.
     with make_socket() as asking:
         asking.connect(first.path)
-        owner = Owner(asking)
+        owner = Owner.connected_to(asking)
         owner.close()
         assert owner.pid == pid
     here, there = overlay.rig.containers
