@@ -219,11 +219,11 @@ class ProcessKeeper:
             self.restarts += self._has_run
         assert self._client is not None
         hello = await self._client.hello()
+        self.key = hello.key  # also while it is not what we want, and none can follow it yet
         if not await self._is_right(hello):
             self._leave()
             await self._connect()
-            hello = await self._client.hello()
-        self.key = hello.key
+            self.key = (await self._client.hello()).key
         self._has_run = True
         self._silences = 0
 
