@@ -48,12 +48,9 @@ class Owner:
     def __init__(self, pid: int, is_meant: Callable[[], bool]) -> None:
         self.pid = pid
         self._number = os.pidfd_open(pid)
-        try:
-            if not is_meant():
-                raise ConnectionResetError(errno.ECONNRESET, f"process {pid} has ended")
-        except BaseException:
+        if not is_meant():
             self.close()
-            raise
+            raise ConnectionResetError(errno.ECONNRESET, f"process {pid} has ended")
 
     @classmethod
     def connected_to(cls, connection: socket.socket) -> Self:
