@@ -250,6 +250,7 @@ class Process:
         return {
             "secret": "" if sealed is None else sealed.identity.secret.hex(),
             "sessions": [] if sealed is None else sealed.sessions(),
+            "first_epoch": 0 if sealed is None else sealed.first_epoch,
             "peers": [peer.told() for peer in self.path.peers.all],
             "counters": self.path.counters(),
             "restored": self.restored,
@@ -317,7 +318,7 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
         listener = _listen(path)
         made = Process(config, device, udp, listener, version=version, secret=told["secret"])
         if made.sealed is not None:
-            made.sealed.restore(told["sessions"])
+            made.sealed.restore(told["sessions"], told.get("first_epoch", 0))
         made.path.set_peers(Peers(map(Peer.parse, told["peers"])))
         made.path.count_from(told["counters"])
         made.restored += told["restored"]
