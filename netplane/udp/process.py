@@ -258,8 +258,11 @@ class Process:
 
     def _stop(self, message: dict[str, Any]) -> dict[str, Any]:
         self._is_over = True
+        # Before others hear of it: they may start another process at once.
         if message.get("remove"):
             tun.remove(self.path.device)
+        else:
+            os.close(self.path.device)
         return {}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from netplane.udp import tun
 from netplane.udp.control import (
     DESCRIPTORS,
     MESSAGE_BYTES_MAX,
@@ -217,6 +218,12 @@ def test_stop_with_remove_leaves_nothing(overlay: UdpOverlay) -> None:
     until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it ends")
     assert not os.path.exists(first.path)
     assert DEVICE not in first.host.namespace.run("ip", "link")
+
+
+def test_who_is_told_that_it_stops_may_have_its_device_at_once(overlay: UdpOverlay) -> None:
+    first, _ = overlay.hosts
+    first.ask("stop")
+    os.close(first.host.namespace.within(tun.attach, DEVICE))
 
 
 def test_a_successor_that_ends_before_it_has_taken_over_changes_nothing(
