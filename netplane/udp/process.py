@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import sys
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +41,7 @@ CONNECTIONS_MAX = 16
 asked nothing for longest, so that connections which nobody uses keep no agent out."""
 CONNECT_S = 5.0
 HAND_OVER_S = 5.0
+SOL_RAW, ICMP_FILTER = 255, 1
 LINK_NEWS = 1
 """RTMGRP_LINK."""
 NEWS_BYTES = 1 << 16
@@ -76,6 +78,8 @@ class Process:
         own = int(subnet.netmask), int(subnet.network_address)
         icmp = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         icmp.setblocking(False)
+        # It only sends; what comes for it would wait in the kernel, for nobody.
+        icmp.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", 0xFFFFFFFF))
         self.sealed: SealedPath | None = None
         """The same as `path`, where packets are sealed."""
         if config.sealed:
@@ -151,7 +155,13 @@ class Process:
             self.restored += tun.keep(self._config.device, self._config.mtu)
 
     def _accept(self) -> None:
-        agent, _ = self._listener.accept()
+        try:
+            agent, _ = self._listener.accept()
+        except OSError:
+            # No more descriptors, of ours (EMFILE) or of the machine's: one is free then.
+            if self._agents:
+                self._forget(next(iter(self._agents)))
+            return
         if len(self._agents) >= CONNECTIONS_MAX:
             self._forget(next(iter(self._agents)))
         agent.setblocking(False)  # an agent that stands still must not hold up packets
@@ -229,20 +239,18 @@ class Process:
 
         Nothing is moved here until it has said which, and nothing there before. Packets wait.
         """
-        file = os.memfd_create("netplane-udp")
         try:
-            os.write(file, encode(self._all()))
-            os.lseek(file, 0, os.SEEK_SET)
-            successor.settimeout(HAND_OVER_S)
-            given = [self.path.device, self._udp.fileno(), file]
-            socket.send_fds(successor, [encode({})], given)
-            if decode(successor.recv(MESSAGE_BYTES_MAX)).get("ask") != "taken":
-                return False
-            successor.send(encode({}))
+            with open(os.memfd_create("netplane-udp"), "w+b", buffering=0) as file:
+                file.write(encode(self._all()))
+                file.seek(0)
+                successor.settimeout(HAND_OVER_S)
+                given = [self.path.device, self._udp.fileno(), file.fileno()]
+                socket.send_fds(successor, [encode({})], given)
+                if decode(successor.recv(MESSAGE_BYTES_MAX)).get("ask") != "taken":
+                    return False
+                successor.send(encode({}))
         except (OSError, ControlError):
             return False
-        finally:
-            os.close(file)
         return True
 
     def _all(self) -> dict[str, Any]:
