@@ -315,6 +315,8 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
         theirs = Hello.parse(answer(older.recv(MESSAGE_BYTES_MAX))).config
         if not config.follows(theirs):
             raise ControlError("it has another configuration")
+        if config.sealed:
+            _load_sealing()  # it takes longer than all that packets wait for from here on
         older.send(encode({"ask": "hand-over"}))
         data, numbers, _, _ = socket.recv_fds(older, MESSAGE_BYTES_MAX, DESCRIPTORS)
         answer(data)
@@ -347,12 +349,19 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
 def _sealed_path(
     device: int, udp: socket.socket, icmp: socket.socket, own: tuple[int, int], secret: str
 ) -> SealedPath:
+    _load_sealing()
+    from netplane.udp.seal import Identity  # noqa: PLC0415  (as below)
+    from netplane.udp.sealed import SealedPath  # noqa: PLC0415  (as below)
+
+    return SealedPath(device, udp, icmp, own, Identity(bytes.fromhex(secret)))
+
+
+def _load_sealing() -> None:
+    """Import what seals packets, with a library that few need. Raises ControlError."""
     try:
-        from netplane.udp.seal import Identity  # noqa: PLC0415  (a library that few need)
-        from netplane.udp.sealed import SealedPath  # noqa: PLC0415  (as above)
+        import netplane.udp.sealed  # noqa: F401, PLC0415
     except ImportError as error:
         raise ControlError(f"sealed packets need the package cryptography ({error})") from error
-    return SealedPath(device, udp, icmp, own, Identity(bytes.fromhex(secret)))
 
 
 def _listen(path: str) -> socket.socket:

@@ -6,14 +6,17 @@ import json
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from netplane.udp.control import DESCRIPTORS, encode, make_socket
+from netplane.udp.control import DESCRIPTORS, MESSAGE_BYTES_MAX, decode, encode, make_socket
 from netplane.udp.sealed import FORMER_MAX
-from tests.net.namespaces import missing
+from tests.net.namespaces import CommandError, missing
 from tests.net.overlay import NETWORK, Overlay, until
 from tests.net.packets import Flow, mesh, ping, ping_all, throughput
 from tests.net.udp import PORT, SEALED_MTU, UdpHost, UdpOverlay, ask_process
@@ -112,6 +115,33 @@ def test_a_newer_process_goes_on_with_the_keys_and_without_a_lost_packet(
     assert first.key == key
     assert first.ask("hello")["version"] == "9.9"
     assert (dropped(first), dropped(second)) == ({}, {})
+
+
+def test_a_successor_has_loaded_what_seals_before_packets_wait_for_it(
+    overlay: UdpOverlay,
+) -> None:
+    # We stand for the older process, which stops to move packets when it is asked to hand over.
+    first, _ = overlay.hosts
+    told = first.ask("hello")
+    path = f"{first.path}.ours"
+    with make_socket() as listener:
+        listener.settimeout(20)
+        listener.bind(path)
+        listener.listen()
+        here = UdpHost(first.host, Path(path).parent, sealed=True)
+        here.path = path
+        with ThreadPoolExecutor(1) as threads:
+            starting = threads.submit(here.start, "--take-over")
+            older = listener.accept()[0]
+            with older:
+                older.settimeout(20)
+                assert decode(older.recv(MESSAGE_BYTES_MAX)) == {"ask": "hello"}
+                older.send(encode(told))
+                assert decode(older.recv(MESSAGE_BYTES_MAX)) == {"ask": "hand-over"}
+                who = older.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                maps = Path(f"/proc/{struct.unpack('3i', who)[0]}/maps").read_text()
+            assert isinstance(starting.exception(20), CommandError)
+    assert "cryptography" in maps
 
 
 def test_a_process_that_starts_again_has_a_key_that_nobody_knows(overlay: UdpOverlay) -> None:
