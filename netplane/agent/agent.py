@@ -411,7 +411,7 @@ class Agent:
         )  # fmt: skip
         await self._halt()
         if found.name != before.name:
-            await old.clear()  # on the one that we leave nobody would look for it
+            await old.leave()
         old.close()
         self.external = found
         told = reached_by(self.settings, found)

@@ -145,6 +145,13 @@ class RealDataplane:
         """As `Dataplane.counters`."""
         return None if self._process is None else await self._process.counters()
 
+    async def leave(self) -> None:
+        """As `Dataplane.leave`."""
+        # A process has nothing there but the address that it sends from, and is followed by one
+        # that has another, and the same key.
+        if not isinstance(self._backend, UdpBackend):
+            await self.clear()
+
     async def clear(self) -> None:
         """As `Dataplane.clear`."""
         self._refused = {}

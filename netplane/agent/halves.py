@@ -96,6 +96,11 @@ class DualDataplane:
         counts = [count for plane in self._planes if (count := await plane.dropped()) is not None]
         return sum(counts) if counts else None
 
+    async def leave(self) -> None:
+        """As `Dataplane.leave`."""
+        for plane in self._planes:
+            await plane.leave()
+
     async def clear(self) -> None:
         """As `Dataplane.clear`."""
         self._seconds = {}

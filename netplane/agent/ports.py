@@ -185,6 +185,9 @@ class Dataplane(Protocol):
     async def counters(self) -> dict[str, Any] | None:
         """Return what the process that moves packets has done; None: there is none, or silence."""
 
+    async def leave(self) -> None:
+        """Take away what nobody would look for, once another interface leads to the other hosts."""
+
     async def clear(self) -> None:
         """Take away everything that is ours, and set settings back."""
 

@@ -134,7 +134,7 @@ class ProcessKeeper:
         try:
             if self._client is None or self._client.lost.is_set():
                 self._leave()
-                self._connect()
+                await self._connect()
             await self._end(remove=True)
         except SilentError as error:
             await self._bear(error)
@@ -184,10 +184,18 @@ class ProcessKeeper:
         if self._silences < SILENCES_MAX:
             return
         self._silences = 0
-        owner = self._owner
-        if owner is None:
-            self.trouble += "; it cannot be found to be killed, so do that by hand: `ss -xlp`"
+        try:
+            if self._owner is None:
+                # It has taken no connection, which would tell.
+                self._set_owner(await asyncio.to_thread(Owner.listening_at, self._path))
+        except OSError as problem:
+            self.trouble += (
+                f"; it cannot be found to be killed ({problem.strerror}),"
+                " so do that by hand: `ss -xlp`"
+            )
             return
+        owner = self._owner
+        assert owner is not None
         try:
             await owner.kill(END_S)
         except TimeoutError:
@@ -202,20 +210,20 @@ class ProcessKeeper:
     async def _find(self) -> None:
         """Be connected to a process of our configuration and version."""
         try:
-            self._connect()
+            await self._connect()
         except (FileNotFoundError, ConnectionRefusedError):
             if self._has_run:
                 log.warning("the process that moves packets has ended; it is started again")
             await self._start()
-            self._connect()
+            await self._connect()
             self.restarts += self._has_run
         assert self._client is not None
         hello = await self._client.hello()
+        self.key = hello.key  # also while it is not what we want, and none can follow it yet
         if not await self._is_right(hello):
             self._leave()
-            self._connect()
-            hello = await self._client.hello()
-        self.key = hello.key
+            await self._connect()
+            self.key = (await self._client.hello()).key
         self._has_run = True
         self._silences = 0
 
@@ -238,10 +246,10 @@ class ProcessKeeper:
         await self._start()
         return False
 
-    def _connect(self) -> None:
+    async def _connect(self) -> None:
         client = Client()
         try:
-            client.connect(str(self._path))
+            await client.connect(str(self._path))
         except BaseException:
             client.close()
             raise

@@ -36,22 +36,27 @@ class Client:
         self._waiting: asyncio.Future[bytes] | None = None
         self._reading: asyncio.Task[None] | None = None
 
-    def connect(self, path: str) -> None:
-        """Begin; needs a running loop.
+    async def connect(self, path: str) -> None:
+        """Begin.
 
         Raises:
-            SilentError: Somebody listens, and has not taken connections for long.
+            SilentError: Somebody listens, and takes no more connections.
             OSError: Nobody listens there.
         """
-        try:
-            self._socket.connect(path)
-        except BlockingIOError as error:
-            raise SilentError("it takes no connections") from error
-        self._reading = asyncio.create_task(self._read())
+        for _ in range(PIECES):
+            try:
+                self._socket.connect(path)
+            except BlockingIOError:
+                # So many wait already, and nothing tells when there is room.
+                await asyncio.sleep(ANSWER_S / PIECES)
+            else:
+                self._reading = asyncio.create_task(self._read())
+                return
+        raise SilentError(f"it takes no connections, for {ANSWER_S:g} s")
 
     def owner(self) -> Owner:
         """Return whose process it is. Raises OSError."""
-        return Owner(self._socket)
+        return Owner.connected_to(self._socket)
 
     async def hello(self) -> Hello:
         """Return what it says of itself. Raises ControlError."""

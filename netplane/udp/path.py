@@ -237,8 +237,9 @@ class DataPath:
                 self._send_apart(address, data, size)
                 return
         except OSError as error:
-            if count > 1 and error.errno in {errno.EIO, errno.EINVAL}:
-                # The interface makes no checksums (EIO), or the way has a smaller MTU now (EINVAL).
+            if count > 1 and error.errno in {errno.EIO, errno.EMSGSIZE, errno.EINVAL}:
+                # The interface makes no checksums (EIO), or the way has a smaller MTU now
+                # (EMSGSIZE, of earlier kernels EINVAL): one by one they leave as fragments.
                 self._cuts = error.errno != errno.EIO
                 self._send_apart(address, data, size)
                 return

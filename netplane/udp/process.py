@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import sys
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +41,7 @@ CONNECTIONS_MAX = 16
 asked nothing for longest, so that connections which nobody uses keep no agent out."""
 CONNECT_S = 5.0
 HAND_OVER_S = 5.0
+SOL_RAW, ICMP_FILTER = 255, 1
 LINK_NEWS = 1
 """RTMGRP_LINK."""
 NEWS_BYTES = 1 << 16
@@ -76,6 +78,8 @@ class Process:
         own = int(subnet.netmask), int(subnet.network_address)
         icmp = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         icmp.setblocking(False)
+        # It only sends; what comes for it would wait in the kernel, for nobody.
+        icmp.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", 0xFFFFFFFF))
         self.sealed: SealedPath | None = None
         """The same as `path`, where packets are sealed."""
         if config.sealed:
@@ -151,7 +155,13 @@ class Process:
             self.restored += tun.keep(self._config.device, self._config.mtu)
 
     def _accept(self) -> None:
-        agent, _ = self._listener.accept()
+        try:
+            agent, _ = self._listener.accept()
+        except OSError:
+            # No more descriptors, of ours (EMFILE) or of the machine's: one is free then.
+            if self._agents:
+                self._forget(next(iter(self._agents)))
+            return
         if len(self._agents) >= CONNECTIONS_MAX:
             self._forget(next(iter(self._agents)))
         agent.setblocking(False)  # an agent that stands still must not hold up packets
@@ -229,20 +239,18 @@ class Process:
 
         Nothing is moved here until it has said which, and nothing there before. Packets wait.
         """
-        file = os.memfd_create("netplane-udp")
         try:
-            os.write(file, encode(self._all()))
-            os.lseek(file, 0, os.SEEK_SET)
-            successor.settimeout(HAND_OVER_S)
-            given = [self.path.device, self._udp.fileno(), file]
-            socket.send_fds(successor, [encode({})], given)
-            if decode(successor.recv(MESSAGE_BYTES_MAX)).get("ask") != "taken":
-                return False
-            successor.send(encode({}))
+            with open(os.memfd_create("netplane-udp"), "w+b", buffering=0) as file:
+                file.write(encode(self._all()))
+                file.seek(0)
+                successor.settimeout(HAND_OVER_S)
+                given = [self.path.device, self._udp.fileno(), file.fileno()]
+                socket.send_fds(successor, [encode({})], given)
+                if decode(successor.recv(MESSAGE_BYTES_MAX)).get("ask") != "taken":
+                    return False
+                successor.send(encode({}))
         except (OSError, ControlError):
             return False
-        finally:
-            os.close(file)
         return True
 
     def _all(self) -> dict[str, Any]:
@@ -250,6 +258,7 @@ class Process:
         return {
             "secret": "" if sealed is None else sealed.identity.secret.hex(),
             "sessions": [] if sealed is None else sealed.sessions(),
+            "first_epoch": 0 if sealed is None else sealed.first_epoch,
             "peers": [peer.told() for peer in self.path.peers.all],
             "counters": self.path.counters(),
             "restored": self.restored,
@@ -257,8 +266,11 @@ class Process:
 
     def _stop(self, message: dict[str, Any]) -> dict[str, Any]:
         self._is_over = True
+        # Before others hear of it: they may start another process at once.
         if message.get("remove"):
             tun.remove(self.path.device)
+        else:
+            os.close(self.path.device)
         return {}
 
 
@@ -303,6 +315,8 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
         theirs = Hello.parse(answer(older.recv(MESSAGE_BYTES_MAX))).config
         if not config.follows(theirs):
             raise ControlError("it has another configuration")
+        if config.sealed:
+            _load_sealing()  # it takes longer than all that packets wait for from here on
         older.send(encode({"ask": "hand-over"}))
         data, numbers, _, _ = socket.recv_fds(older, MESSAGE_BYTES_MAX, DESCRIPTORS)
         answer(data)
@@ -317,7 +331,7 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
         listener = _listen(path)
         made = Process(config, device, udp, listener, version=version, secret=told["secret"])
         if made.sealed is not None:
-            made.sealed.restore(told["sessions"])
+            made.sealed.restore(told["sessions"], told.get("first_epoch", 0))
         made.path.set_peers(Peers(map(Peer.parse, told["peers"])))
         made.path.count_from(told["counters"])
         made.restored += told["restored"]
@@ -335,12 +349,19 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
 def _sealed_path(
     device: int, udp: socket.socket, icmp: socket.socket, own: tuple[int, int], secret: str
 ) -> SealedPath:
+    _load_sealing()
+    from netplane.udp.seal import Identity  # noqa: PLC0415  (as below)
+    from netplane.udp.sealed import SealedPath  # noqa: PLC0415  (as below)
+
+    return SealedPath(device, udp, icmp, own, Identity(bytes.fromhex(secret)))
+
+
+def _load_sealing() -> None:
+    """Import what seals packets, with a library that few need. Raises ControlError."""
     try:
-        from netplane.udp.seal import Identity  # noqa: PLC0415  (a library that few need)
-        from netplane.udp.sealed import SealedPath  # noqa: PLC0415  (as above)
+        import netplane.udp.sealed  # noqa: F401, PLC0415
     except ImportError as error:
         raise ControlError(f"sealed packets need the package cryptography ({error})") from error
-    return SealedPath(device, udp, icmp, own, Identity(bytes.fromhex(secret)))
 
 
 def _listen(path: str) -> socket.socket:

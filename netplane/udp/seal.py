@@ -89,7 +89,8 @@ class Session:
 
     A nonce is never used twice: the counter only grows, an epoch that has begun never comes back,
     and both keys are of processes that end. So there may be but one session of a pair of keys: who
-    forgets one must not make it again. A successor begins with the next epoch.
+    forgets one must not make it again, other than with a first epoch after all that it has had. A
+    successor begins with the next epoch.
 
     Args:
         identity: ours.

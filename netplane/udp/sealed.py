@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import Any
 
 from netplane.udp.path import BATCH, DATAGRAM_BYTES_MAX, SEGMENTS_MAX, DataPath
-from netplane.udp.peers import Peers
+from netplane.udp.peers import Peer, Peers
 from netplane.udp.seal import OVERHEAD_BYTES, VERSION, Identity, SealError, Session
+
+FORMER_MAX = 8
+"""Keys that a subnet has had before, whose sessions are remembered. Each takes a tenth of the place
+of a session, and who has them comes back only with a registry that goes back by as many."""
 
 
 @dataclass(slots=True, eq=False)
@@ -17,10 +23,17 @@ class Link:
     """What there is with one other process."""
 
     session: Session
+    subnet: IPv4Network
+    """That its host has."""
     told: tuple[str, int]
     """Where it is as the agent has it."""
     address: tuple[str, int]
     """Where it is: moved by what is authentic and newer than all before."""
+
+    def remembered(self) -> dict[str, Any]:
+        """Return all that is needed to go on with it later, here or in a successor."""
+        places = {"subnet": str(self.subnet), "told": self.told, "address": self.address}
+        return {**self.session.told(), **places}
 
 
 class SealedPath(DataPath):
@@ -43,7 +56,12 @@ class SealedPath(DataPath):
         self.moved = 0
         """How often a peer was found at another address."""
         self._links: dict[str, Link] = {}
-        """By the other's key, for ever: a session that is made again would repeat nonces."""
+        """By the other's key, of the peers of now."""
+        self._former: dict[str, dict[str, Any]] = {}
+        """The same of those that were, the newest last: what is remembered of them. A session that
+        is made again without it would repeat nonces."""
+        self.first_epoch = 0
+        """Of a session with a key that is not remembered: after all that were forgotten."""
         self._incoming: dict[bytes, tuple[str, Link]] = {}
         """Key and link by the key id of what comes, of the peers of now."""
 
@@ -53,34 +71,58 @@ class SealedPath(DataPath):
 
     def set_peers(self, peers: Peers) -> None:
         """Go on with these peers; one whose key is none gets and sends nothing."""
+        links: dict[str, Link] = {}
         incoming: dict[bytes, tuple[str, Link]] = {}
         for peer in peers.all:
-            link = self._links.get(peer.key)
+            link = links.get(peer.key) or self._links.get(peer.key) or self._link_to(peer)
             if link is None:
-                try:
-                    session = Session(self.identity, bytes.fromhex(peer.key))
-                except ValueError:
-                    continue
-                link = self._links[peer.key] = Link(session, peer.address, peer.address)
+                continue
+            link.subnet = peer.subnet
             if link.told != peer.address:
                 link.told = link.address = peer.address
+            links[peer.key] = link
             incoming[link.session.incoming_id] = peer.key, link
+        gone = [key for key in self._links if key not in links]
+        for key in gone:
+            self._former[key] = self._links[key].remembered()
+        if gone:
+            self._forget_oldest()
         self.peers = peers
+        self._links = links
         self._incoming = incoming
 
-    def sessions(self) -> list[dict[str, Any]]:
-        """Return what a successor needs to know of all that ever were."""
-        return [
-            {**link.session.told(), "told": link.told, "address": link.address}
-            for link in self._links.values()
-        ]
-
-    def restore(self, sessions: Iterable[dict[str, Any]]) -> None:
-        """Go on with the sessions of an older process, before any peer is set."""
-        for told in sessions:
+    def _link_to(self, peer: Peer) -> Link | None:
+        """Return what is new, or goes on; None: the key is none."""
+        told = self._former.pop(peer.key, None)
+        if told is not None:
             session = Session.restored(self.identity, told)
             places = [(str(told[name][0]), int(told[name][1])) for name in ("told", "address")]
-            self._links[told["public"]] = Link(session, *places)
+            return Link(session, peer.subnet, *places)
+        try:
+            session = Session(
+                self.identity, bytes.fromhex(peer.key), first_epoch=self.first_epoch
+            )  # fmt: skip
+        except ValueError:
+            return None
+        return Link(session, peer.subnet, peer.address, peer.address)
+
+    def _forget_oldest(self) -> None:
+        """Keep a bounded number of former sessions for each subnet."""
+        kept: Counter[str] = Counter()
+        for key, told in reversed(list(self._former.items())):
+            kept[told["subnet"]] += 1
+            if kept[told["subnet"]] > FORMER_MAX:
+                del self._former[key]
+                self.first_epoch = max(self.first_epoch, told["epoch"] + 1)
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Return what a successor needs to know, with `first_epoch`: the newest last."""
+        return [*self._former.values(), *(link.remembered() for link in self._links.values())]
+
+    def restore(self, sessions: Iterable[dict[str, Any]], first_epoch: int) -> None:
+        """Go on with the sessions of an older process, before any peer is set."""
+        self._former = {told["public"]: {"subnet": "", **told} for told in sessions}
+        self.first_epoch = first_epoch
 
     def from_device(self) -> None:
         """Send what containers have sent. Raises DeviceGoneError."""

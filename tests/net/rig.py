@@ -52,25 +52,25 @@ class Host:
         self.namespace.sysctl("ipv6.conf.all.forwarding", "0")
         self.plug(self.address)
 
-    def plug(self, address: str) -> None:
+    def plug(self, address: str, name: str = "eth0") -> None:
         """Put in a card that is connected to the underlay."""
         self._rig.underlay.ip(
-            f"link add {self.port} type veth peer name eth0 netns {self.namespace.pid}",
+            f"link add {self.port} type veth peer name {name} netns {self.namespace.pid}",
             f"link set {self.port} master hub up",
         )
-        self.namespace.ip("link set eth0 up")
+        self.namespace.ip(f"link set {name} up")
         if self._rig.ipv4:
             self.namespace.ip(
-                f"addr add {address}/16 dev eth0",
+                f"addr add {address}/16 dev {name}",
                 f"route add default via {UNDERLAY}.255.254",
             )
         if self._rig.ipv6:
-            self.plug6(self.address6)
+            self.plug6(self.address6, name)
 
-    def plug6(self, address: str) -> None:
-        """Give the card an IPv6 address, and a default route of IPv6."""
+    def plug6(self, address: str, name: str = "eth0") -> None:
+        """Give a card an IPv6 address, and a default route of IPv6."""
         self.namespace.ip(
-            f"addr add {address}/64 dev eth0 nodad",
+            f"addr add {address}/64 dev {name} nodad",
             f"route add default via {UNDERLAY6}::ffff",
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from netplane.udp import tun
 from netplane.udp.control import (
     DESCRIPTORS,
     MESSAGE_BYTES_MAX,
@@ -219,6 +220,12 @@ def test_stop_with_remove_leaves_nothing(overlay: UdpOverlay) -> None:
     assert DEVICE not in first.host.namespace.run("ip", "link")
 
 
+def test_who_is_told_that_it_stops_may_have_its_device_at_once(overlay: UdpOverlay) -> None:
+    first, _ = overlay.hosts
+    first.ask("stop")
+    os.close(first.host.namespace.within(tun.attach, DEVICE))
+
+
 def test_a_successor_that_ends_before_it_has_taken_over_changes_nothing(
     overlay: UdpOverlay,
 ) -> None:
@@ -281,7 +288,7 @@ def test_hostile_questions_neither_end_it_nor_keep_others_out(overlay: UdpOverla
     # The kernel names the process itself, and not the one that has started it.
     with make_socket() as asking:
         asking.connect(first.path)
-        owner = Owner(asking)
+        owner = Owner.connected_to(asking)
         owner.close()
         assert owner.pid == pid
     here, there = overlay.rig.containers

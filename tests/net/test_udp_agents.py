@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from kvstore import __version__
-from netplane.udp.control import Config
+from netplane.udp.control import Config, make_socket
 from tests.net.namespaces import missing
 from tests.net.overlay import NETWORK, PREFIX, AgentProcess, Overlay, lost_without, until
 from tests.net.packets import Flow, ping, ping_all
@@ -154,10 +155,7 @@ def test_cleanup_ends_the_process_of_a_killed_agent(overlay: Overlay) -> None:
     agent = overlay.agents[0]
     pid = process_of(agent)
     agent.kill()
-    agent.host.namespace.run(
-        *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
-        *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
-    )
+    clean_up(agent)
     assert kernel_of(agent) == ()
     until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it ends")
     # ... and where none runs any more, the device that it has left goes all the same.
@@ -167,10 +165,7 @@ def test_cleanup_ends_the_process_of_a_killed_agent(overlay: Overlay) -> None:
     os.kill(process_of(agent), signal.SIGKILL)
     agent.kill()
     assert kernel_of(agent) != ()
-    agent.host.namespace.run(
-        *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
-        *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
-    )
+    clean_up(agent)
     assert kernel_of(agent) == ()
 
 
@@ -255,12 +250,52 @@ def test_a_process_that_hangs_is_killed_and_another_one_started(overlay: Overlay
     pid = process_of(agent)
     agent.kill()
     os.kill(pid, signal.SIGSTOP)
+    clean_up(agent)
+    assert kernel_of(agent) == ()
+    until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it has ended")
+
+
+@pytest.mark.slow  # each is asked twice, for 5 s
+def test_a_hung_process_that_takes_no_connection_is_killed_by_who_meets_it_first(
+    overlay: Overlay,
+) -> None:
+    agent, other, _ = overlay.agents
+    pid, others = process_of(agent), process_of(other)
+    agent.kill()
+    os.kill(pid, signal.SIGSTOP)
+    fill_queue(agent)
+    agent.start()
+    until(lambda: f"process {pid} is killed" in agent.log(), 40, "it is killed")
+    agent.wait_ready()
+    until(overlay.everybody_answers, 10, "every container answers every other")
+    until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it has ended")
+    assert process_of(other) == others
+    assert agent.status()["kernel"]["healed"] == {"hung-process": 1}
+    pid = process_of(agent)
+    agent.kill()
+    os.kill(pid, signal.SIGSTOP)
+    fill_queue(agent)
+    clean_up(agent)
+    assert kernel_of(agent) == ()
+    until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it has ended")
+    assert process_of(other) == others
+
+
+def fill_queue(agent: AgentProcess) -> None:
+    """Leave as many connections for its process to take as the kernel keeps."""
+    connected = 0
+    while connected != errno.EAGAIN:
+        with make_socket() as one:
+            one.setblocking(False)
+            connected = one.connect_ex(str(agent.process_socket))
+
+
+def clean_up(agent: AgentProcess) -> None:
+    """Run `netplane ctl cleanup` for an agent that has ended."""
     agent.host.namespace.run(
         *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
         *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
     )
-    assert kernel_of(agent) == ()
-    until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "it has ended")
 
 
 def test_a_flanneld_that_runs_is_named_and_its_subnet_is_gone_on_with() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.net.namespaces import missing
+from netplane.udp.control import DESCRIPTORS, MESSAGE_BYTES_MAX, decode, encode, make_socket
+from netplane.udp.sealed import FORMER_MAX
+from tests.net.namespaces import CommandError, missing
 from tests.net.overlay import NETWORK, Overlay, until
 from tests.net.packets import Flow, mesh, ping, ping_all, throughput
 from tests.net.udp import PORT, SEALED_MTU, UdpHost, UdpOverlay, ask_process
@@ -111,6 +117,33 @@ def test_a_newer_process_goes_on_with_the_keys_and_without_a_lost_packet(
     assert (dropped(first), dropped(second)) == ({}, {})
 
 
+def test_a_successor_has_loaded_what_seals_before_packets_wait_for_it(
+    overlay: UdpOverlay,
+) -> None:
+    # We stand for the older process, which stops to move packets when it is asked to hand over.
+    first, _ = overlay.hosts
+    told = first.ask("hello")
+    path = f"{first.path}.ours"
+    with make_socket() as listener:
+        listener.settimeout(20)
+        listener.bind(path)
+        listener.listen()
+        here = UdpHost(first.host, Path(path).parent, sealed=True)
+        here.path = path
+        with ThreadPoolExecutor(1) as threads:
+            starting = threads.submit(here.start, "--take-over")
+            older = listener.accept()[0]
+            with older:
+                older.settimeout(20)
+                assert decode(older.recv(MESSAGE_BYTES_MAX)) == {"ask": "hello"}
+                older.send(encode(told))
+                assert decode(older.recv(MESSAGE_BYTES_MAX)) == {"ask": "hand-over"}
+                who = older.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                maps = Path(f"/proc/{struct.unpack('3i', who)[0]}/maps").read_text()
+            assert isinstance(starting.exception(20), CommandError)
+    assert "cryptography" in maps
+
+
 def test_a_process_that_starts_again_has_a_key_that_nobody_knows(overlay: UdpOverlay) -> None:
     first, second = overlay.hosts
     here, there = overlay.rig.containers
@@ -124,6 +157,42 @@ def test_a_process_that_starts_again_has_a_key_that_nobody_knows(overlay: UdpOve
     assert dropped(second) == {"unknown-key": 1}
     second.tell_peers(overlay.hosts)
     assert ping(here, there.address) is not None
+
+
+@pytest.mark.alone  # a busy machine sends fewer
+def test_a_host_that_starts_again_and_again_costs_others_no_packet_and_leaves_little() -> None:
+    with UdpOverlay(3, sealed=True) as overlay:
+        first, second, third = overlay.hosts
+        here, there, elsewhere = overlay.rig.containers
+        with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
+            until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
+            for _ in range(FORMER_MAX + 2):
+                third.stop()
+                third.start()
+                for host in overlay.hosts:
+                    host.tell_peers(overlay.hosts)
+                # ... and what it sends and gets is of the newest keys.
+                assert ping(elsewhere, here.address) is not None
+                assert ping(there, elsewhere.address) is not None
+            first.start("--take-over")
+            mark = out.sent
+            until(lambda: min(out.sent, back.sent) > mark + 500, 20, "packets are sent after it")
+            losses = out.stop(), back.stop()
+        assert [loss.missing for loss in losses] == [(), ()]
+        assert [dropped(host) for host in overlay.hosts] == [{}, {}, {}]
+        with make_socket() as asking:
+            asking.settimeout(10)
+            asking.connect(first.path)
+            # Whoever asks so and then ends leaves all as it was.
+            asking.send(encode({"ask": "hand-over"}))
+            _, numbers, _, _ = socket.recv_fds(asking, 100, DESCRIPTORS)
+            with open(numbers[-1], "rb") as file:
+                told = json.load(file)
+            for number in numbers[:-1]:
+                os.close(number)
+        assert len(told["sessions"]) == FORMER_MAX + 2
+        assert {second.key, third.key} <= {one["public"] for one in told["sessions"]}
+        assert ping(here, there.address) is not None
 
 
 def _is_down(host: UdpHost) -> bool:

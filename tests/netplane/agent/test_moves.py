@@ -19,7 +19,7 @@ from tests.netplane.agent.world import EXTERNAL, World, running, view
         ({"address": IPv4Interface("192.0.2.77/24")}, "", ["moved to 192.0.2.77"]),
         ({"address": IPv4Interface("192.0.2.77/24")}, "198.51.100.1", []),
         ({"mtu": 1400}, "", ["moved to 192.0.2.1"]),
-        ({"name": "wan0"}, "", ["cleared", "moved to 192.0.2.1"]),
+        ({"name": "wan0"}, "", ["left", "moved to 192.0.2.1"]),
     ],
 )
 async def test_an_interface_that_becomes_another_is_followed(

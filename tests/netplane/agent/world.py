@@ -226,6 +226,9 @@ class FakeDataplane:
     async def counters(self) -> dict[str, Any] | None:
         return self.world.counters
 
+    async def leave(self) -> None:
+        self.world.note("left")
+
     async def clear(self) -> None:
         self.sysctls.clear()
         self.on_report(self.world.report)

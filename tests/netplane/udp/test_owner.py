@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ async def test_who_listens_is_killed_and_nobody_else(
     path, process = mute
     with make_socket() as connection:
         connection.connect(path)
-        owner = Owner(connection)
+        owner = Owner.connected_to(connection)
         assert owner.pid == process.pid
         await owner.kill(10)
         assert process.wait(10) == -9
@@ -57,7 +58,7 @@ async def test_who_listens_is_killed_and_nobody_else(
         owner.close()
         # The number is nobody's, or somebody else's.
         with pytest.raises(OSError, match=r"ended|No such process"):
-            Owner(connection)
+            Owner.connected_to(connection)
 
 
 async def test_a_number_that_another_process_has_by_now_is_refused() -> None:
@@ -66,7 +67,70 @@ async def test_a_number_that_another_process_has_by_now_is_refused() -> None:
     with here:
         there.close()
         with pytest.raises(ConnectionResetError, match="has ended"):
-            Owner(here)
+            Owner.connected_to(here)
+
+
+async def test_who_takes_no_connection_is_found_by_the_file_that_it_listens_at(
+    mute: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    bound_to, process = mute
+    path = tmp_path / "shown"
+    os.rename(bound_to, path)  # as a process does
+    with ExitStack() as stack:
+        # One of ours at the name that the other has had, and as many connections as it takes.
+        ours, *waiting = [stack.enter_context(make_socket()) for _ in range(4)]
+        ours.bind(bound_to)
+        ours.listen()
+        for one in waiting:
+            one.setblocking(False)
+            one.connect(str(path))
+        full = stack.enter_context(make_socket())
+        full.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            full.connect(str(path))
+        owner = Owner.listening_at(path)
+        assert owner.pid == process.pid
+        await owner.kill(10)
+        owner.close()
+        assert process.wait(10) == -9
+        # The file is still there, and nobody's.
+        with pytest.raises(ProcessLookupError, match="0 processes listen"):
+            Owner.listening_at(path)
+        owner = Owner.listening_at(Path(bound_to))
+        owner.close()
+        assert owner.pid == os.getpid()
+
+
+def test_of_two_who_listen_nobody_is_meant(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with make_socket() as ours:
+        ours.bind(str(path))
+        ours.listen()
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[ours.fileno()]) as second:
+            with pytest.raises(ProcessLookupError, match="2 processes listen"):
+                Owner.listening_at(path)
+            second.communicate()
+        owner = Owner.listening_at(path)
+        owner.close()
+        assert owner.pid == os.getpid()
+
+
+def test_who_has_the_number_of_one_that_was_found_and_has_ended_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # We stand for who got the number: between the search and our hold of the process it closes.
+    with make_socket() as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        hold = os.pidfd_open
+
+        def hold_late(pid: int) -> int:
+            listener.close()
+            return hold(pid)
+
+        monkeypatch.setattr(os, "pidfd_open", hold_late)
+        with pytest.raises(ConnectionResetError, match="has ended"):
+            Owner.listening_at(tmp_path / "socket")
 
 
 async def test_who_keeps_silent_or_takes_nobody_is_told_apart_from_who_has_ended(
@@ -75,21 +139,21 @@ async def test_who_keeps_silent_or_takes_nobody_is_told_apart_from_who_has_ended
     path, process = mute
     monkeypatch.setattr(client, "ANSWER_S", 0.05)
     async with Client() as one, Client() as two, Client() as three, Client() as four:
-        one.connect(path)
+        await one.connect(path)
         with pytest.raises(SilentError, match="no answer within"):
             await one.hello()
         assert one.is_silent
         assert one.lost.is_set()
-        two.connect(path)
-        three.connect(path)
+        await two.connect(path)
+        await three.connect(path)
         with pytest.raises(SilentError, match="takes no connections"):
-            four.connect(path)
+            await four.connect(path)
         process.kill()
         await asyncio.wait_for(two.lost.wait(), 10)
         assert not two.is_silent
     async with Client() as five:
         with pytest.raises(ConnectionRefusedError):
-            five.connect(path)
+            await five.connect(path)
 
 
 HELLO = {
@@ -111,7 +175,7 @@ async def test_who_was_stopped_himself_does_not_call_others_silent(
         listener.bind(path)
         listener.listen()
         async with Client() as one:
-            one.connect(path)
+            await one.connect(path)
             asking = asyncio.create_task(one.hello())
             with listener.accept()[0] as process:
                 await asyncio.sleep(0)

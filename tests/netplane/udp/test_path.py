@@ -5,6 +5,7 @@ Both keep packets apart, as a device does; what only a kernel's device does is i
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -217,3 +218,61 @@ def test_what_came_together_is_judged_one_by_one(ends: Ends) -> None:
     ends.path.from_network()
     assert ends.delivered() == [good, good]
     assert ends.path.drops == {"foreign-source": 1}
+
+
+def test_a_device_that_takes_no_more_costs_the_packets_that_are_counted(ends: Ends) -> None:
+    sent = packet(TARGET, SOURCE, bytes(1000))
+    came = 0
+    while not ends.path.drops:
+        ends.peer.sendto(sent, ends.udp.getsockname())
+        came += 1
+        ends.path.from_network()
+    assert ends.path.drops == {"device-eagain": 1}
+    assert ends.delivered() == [sent] * (came - 1)
+    assert ends.come_in(sent) == [sent]
+
+
+@pytest.mark.parametrize("reason", ["ENOBUFS", "ENOMEM", "EHOSTUNREACH", "ECONNREFUSED"])
+def test_whatever_the_kernel_says_of_a_packet_that_leaves_is_counted(
+    ends: Ends, reason: str
+) -> None:
+    real = ends.path._udp
+
+    class Refusing:
+        def sendmsg(self, *_: object) -> int:
+            raise OSError(getattr(errno, reason), "refused")
+
+        sendto = sendmsg
+
+    ends.path._udp = Refusing()  # type: ignore[assignment]
+    for size in 1000, 1000, 1000, 20:  # one call, and a packet alone
+        ends.containers.send(packet(SOURCE, TARGET, bytes(size)))
+        ends.containers.send(packet(SOURCE, TARGET, bytes(2 * size)))
+    ends.path.from_device()
+    assert ends.path.drops == {f"send-{reason.lower()}": 8}
+    ends.path._udp = real
+    ends.containers.send(packet(SOURCE, TARGET))
+    ends.path.from_device()
+    assert len(ends.sent()) == 1
+    assert ends.path.counters()["sent"] == 1
+
+
+@pytest.mark.parametrize("reason", ["EIO", "EMSGSIZE", "EINVAL"])
+def test_what_does_not_leave_in_one_call_leaves_one_by_one(ends: Ends, reason: str) -> None:
+    # An interface without checksums; a way whose MTU became smaller, as kernels say it today, and
+    # as they did.
+    real = ends.path._udp
+
+    class Refusing:
+        sendto = real.sendto
+
+        def sendmsg(self, *_: object) -> int:
+            raise OSError(getattr(errno, reason), "refused")
+
+    ends.path._udp = Refusing()  # type: ignore[assignment]
+    sent = [packet(SOURCE, TARGET, bytes(1000), identity=number) for number in range(5)]
+    for one in sent:
+        ends.containers.send(one)
+    ends.path.from_device()
+    assert list(map(without_ttl, ends.sent())) == list(map(without_ttl, sent))
+    assert ends.path.drops == {}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from netplane.backend.udp import OVERHEAD_BYTES as WRAPPED_BYTES
 from netplane.backend.udp import SEAL_BYTES, SealedUdpBackend
-from netplane.udp import seal
+from netplane.udp import seal, sealed
 from netplane.udp.peers import Peer, Peers
 from netplane.udp.seal import Identity, Session
-from netplane.udp.sealed import SealedPath
+from netplane.udp.sealed import FORMER_MAX, SealedPath
 from tests.netplane.udp.ends import OWN, PathEnds, received_by
 from tests.netplane.udp.packets import SOURCE, TARGET, packet
 
@@ -134,7 +137,85 @@ def test_a_peer_that_goes_and_comes_back_is_sent_no_number_twice(ends: Ends) -> 
     ends.tell(ends.told)
     ends.containers.send(packet(SOURCE, TARGET))
     ends.path.from_device()
-    assert [one[12:20] for one in ends.sent()] == [bytes(8), bytes(7) + b"\1"]
+    one, other = ends.sent()
+    assert one[:20] != other[:20]
+    # ... and takes none twice, of before it went.
+    assert ends.come_in(ends.session.seal(INCOMING)) == [INCOMING]
+    late, sealed = ends.session.seal(INCOMING), ends.session.seal(INCOMING)
+    assert ends.come_in(sealed) == [INCOMING]
+    ends.tell()
+    ends.tell(ends.told)
+    assert ends.come_in(sealed) == []
+    assert ends.path.drops == {"unknown-key": 1, "replay": 1}
+    assert ends.come_in(late) == [INCOMING]
+
+
+def keys_of(ends: Ends, count: int) -> list[list[object]]:
+    """Return what is told of one host that starts its process so often."""
+    return [[*ends.told[:3], Identity().public.hex()] for _ in range(count)]
+
+
+def test_a_host_that_starts_again_and_again_leaves_a_bounded_number_of_sessions(
+    ends: Ends,
+) -> None:
+    third = ["10.5.3.0/24", "127.0.0.3", 9, Identity().public.hex()]
+    ends.tell(ends.told, third)
+    fourth = ["10.5.4.0/24", "127.0.0.4", 9, Identity().public.hex()]
+    ends.tell(ends.told, third, fourth)
+    ends.tell(ends.told, third)
+    keys = keys_of(ends, 3 * FORMER_MAX)
+    for told in keys:
+        ends.tell(told, third)
+    left = [told["public"] for told in ends.path.sessions()]
+    # Of others nothing is forgotten for it, whether they are there now or not.
+    assert sorted(left) == sorted(
+        [str(told[3]) for told in keys[-1 - FORMER_MAX :]] + [str(third[3]), str(fourth[3])]
+    )
+    assert ends.path.drops == {}
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("tell"), st.integers(0, 4), st.integers(0, 4)),
+    st.tuples(st.just("hand over"), st.just(0), st.just(0)),
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=st.lists(STEPS, max_size=40))
+def test_no_nonce_comes_twice_whatever_is_told_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int, int]]
+) -> None:
+    # Five keys that come and go in two subnets; of each subnet but one is remembered.
+    monkeypatch.setattr(sealed, "FORMER_MAX", 1)
+    ends = Ends()
+    keys = [Identity().public.hex() for _ in range(5)]
+    used = set[bytes]()
+    try:
+        for what, one, other in steps:
+            if what == "hand over":
+                before = ends.path
+                again = Identity(ends.identity.secret)
+                ends.path = SealedPath(
+                    ends.device.fileno(), ends.udp, ends.icmp_socket, OWN, again
+                )  # fmt: skip
+                state = json.loads(json.dumps([before.sessions(), before.first_epoch]))
+                ends.path.restore(*state)
+            ends.tell(
+                ["10.5.2.0/24", *ends.peer.getsockname(), keys[one]],
+                ["10.5.3.0/24", *ends.peer.getsockname(), keys[other]],
+            )
+            for _ in range(2):
+                ends.containers.send(packet(SOURCE, TARGET))
+                ends.containers.send(packet(SOURCE, bytes([10, 5, 3, 2])))
+            ends.path.from_device()
+            heads = [data[: seal.HEADER.size] for data in ends.sent()]
+            assert len(heads) == 4
+            assert len(used | set(heads)) == len(used) + 4
+            used.update(heads)
+    finally:
+        ends.close()
 
 
 def test_a_successor_knows_keys_numbers_and_addresses(ends: Ends) -> None:
@@ -143,7 +224,7 @@ def test_a_successor_knows_keys_numbers_and_addresses(ends: Ends) -> None:
     before = ends.path
     again = Identity(ends.identity.secret)
     ends.path = SealedPath(ends.device.fileno(), ends.udp, ends.icmp_socket, OWN, again)
-    ends.path.restore(before.sessions())
+    ends.path.restore(before.sessions(), before.first_epoch)
     ends.tell(ends.told)
     assert ends.come_in(sealed) == []
     assert ends.path.drops == {"replay": 1}
