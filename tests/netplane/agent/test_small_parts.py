@@ -23,6 +23,7 @@ from netplane.agent.notify import notify
 from netplane.agent.ports import FirewallLook
 from netplane.agent.settings import Registry, Settings
 from netplane.agent.telling import tell_key
+from netplane.agent.wiring import make_client
 from netplane.subnet.family import Pair
 from netplane.subnet.lease import Lease
 
@@ -247,6 +248,20 @@ def test_settings_that_cannot_work_are_refused_with_what_helps(text: str) -> Non
     with pytest.raises(SettingsError, match=text) as refused:
         BAD[text].check()
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("flag", ["ca_file", "cert_file"])
+def test_files_of_no_use_are_named_before_anybody_is_asked(flag: str, tmp_path: Path) -> None:
+    # Not by what fails at the first call: that would end an agent, and look like its own fault.
+    absent, junk = tmp_path / "absent.pem", tmp_path / "junk.pem"
+    junk.write_text("not PEM")
+    for file in absent, junk:
+        names = {"ca_file": str(file)}
+        if flag == "cert_file":
+            names = {"cert_file": str(file), "key_file": str(junk)}
+        with pytest.raises(SettingsError, match=f"cannot use {file}") as refused:
+            make_client(Registry(("https://192.0.2.1:2379",), **names))
+        assert "--etcd-cafile" in refused.value.remedy
 
 
 def test_settings_that_work_are_not() -> None:
