@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from kvstore.client.endpoint import Endpoint, Secure
@@ -105,8 +106,14 @@ class Channel:
                     otherwise.pop_all()
         except TimeoutError:
             raise ConnectionError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            raise ConnectionError(
+                f"its certificate is not accepted ({error.verify_message}): does it serve the name"
+                " of this endpoint, and is the file of the right authority given?"
+            ) from error
         except OSError as error:
-            raise ConnectionError(str(error)) from error
+            # asyncio has no words for a server that hangs up, as one without TLS does.
+            raise ConnectionError(str(error) or "the server hung up") from error
         self._failures = 0
         if not made.is_leaving:
             self._connection = made

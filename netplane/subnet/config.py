@@ -165,10 +165,15 @@ class NetworkConfig:
         return self.second.misfit(pair.second, reserved=reserved)
 
 
+def read_config(data: bytes) -> NetworkConfig:
+    """Read a configuration as Flannel does. Raises FormatError that says what is wrong."""
+    return _parsed(parse_object(data))
+
+
 def parse_config(data: bytes) -> NetworkConfig:
-    """Read the configuration as Flannel does. Raises ConfigError that says what to change."""
+    """Read the registered configuration. Raises ConfigError that says what to change."""
     try:
-        return _parsed(parse_object(data))
+        return read_config(data)
     except ValueError as error:
         raise ConfigError(
             f"the network's configuration cannot be used: {error}; correct it with "
@@ -214,13 +219,21 @@ def _network(fields: dict[str, object], family: _Family) -> Subnet:
         raise FormatError(f'{name} is missing; an example: {{"{name}":"{example}"}}')
     if "/" not in given:
         raise FormatError(f"{name} {given!r} is not a CIDR such as {example}")
+    network: Subnet
     try:
         if family is _IPV4:
-            return IPv4Network(given, strict=False)
-        return ipv6_network(given, strict=False)
+            network = IPv4Network(given, strict=False)
+        else:
+            network = ipv6_network(given, strict=False)
     except ValueError as error:
         text_ = f"{name} {given!r} is not an {family.label} CIDR such as {example}"
         raise FormatError(text_) from error
+    # Flannel takes them, and no packet ever arrives.
+    if network.is_loopback or network.is_multicast or network.is_link_local:
+        raise FormatError(
+            f"{name} {network} has addresses that no host forwards to; take one such as {example}"
+        )
+    return network
 
 
 def _subnet_len(fields: dict[str, object], family: _Family, network: Subnet) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import ipaddress
 import shutil
@@ -104,8 +105,24 @@ async def test_wrong_credentials_never_get_through(strict_server: Cluster, folde
     }
     for what, (endpoint, tls) in attempts.items():
         async with AsyncClient([endpoint], tls=tls, timeout_s=0.5) as client:
-            with pytest.raises(UnreachableError):
+            with pytest.raises(UnreachableError) as refused:
                 await client.put(b"tls", what.encode())
+            # In words that help, and not OpenSSL's alone.
+            is_refused_by_us = "authority" in what or "name" in what
+            assert ("certificate is not accepted" in str(refused.value)) is is_refused_by_us
+
+
+async def test_a_server_that_hangs_up_is_said_to() -> None:
+    # As one does that speaks no TLS; asyncio's own error has no text.
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with AsyncClient([f"https://127.0.0.1:{port}"], timeout_s=0.5) as client:
+            with pytest.raises(UnreachableError, match=r"no connection: \S"):
+                await client.get(b"k")
 
 
 async def test_a_missing_file_is_named(folder: Path) -> None:

@@ -160,6 +160,13 @@ def test_flannels_environment_and_gos_dashes_mean_the_same(settings: list[Settin
         (["--etcd-endpoints", ","], "no registry endpoint"),
         (["--etcd-cafile", "ca.pem"], "Hint: write it as https://, or leave the files out"),
         (["--instance", "A"], "--instance 'A' does not fit"),
+        (["--subnet-file", ""], "Invalid value for '--subnet-file': it is empty"),
+        (["--subnet-file", "/"], "'/' is a directory"),
+        (["--state-dir", ""], "Invalid value for '--state-dir': it is empty"),
+        (["--run-dir", ""], "Invalid value for '--run-dir': it is empty"),
+        (["--healthz-ip", "localhost"], "Hint: give one of this host's, or 0.0.0.0 for all"),
+        (["--healthz-port", "65536"], "--healthz-port 65536 is no port"),
+        (["--version"], "leave it out: ask `netplane --version`"),
         (["--instance", "blue"], "Hint: give it a --subnet-file of its own"),
     ],
 )
@@ -366,5 +373,7 @@ async def test_cleanup_leaves_a_running_agent_alone(world: World) -> None:
 
 
 async def test_cleanup_of_nothing_says_so(world: World) -> None:
-    with pytest.raises(AgentError, match="tells of no network that was programmed; remove"):
+    with pytest.raises(
+        AgentError, match="tells of no network that was programmed; name the agent's --state-dir"
+    ):
         await clean(world.settings, world)

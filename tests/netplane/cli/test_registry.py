@@ -76,8 +76,11 @@ def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
         ),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"ipsec"}}'],
-            "not encrypted here; take vxlan, inside",
+            "take netplane-udp, which encrypts, or vxlan inside",
         ),
+        (["{}"], "no host can use this configuration: Network is missing"),
+        (["{}", "--force"], "no host can use this configuration: Network is missing"),
+        (["--network", "127.0.0.0/8"], "127.0.0.0/8 has addresses that no host forwards to"),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":0}}'],
             "VNI 0 is not a whole number from 1",
@@ -88,6 +91,9 @@ def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], sa
     done = ctl("init", *arguments)
     assert done.exit_code != 0
     assert said in done.output
+    # Who is told to correct it by the command that has just refused it learns nothing.
+    assert "correct it" not in done.output
+    assert "correct the configuration" not in done.output
     assert ctl.value("config") is None
 
 
@@ -164,7 +170,7 @@ def test_reserve_refuses_what_is_no_subnet_or_address(
 
 def test_init_writes_for_flannel_what_only_flannel_serves(ctl: Ctl) -> None:
     text = '{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}'
-    assert "--force writes it for Flannel" in ctl("init", text).output
+    assert "--force writes it all the same, for Flannel" in ctl("init", text).output
     assert ctl("init", text, "--force").exit_code == 0
     assert ctl.value("config") == text.encode()
 
