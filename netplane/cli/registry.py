@@ -35,7 +35,7 @@ from netplane.subnet import family
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
 from netplane.subnet.admin import reserve as reserve_subnet
-from netplane.subnet.config import read_config
+from netplane.subnet.config import read_config, strange_fields
 from netplane.subnet.errors import SubnetError
 from netplane.subnet.etcd import EtcdRegistry
 from netplane.subnet.family import by_address
@@ -101,6 +101,9 @@ def init(
         flags, lambda registry, layout: init_network(registry, layout, value, force=force)
     )
     click.echo(f"configuration {written.value}: {value.decode()}")
+    for name in strange_fields(value):
+        # Else a network has other subnets than were meant, and nobody is told.
+        click.echo(f"Note: the field {name!r} means nothing to netplane; is it misspelt?", err=True)
 
 
 def _configuration(network: str | None, ipv6_network: str | None, backend: str) -> bytes:

@@ -37,6 +37,18 @@ class _Family(NamedTuple):
 
 _IPV4 = _Family("", "IPv4", 24, 22, 30, 28, "10.5.0.0/16")
 _IPV6 = _Family("IPv6", "IPv6", 64, 62, 126, 124, "fd00:10:5::/48")
+_FIELDS = {
+    *("backend", "enablenftables"),
+    *("enableipv4", "network", "subnetlen", "subnetmin", "subnetmax"),
+    *("enableipv6", "ipv6network", "ipv6subnetlen", "ipv6subnetmin", "ipv6subnetmax"),
+}
+_BACKEND_FIELDS = {
+    "alloc": set[str](),
+    "host-gw": set[str](),
+    "netplane-udp": {"port"},
+    "udp": {"port"},
+    "vxlan": {"vni", "port", "mtu", "learning", "gbp", "directrouting"},
+}
 _NO_BACKEND = MappingProxyType({"type": "udp"})
 # Flannel's documentation says vxlan; what it does without the object is udp.
 
@@ -168,6 +180,21 @@ class NetworkConfig:
 def read_config(data: bytes) -> NetworkConfig:
     """Read a configuration as Flannel does. Raises FormatError that says what is wrong."""
     return _parsed(parse_object(data))
+
+
+def strange_fields(data: bytes) -> list[str]:
+    """Name the fields of a configuration that mean nothing here, as one that is misspelt does.
+
+    They are no error: Flannel takes no notice of them either. Raises FormatError.
+    """
+    # Backend is an object, or there is none: whoever asks has read the configuration before.
+    fields = parse_object(data)
+    backend = lowered(cast("dict[str, object]", fields.get("backend") or _NO_BACKEND))
+    known = _BACKEND_FIELDS.get(str(backend.get("type")).lower())
+    found = sorted(fields.keys() - _FIELDS)
+    if known is not None:  # else it is one of Flannel's alone
+        found += sorted(f"backend.{name}" for name in backend.keys() - known - {"type"})
+    return found
 
 
 def parse_config(data: bytes) -> NetworkConfig:

@@ -235,6 +235,22 @@ async def test_status_for_people_and_for_programs(world: World) -> None:
     assert found["kernel"]["settings"] == {"ipv4/ip_forward": "0"}
 
 
+async def test_nobody_is_said_to_be_kept_out_where_the_firewall_lets_nobody_in(
+    world: World,
+) -> None:
+    world.dropped = 0
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        by_table = await ctl(world, "status")
+        # That looks itself whose packets it moves.
+        world.counters = {"dropped": {}}
+        by_process = await ctl(world, "status")
+    assert "0 hosts are let in" in by_table.output
+    assert "are let in" not in by_process.output
+
+
 async def test_status_tells_what_is_missing(world: World) -> None:
     world.standing = Standing("our subnet belongs to host 'b' now", "")
     async with running(world) as agent:

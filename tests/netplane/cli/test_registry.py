@@ -97,6 +97,24 @@ def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], sa
     assert ctl.value("config") is None
 
 
+def test_init_names_fields_that_mean_nothing(ctl: Ctl) -> None:
+    # Who misspells SubnetLen gets a network of other subnets, and may learn of it much later.
+    odd = '{"Network":"10.5.0.0/16","SubnetLength":26,"Backend":{"Type":"vxlan","Prot":1}}'
+    done = ctl("init", odd)
+    assert done.exit_code == 0
+    assert ctl.value("config") == odd.encode()
+    for name in "subnetlength", "backend.prot":
+        assert f"Note: the field '{name}' means nothing to netplane" in done.output
+    for plain in (
+        '{"Network":"10.5.0.0/16","SubnetLen":26,"EnableNFTables":true}',
+        '{"Network":"10.5.0.0/16","Backend":{"Type":"VXLAN","vni":1,"DirectRouting":true}}',
+    ):
+        assert "Note" not in ctl("init", plain, "--force").output
+    # What is Flannel's alone is not known here.
+    flannels = '{"Network":"10.5.0.0/16","Backend":{"Type":"ipip","DirectRouting":true}}'
+    assert "Note" not in ctl("init", flannels, "--force").output
+
+
 def test_init_takes_the_name_of_a_backend_instead_of_json(ctl: Ctl) -> None:
     assert ctl("init", "--network", "10.5.0.0/16", "--backend", "host-gw").exit_code == 0
     assert ctl.value("config") == b'{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}'
