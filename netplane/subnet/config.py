@@ -255,8 +255,9 @@ def _network(fields: dict[str, object], family: _Family) -> Subnet:
     except ValueError as error:
         text_ = f"{name} {given!r} is not an {family.label} CIDR such as {example}"
         raise FormatError(text_) from error
-    # Flannel takes them, and no packet ever arrives.
-    if network.is_loopback or network.is_multicast or network.is_link_local:
+    # Flannel takes them, and no packet ever arrives. (Linux does forward IPv4's of one link.)
+    is_of_one_link = family is _IPV6 and network.is_link_local
+    if network.is_loopback or network.is_multicast or is_of_one_link:
         raise FormatError(
             f"{name} {network} has addresses that no host forwards to; take one such as {example}"
         )
