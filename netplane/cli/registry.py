@@ -94,9 +94,7 @@ def init(
     except FormatError as error:
         raise Failed(f"no host can use this configuration: {error}") from error
     except AgentError as error:
-        raise Failed(
-            error.problem, "--force writes it all the same, for Flannel's hosts"
-        ) from error
+        raise Failed(error.problem, "--force writes it for Flannel") from error
     written = _run(
         flags, lambda registry, layout: init_network(registry, layout, value, force=force)
     )

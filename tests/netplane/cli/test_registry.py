@@ -188,7 +188,7 @@ def test_reserve_refuses_what_is_no_subnet_or_address(
 
 def test_init_writes_for_flannel_what_only_flannel_serves(ctl: Ctl) -> None:
     text = '{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}'
-    assert "--force writes it all the same, for Flannel" in ctl("init", text).output
+    assert "--force writes it for Flannel" in ctl("init", text).output
     assert ctl("init", text, "--force").exit_code == 0
     assert ctl.value("config") == text.encode()
 
