@@ -95,6 +95,10 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
                 "auto" uses sessions where they are offered. Results and errors are the same.
             tracer_provider: An OpenTelemetry `TracerProvider`: each call becomes a span. Needs
                 the package opentelemetry-api. None traces nothing and costs nothing.
+
+        Raises:
+            ValueError: An endpoint or another argument cannot be used.
+            OSError: A file of `tls` cannot be read or used.
         """
         carrier: Carrier = Transport(
             endpoints,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Any
 
-from kvstore.client.endpoint import Endpoint, Tls
+from kvstore.client.endpoint import Endpoint, Secure
 from kvstore.client.exchange import Exchange
 from kvstore.client.http2 import Connection
 from kvstore.client.status import (
@@ -39,14 +40,14 @@ _USER_AGENT = b"kvstore-python"
 class Channel:
     """Connects at the first call, and again when the connection is lost or the server leaves."""
 
-    def __init__(self, endpoint: Endpoint, tls: Tls | None) -> None:
-        """Prepare; reads the files of `tls`. Raises OSError when one cannot be read."""
+    def __init__(self, endpoint: Endpoint, secure: Secure | None) -> None:
+        """Prepare; `secure` is for a secure endpoint, and else is not looked at."""
         host, _, port = endpoint.target.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
-        tls = (tls or Tls()) if endpoint.secure else None
-        self._ssl = None if tls is None else tls.context()
-        named = None if tls is None else tls.server_name
-        self._server_name = None if tls is None else named or self._host
+        secure = secure if endpoint.secure else None
+        self._ssl = None if secure is None else secure.context
+        named = None if secure is None else secure.server_name
+        self._server_name = None if secure is None else named or self._host
         self._authority = (named or endpoint.target).encode()
         self._heads: dict[tuple[str, tuple[tuple[str, str], ...]], bytes] = {}
         self._connection: Connection | None = None
@@ -105,8 +106,14 @@ class Channel:
                     otherwise.pop_all()
         except TimeoutError:
             raise ConnectionError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            raise ConnectionError(
+                f"its certificate is not accepted ({error.verify_message}): does it serve the name"
+                " of this endpoint, and is the file of the right authority given?"
+            ) from error
         except OSError as error:
-            raise ConnectionError(str(error)) from error
+            # asyncio has no words for a server that hangs up, as one without TLS does.
+            raise ConnectionError(str(error) or "the server hung up") from error
         self._failures = 0
         if not made.is_leaving:
             self._connection = made

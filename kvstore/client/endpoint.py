@@ -24,16 +24,30 @@ class Tls(NamedTuple):
     key_file: str | None = None
     server_name: str | None = None
 
-    def context(self) -> ssl.SSLContext:
+    def read(self) -> Secure:
         """Read the files. Raises OSError when one cannot be read or used."""
         for path in (self.ca_file, self.cert_file, self.key_file):
             if path is not None:
                 open(path, "rb").close()
-        context = ssl.create_default_context(cafile=self.ca_file)
-        if self.cert_file is not None:
-            context.load_cert_chain(self.cert_file, self.key_file)
+        used = self.ca_file
+        try:
+            context = ssl.create_default_context(cafile=used)
+            if self.cert_file is not None:
+                used = f"{self.cert_file} with {self.key_file}"
+                # Without a password OpenSSL asks at the terminal for that of a key that has one.
+                context.load_cert_chain(self.cert_file, self.key_file, password="")
+        except ssl.SSLError as error:
+            error.filename = used
+            raise
         context.set_alpn_protocols(["h2"])
-        return context
+        return Secure(context, self.server_name)
+
+
+class Secure(NamedTuple):
+    """What `Tls` says, read."""
+
+    context: ssl.SSLContext
+    server_name: str | None
 
 
 class Endpoint(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 
 from kvstore.client.channel import Channel
-from kvstore.client.endpoint import Endpoint, Tls
+from kvstore.client.endpoint import Endpoint, Secure
 from kvstore.client.errors import ClosedError, UnreachableError, UnsupportedError
 from kvstore.client.methods import Method
 from kvstore.client.session import Session, open_session
@@ -25,13 +25,13 @@ class Link:
     """The channel to one endpoint; opened at first use."""
 
     def __init__(
-        self, endpoint: Endpoint, tls: Tls | None, on_leave: Callable[[Link], None]
+        self, endpoint: Endpoint, secure: Secure | None, on_leave: Callable[[Link], None]
     ) -> None:
         self.endpoint = endpoint
         self._on_leave = on_leave
         self.is_ready = False
         """A connection was there when last looked; False makes the next call wait for one."""
-        self._tls = tls
+        self._secure = secure
         self._channel: Channel | None = None
         self._stubs: dict[str, Any] = {}
         self._connecting: asyncio.Task[None] | None = None
@@ -44,7 +44,7 @@ class Link:
     def channel(self) -> Channel:
         """Return the channel, making it on the running loop at first use."""
         if self._channel is None:
-            self._channel = Channel(self.endpoint, self._tls)
+            self._channel = Channel(self.endpoint, self._secure)
         return self._channel
 
     def unary(self, method: Method[Request, Response]) -> Any:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from kvstore.client.counters import Counters
-from kvstore.client.endpoint import Endpoint, Tls
+from kvstore.client.endpoint import Endpoint, Secure, Tls
 from kvstore.client.errors import (
     LEARNER_TEXT,
     RETRY_WITH_NEW_TOKEN,
@@ -113,7 +113,8 @@ class Transport:
             raise ValueError("endpoints must be a list with at least one host:port")
         self._tls = tls
         self._mode = mode
-        self.links = [Link(self._parse(text), tls, self.turn_from) for text in endpoints]
+        self._secure: Secure | None = None
+        self.links = [self._link(self._parse(text)) for text in endpoints]
         self._others: dict[Endpoint, Link] = {}
         self.timeout_s = positive_s("timeout_s", timeout_s)
         self._connect_timeout_s = positive_s("connect_timeout_s", connect_timeout_s)
@@ -162,6 +163,13 @@ class Transport:
     def _parse(self, text: str) -> Endpoint:
         return Endpoint.parse(text, secure_default=self._tls is not None)
 
+    def _link(self, endpoint: Endpoint) -> Link:
+        if endpoint.secure and self._secure is None:
+            # Once, before anything is sent: a file that is replaced while a program runs must not
+            # fail the first call to the member that takes over.
+            self._secure = (self._tls or Tls()).read()
+        return Link(endpoint, self._secure, self.turn_from)
+
     def link(self) -> Link:
         """Return the preferred endpoint's link."""
         return self.links[self._preferred]
@@ -173,7 +181,7 @@ class Transport:
             if link.endpoint == wanted:
                 return link
         if wanted not in self._others:
-            self._others[wanted] = Link(wanted, self._tls, self.turn_from)
+            self._others[wanted] = self._link(wanted)
         return self._others[wanted]
 
     def turn_from(self, link: Link) -> None:

@@ -46,6 +46,7 @@ class Board:
             del texts[code]
             log.info("%s: no longer", code)
             if texts is self.missing and not texts:
+                log.info("ready")
                 self.on_ready()
         self.on_change()
 

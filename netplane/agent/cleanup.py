@@ -30,7 +30,8 @@ async def clean(settings: Settings, parts: Parts) -> str:
         if config is None:
             raise AgentError(
                 complaint or f"{settings.state_file} tells of no network that was programmed",
-                "remove what is left by hand: `ip link del np.VNI`",
+                "name the agent's --state-dir and --instance, or remove what is left by hand:"
+                " `ip link del np.VNI`",
             )
         external = await parts.external(settings)
         dataplane = parts.dataplane(settings, config, external, state.macs, state.sysctls)

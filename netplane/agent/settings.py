@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from netplane.agent.errors import SettingsError
@@ -49,8 +49,10 @@ class Registry:
                 " nothing to it",
                 "write it as https://, or leave the files out",
             )
-        if self.user is not None and self.password is None:
-            raise SettingsError("--etcd-username without a password", "give --etcd-password too")
+        if (self.user is None) != (self.password is None):
+            raise SettingsError(
+                "--etcd-username and --etcd-password go together", "give both or none"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +149,15 @@ class Settings:
                     f"no host can be reached by {flag} {address}",
                     "leave it out for the address of the interface",
                 )
+        _check_healthz_ip(self.healthz_ip)
         if not 0 <= self.healthz_port < 1 << 16:
-            raise SettingsError(f"--healthz-port {self.healthz_port}", "0 is off, 65535 the last")
+            raise SettingsError(
+                f"--healthz-port {self.healthz_port} is no port", "0 is off, 65535 the last"
+            )
         if self.iptables_resync < 0:
             raise SettingsError(
-                f"--iptables-resync {self.iptables_resync}", "give seconds; 0 is as --heal-interval"
+                f"--iptables-resync {self.iptables_resync} is no time",
+                "give seconds; 0 is as --heal-interval",
             )
         for flag, seconds in (
             ("--removal-grace", self.removal_grace_s),
@@ -163,6 +169,17 @@ class Settings:
             raise SettingsError(
                 f"the path {self.socket} is too long for a socket", "choose a shorter --run-dir"
             )
+
+
+def _check_healthz_ip(text: str) -> None:
+    # A name would be looked up before anything else is done, signals among them.
+    try:
+        if text:  # as with Flannel, nothing stands for all addresses
+            ip_address(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"--healthz-ip {text!r} is no address", "give one of this host's, or 0.0.0.0 for all"
+        ) from error
 
 
 def check_instance(name: str) -> None:

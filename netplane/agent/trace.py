@@ -132,7 +132,8 @@ class _Trace:
             self._add("lease", State.OK, f"{known.own.subnet} is this host's own")
             self._add_route(route, wants_link=True)
         elif destination not in known.config.network:
-            text = f"{destination} is outside of Network {known.config.network}"
+            given = known.config.first
+            text = f"{destination} is outside of {given.prefix}Network {given.network}"
             if self._is_forwarded:
                 text += (
                     ", where this host is seen as the source"

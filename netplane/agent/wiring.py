@@ -58,7 +58,7 @@ def make_client(registry: Registry) -> AsyncClient:
         raise SettingsError(str(error), "correct --etcd-endpoints") from error
     except OSError as error:
         raise SettingsError(
-            f"cannot read {error.filename}: {error.strerror}",
+            f"cannot use {error.filename}: {error.strerror}",
             "correct --etcd-cafile, --etcd-certfile and --etcd-keyfile",
         ) from error
 

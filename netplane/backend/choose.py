@@ -14,12 +14,13 @@ BY_PROCESS = {UdpBackend.type: UdpBackend, SealedUdpBackend.type: SealedUdpBacke
 
 OFFERED = (VxlanBackend.type, HostGwBackend.type, *BY_PROCESS, AllocBackend.type)
 
+_ENCRYPTED = f"{SealedUdpBackend.type}, which encrypts, or vxlan inside of a VPN between the hosts"
 _NOT_OFFERED = {
     "extension": ("it runs commands of the configuration as root on every host", "vxlan"),
     "ipip": ("it has one header less than vxlan, and no other use", "vxlan"),
-    "ipsec": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
+    "ipsec": ("strongSwan is not driven here", _ENCRYPTED),
     "tencent-vpc": ("it writes the routes of one cloud", "vxlan"),
-    "wireguard": ("packets are not encrypted here", "vxlan, inside of a VPN between the hosts"),
+    "wireguard": ("WireGuard is not set up here", _ENCRYPTED),
 }
 """Flannel's other backends: why not, and what to take instead."""
 

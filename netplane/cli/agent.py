@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +19,7 @@ from netplane.cli.flags import (
     Command,
     Duration,
     Failed,
+    FolderOrFile,
     check_environment,
     checked,
     failed,
@@ -53,7 +53,7 @@ log = logging.getLogger("netplane")
 @option("--public-ipv6", type=Address(6), help="The same of IPv6, in networks that have it.")
 @option(
     "--subnet-file",
-    type=click.Path(path_type=Path),
+    type=FolderOrFile(is_file=True),
     default=DEFAULTS.subnet_file,
     show_default=True,
     help="Where CNI plugins and Docker read our subnet.",

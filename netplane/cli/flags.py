@@ -32,6 +32,7 @@ NOT_OFFERED: dict[str, str] = {
     "kubeconfig-file": "subnets are kept in etcd or kvstore",
     "set-node-network-unavailable": "subnets are kept in etcd or kvstore",
     "v": "use --log-level",
+    "version": "ask `netplane --version`",
     "vmodule": "use --log-level",
 }
 """Flannel's other flags. Refused, because ignoring them would lie."""
@@ -107,6 +108,19 @@ class Duration(click.ParamType[float]):
         if not parts or "".join(number + unit for number, unit in parts) != value:
             self.fail(f"{value!r} is no duration; write 500ms, 10s, 10m or 1h", param, ctx)
         return sum(float(number) * UNITS_S[unit] for number, unit in parts)
+
+
+class FolderOrFile(click.Path):
+    """A path that is not empty: that would mean where the command happens to run."""
+
+    def __init__(self, *, is_file: bool = False) -> None:
+        super().__init__(dir_okay=not is_file, path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Read the flag's text."""
+        if not str(value):
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Address(click.ParamType[family.Address]):
@@ -206,7 +220,7 @@ instance_options = options(
     ),
     option(
         "--run-dir",
-        type=click.Path(path_type=Path),
+        type=FolderOrFile(),
         default=DEFAULTS.run_dir,
         show_default=True,
         help="Folder of the agent's socket.",
@@ -245,7 +259,7 @@ firewall_options = options(
 
 state_option = option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=FolderOrFile(),
     default=DEFAULTS.state_dir,
     show_default=True,
     help="Folder of what the agent remembers; must outlive reboots, must not be copied to others.",

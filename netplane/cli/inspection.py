@@ -45,7 +45,12 @@ def trace(
         halves = known_of(ask_agent("GET", "/v1/status", run_dir, instance))
         firewall = _firewall(halves, run_dir, instance)
         known = next((one for one in halves if one.own.subnet.version == source.version), None)
-        agent = [] if halves else [Finding("agent", State.WRONG, "it has not joined a network yet")]
+        agent = []
+        if not halves:
+            agent.append(Finding("agent", State.WRONG, "it has not joined a network yet"))
+        elif known is None:
+            text = f"its network has no IPv{source.version}"
+            agent.append(Finding("agent", State.HINT, text))
     except Failed as error:
         firewall = None
         agent = [Finding("agent", State.WRONG, error.message)]

@@ -35,11 +35,11 @@ from netplane.subnet import family
 from netplane.subnet.admin import init_network
 from netplane.subnet.admin import release as release_subnet
 from netplane.subnet.admin import reserve as reserve_subnet
-from netplane.subnet.config import parse_config
+from netplane.subnet.config import read_config, strange_fields
 from netplane.subnet.errors import SubnetError
 from netplane.subnet.etcd import EtcdRegistry
 from netplane.subnet.family import by_address
-from netplane.subnet.jsontext import text_of
+from netplane.subnet.jsontext import FormatError, text_of
 from netplane.subnet.lease import Lease
 from netplane.subnet.records import HostRecord, Layout, Registered
 from netplane.subnet.registry import RegistryError
@@ -86,18 +86,22 @@ def init(
             raise Failed(f"cannot read {config[1:]}: {error.strerror}") from error
     else:
         value = (config or "").encode()
-    if not force:
-        # Flannel may serve more than our agents do, and its hosts and ours can share a network.
-        try:
-            check_backend(parse_config(value))
-        except SubnetError as error:
-            raise Failed(str(error)) from error
-        except AgentError as error:
-            raise Failed(error.problem, f"{error.remedy}; --force writes it for Flannel") from error
+    try:
+        wanted = read_config(value)
+        if not force:
+            # Flannel may serve more than our agents do, and its hosts and ours can share a network.
+            check_backend(wanted)
+    except FormatError as error:
+        raise Failed(f"no host can use this configuration: {error}") from error
+    except AgentError as error:
+        raise Failed(error.problem, "--force writes it for Flannel") from error
     written = _run(
         flags, lambda registry, layout: init_network(registry, layout, value, force=force)
     )
     click.echo(f"configuration {written.value}: {value.decode()}")
+    for name in strange_fields(value):
+        # Else a network has other subnets than were meant, and nobody is told.
+        click.echo(f"Note: the field {name!r} means nothing to netplane; is it misspelt?", err=True)
 
 
 def _configuration(network: str | None, ipv6_network: str | None, backend: str) -> bytes:

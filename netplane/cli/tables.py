@@ -78,7 +78,7 @@ def write_status(status: dict[str, Any]) -> None:
             else "not heard yet",
         ),
         ("kernel", _kernel(status["kernel"])),
-        ("firewall", _firewall(status["firewall"])),
+        ("firewall", _firewall(status["firewall"], by_process=status.get("process") is not None)),
         *(
             ("changed", f"{name} (was {value}; cleanup sets it back)")
             for name, value in sorted(status["kernel"]["settings"].items())
@@ -146,9 +146,10 @@ def _kernel(kernel: dict[str, Any]) -> str:
     return f"{sum(kernel['written'].values())} objects written, {healed} of them healed"
 
 
-def _firewall(firewall: dict[str, Any]) -> str:
+def _firewall(firewall: dict[str, Any], *, by_process: bool) -> str:
     text = f"table {firewall['table']}"
-    if firewall["vteps"] or firewall["dropped"] is not None:
+    # A process that moves the packets looks itself whose they are.
+    if firewall["vteps"] or (firewall["dropped"] is not None and not by_process):
         text += f", {firewall['vteps']} hosts are let in"
     if firewall["masquerade"]:
         text += ", what leaves the overlay is masqueraded"

@@ -37,6 +37,18 @@ class _Family(NamedTuple):
 
 _IPV4 = _Family("", "IPv4", 24, 22, 30, 28, "10.5.0.0/16")
 _IPV6 = _Family("IPv6", "IPv6", 64, 62, 126, 124, "fd00:10:5::/48")
+_FIELDS = {
+    *("backend", "enablenftables"),
+    *("enableipv4", "network", "subnetlen", "subnetmin", "subnetmax"),
+    *("enableipv6", "ipv6network", "ipv6subnetlen", "ipv6subnetmin", "ipv6subnetmax"),
+}
+_BACKEND_FIELDS = {
+    "alloc": set[str](),
+    "host-gw": set[str](),
+    "netplane-udp": {"port"},
+    "udp": {"port"},
+    "vxlan": {"vni", "port", "mtu", "learning", "gbp", "directrouting"},
+}
 _NO_BACKEND = MappingProxyType({"type": "udp"})
 # Flannel's documentation says vxlan; what it does without the object is udp.
 
@@ -165,10 +177,30 @@ class NetworkConfig:
         return self.second.misfit(pair.second, reserved=reserved)
 
 
+def read_config(data: bytes) -> NetworkConfig:
+    """Read a configuration as Flannel does. Raises FormatError that says what is wrong."""
+    return _parsed(parse_object(data))
+
+
+def strange_fields(data: bytes) -> list[str]:
+    """Name the fields of a configuration that mean nothing here, as one that is misspelt does.
+
+    They are no error: Flannel takes no notice of them either. Raises FormatError.
+    """
+    # Backend is an object, or there is none: whoever asks has read the configuration before.
+    fields = parse_object(data)
+    backend = lowered(cast("dict[str, object]", fields.get("backend") or _NO_BACKEND))
+    known = _BACKEND_FIELDS.get(str(backend.get("type")).lower())
+    found = sorted(fields.keys() - _FIELDS)
+    if known is not None:  # else it is one of Flannel's alone
+        found += sorted(f"backend.{name}" for name in backend.keys() - known - {"type"})
+    return found
+
+
 def parse_config(data: bytes) -> NetworkConfig:
-    """Read the configuration as Flannel does. Raises ConfigError that says what to change."""
+    """Read the registered configuration. Raises ConfigError that says what to change."""
     try:
-        return _parsed(parse_object(data))
+        return read_config(data)
     except ValueError as error:
         raise ConfigError(
             f"the network's configuration cannot be used: {error}; correct it with "
@@ -214,13 +246,22 @@ def _network(fields: dict[str, object], family: _Family) -> Subnet:
         raise FormatError(f'{name} is missing; an example: {{"{name}":"{example}"}}')
     if "/" not in given:
         raise FormatError(f"{name} {given!r} is not a CIDR such as {example}")
+    network: Subnet
     try:
         if family is _IPV4:
-            return IPv4Network(given, strict=False)
-        return ipv6_network(given, strict=False)
+            network = IPv4Network(given, strict=False)
+        else:
+            network = ipv6_network(given, strict=False)
     except ValueError as error:
         text_ = f"{name} {given!r} is not an {family.label} CIDR such as {example}"
         raise FormatError(text_) from error
+    # Flannel takes them, and no packet ever arrives. (Linux does forward IPv4's of one link.)
+    is_of_one_link = family is _IPV6 and network.is_link_local
+    if network.is_loopback or network.is_multicast or is_of_one_link:
+        raise FormatError(
+            f"{name} {network} has addresses that no host forwards to; take one such as {example}"
+        )
+    return network
 
 
 def _subnet_len(fields: dict[str, object], family: _Family, network: Subnet) -> int:

@@ -122,6 +122,8 @@ class ViewBuilder:
                     self._own = lease
                     continue
                 reason = self._problem(lease)
+                if good is None and _waits_for_its_host(lease, reason):
+                    continue
                 if reason:
                     self._quarantined[key] = reason
                     lease = None
@@ -152,8 +154,7 @@ class ViewBuilder:
                     own = lease
                     continue
                 reason = self._problem(lease)
-                if reason == NO_DATA and not lease.expires and key not in self._good:
-                    # Kept for a host that has not come yet: it will say where it can be reached.
+                if key not in self._good and _waits_for_its_host(lease, reason):
                     continue
             if reason:
                 quarantined[key] = reason
@@ -216,3 +217,11 @@ class ViewBuilder:
         reason = lasting_problem(lease, self.config, (local.mac, local.mac6))
         self._checked[lease.key] = (lease, reason)
         return reason
+
+
+def _waits_for_its_host(lease: Lease, reason: str) -> bool:
+    """Tell whether a subnet is kept for a host that has not come yet: that is no junk.
+
+    It will say where it can be reached. One that has said it already, and lost it, is junk.
+    """
+    return reason == NO_DATA and not lease.expires

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import ipaddress
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,11 +105,63 @@ async def test_wrong_credentials_never_get_through(strict_server: Cluster, folde
     }
     for what, (endpoint, tls) in attempts.items():
         async with AsyncClient([endpoint], tls=tls, timeout_s=0.5) as client:
-            with pytest.raises(UnreachableError):
+            with pytest.raises(UnreachableError) as refused:
                 await client.put(b"tls", what.encode())
+            # In words that help, and not OpenSSL's alone.
+            is_refused_by_us = "authority" in what or "name" in what
+            assert ("certificate is not accepted" in str(refused.value)) is is_refused_by_us
+
+
+async def test_a_server_that_hangs_up_is_said_to() -> None:
+    # As one does that speaks no TLS; asyncio's own error has no text.
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with AsyncClient([f"https://127.0.0.1:{port}"], timeout_s=0.5) as client:
+            with pytest.raises(UnreachableError, match=r"no connection: \S"):
+                await client.get(b"k")
 
 
 async def test_a_missing_file_is_named(folder: Path) -> None:
-    async with AsyncClient(["127.0.0.1:1"], tls=Tls(str(folder / "absent.pem"))) as client:
-        with pytest.raises(FileNotFoundError, match=r"absent\.pem"):
-            await client.get(b"k")
+    with pytest.raises(FileNotFoundError, match=r"absent\.pem"):
+        AsyncClient(["127.0.0.1:1"], tls=Tls(str(folder / "absent.pem")))
+
+
+@pytest.mark.parametrize("which", ["authority", "certificate", "encrypted key"])
+def test_a_file_that_is_no_certificate_is_named_and_nobody_is_asked(
+    which: str, folder: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("not PEM")
+    tls = Tls(str(wrong))
+    if which == "certificate":
+        tls = Tls(None, str(wrong), str(folder / "client-key.pem"))
+    elif which == "encrypted key":
+        # OpenSSL would ask whoever is at the terminal for its password, and wait for ever.
+        key = serialization.load_pem_private_key((folder / "client-key.pem").read_bytes(), None)
+        wrong.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(b"secret"),
+            )
+        )
+        tls = Tls(None, str(folder / "client.pem"), str(wrong))
+    with pytest.raises(OSError, match=r".") as refused:
+        AsyncClient(["127.0.0.1:1"], tls=tls)
+    assert str(wrong) in refused.value.filename
+
+
+async def test_files_that_go_while_a_program_runs_keep_it_from_no_other_member(
+    strict_server: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    # As when certificates are replaced, just while the member that we use goes away.
+    ours = shutil.copytree(folder, tmp_path / "ours")
+    tls = Tls(str(ours / "ca.pem"), str(ours / "client.pem"), str(ours / "client-key.pem"))
+    [address] = strict_server.endpoints
+    async with AsyncClient(["127.0.0.1:1", address], tls=tls) as client:
+        shutil.rmtree(ours)
+        await client.put(b"tls", b"other")

@@ -277,6 +277,8 @@ def launch(*, keep: bool) -> int:
             print("It stays up until `make net-demo-down`. To look around:")
             for name, pid in names.items():
                 print(f"  {name:<12} nsenter --net --target {pid}")
+            print("and in the namespace of a host, here of the first:")
+            print(f"  .venv/bin/netplane ctl status --run-dir {report['folder']}/host-0")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -89,6 +89,14 @@ def test_the_demo_stays_up_when_asked_and_goes_when_told(folder: Path) -> None:
         assert f"nsenter --net --target {pid}" in said
         routes = run("nsenter", "--net", "--target", str(pid), "ip", "route")
         assert routes.count("dev np.1 proto 181 onlink") == 2
+        # Nobody would guess where the demo's agents have their sockets.
+        [command] = [line for line in said.splitlines() if "netplane ctl status" in line]
+        arguments = command.partition("netplane ")[2].split()
+        shown = run(
+            *("nsenter", "--net", "--target", str(pid), sys.executable),
+            *("-m", "netplane.cli.netplane", *arguments),
+        )
+        assert shown.split()[:2] == ["ready", "yes"]
         again = subprocess.run([*COMMAND], cwd=ROOT, capture_output=True, text=True, check=False)
         assert again.returncode == 2
         assert "up already" in again.stderr

@@ -55,6 +55,12 @@ def test_check_and_trace_find_all_of_both_families_right(overlay: Overlay) -> No
     said = agent.ctl("trace", sender.address6 or sender.address, second(overlay, 1))
     assert "np6.1 onlink" in said
     assert overlay.rig.hosts[1].address6 in said
+    hosts = overlay.rig.hosts
+    said = agent.ctl("trace", hosts[0].address6, hosts[1].address6)
+    assert f"{hosts[1].address6} is outside of IPv6Network fd00:" in said
+    # Not as if the agent did not know its network, where that has one family only.
+    said = agent.ctl("trace", "127.0.0.1", "127.0.0.2")
+    assert ("its network has no IPv4" in said) is not overlay.rig.ipv4
 
 
 DAMAGE = {

@@ -23,6 +23,7 @@ from netplane.agent.notify import notify
 from netplane.agent.ports import FirewallLook
 from netplane.agent.settings import Registry, Settings
 from netplane.agent.telling import tell_key
+from netplane.agent.wiring import make_client
 from netplane.subnet.family import Pair
 from netplane.subnet.lease import Lease
 
@@ -219,8 +220,13 @@ def test_the_board_logs_a_change_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
     assert not board.is_ready
     assert board.text() == "no-lease: all 254 subnets are taken\n"
-    board.miss("no-lease", "")
-    board.miss("no-lease", "")
+    with caplog.at_level("INFO"):
+        board.miss("no-lease", "")
+        board.miss("no-lease", "")
+    # What there is to wait for is said, too.
+    assert [record.getMessage() for record in caplog.records[2:]] == [
+        "no-lease: no longer", "ready",
+    ]  # fmt: skip
     assert board.is_ready
     assert board.notes == {"quarantined": "1 key"}
 
@@ -230,7 +236,9 @@ BAD = {
     "absolute path": Settings(Registry(prefix="coreos.com/network")),
     "without a slash at its end": Settings(Registry(prefix="/net/")),
     "go together": Settings(Registry(cert_file="cert.pem")),
-    "without a password": Settings(Registry(user="root")),
+    "--etcd-username and --etcd-password go together": Settings(Registry(user="root")),
+    "--etcd-password go together": Settings(Registry(password="secret")),
+    "--healthz-ip 'localhost' is no address": Settings(healthz_ip="localhost"),
     "--instance 'A b'": Settings(instance="A b"),
     "--host-id '../x'": Settings(host_id="../x"),
     r"--iface-regex '\('": Settings(iface_regex=("(",)),
@@ -247,6 +255,20 @@ def test_settings_that_cannot_work_are_refused_with_what_helps(text: str) -> Non
     with pytest.raises(SettingsError, match=text) as refused:
         BAD[text].check()
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("flag", ["ca_file", "cert_file"])
+def test_files_of_no_use_are_named_before_anybody_is_asked(flag: str, tmp_path: Path) -> None:
+    # Not by what fails at the first call: that would end an agent, and look like its own fault.
+    absent, junk = tmp_path / "absent.pem", tmp_path / "junk.pem"
+    junk.write_text("not PEM")
+    for file in absent, junk:
+        names = {"ca_file": str(file)}
+        if flag == "cert_file":
+            names = {"cert_file": str(file), "key_file": str(junk)}
+        with pytest.raises(SettingsError, match=f"cannot use {file}") as refused:
+            make_client(Registry(("https://192.0.2.1:2379",), **names))
+        assert "--etcd-cafile" in refused.value.remedy
 
 
 def test_settings_that_work_are_not() -> None:

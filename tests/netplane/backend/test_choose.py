@@ -47,10 +47,10 @@ def test_flags_reach_the_backend() -> None:
     [
         (
             {"Type": "wireguard"},
-            "'wireguard', which is not offered: packets are not encrypted here",
+            "'wireguard', which is not offered: WireGuard is not set up here; take netplane-udp",
         ),
         ({"Type": "ipip"}, "take vxlan"),
-        ({"Type": "ipsec"}, "take vxlan, inside of a VPN"),
+        ({"Type": "ipsec"}, "or vxlan inside of a VPN"),
         ({"Type": "extension"}, "runs commands of the configuration as root"),
         ({"Type": "tencent-vpc"}, "the routes of one cloud"),
         (

@@ -160,6 +160,13 @@ def test_flannels_environment_and_gos_dashes_mean_the_same(settings: list[Settin
         (["--etcd-endpoints", ","], "no registry endpoint"),
         (["--etcd-cafile", "ca.pem"], "Hint: write it as https://, or leave the files out"),
         (["--instance", "A"], "--instance 'A' does not fit"),
+        (["--subnet-file", ""], "Invalid value for '--subnet-file': it is empty"),
+        (["--subnet-file", "/"], "'/' is a directory"),
+        (["--state-dir", ""], "Invalid value for '--state-dir': it is empty"),
+        (["--run-dir", ""], "Invalid value for '--run-dir': it is empty"),
+        (["--healthz-ip", "localhost"], "Hint: give one of this host's, or 0.0.0.0 for all"),
+        (["--healthz-port", "65536"], "--healthz-port 65536 is no port"),
+        (["--version"], "leave it out: ask `netplane --version`"),
         (["--instance", "blue"], "Hint: give it a --subnet-file of its own"),
     ],
 )
@@ -226,6 +233,22 @@ async def test_status_for_people_and_for_programs(world: World) -> None:
     assert found["ready"] is True
     assert [peer["subnet"] for peer in found["peers"]] == ["10.5.2.0/24", "10.5.3.0/24"]
     assert found["kernel"]["settings"] == {"ipv4/ip_forward": "0"}
+
+
+async def test_nobody_is_said_to_be_kept_out_where_the_firewall_lets_nobody_in(
+    world: World,
+) -> None:
+    world.dropped = 0
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        by_table = await ctl(world, "status")
+        # That looks itself whose packets it moves.
+        world.counters = {"dropped": {}}
+        by_process = await ctl(world, "status")
+    assert "0 hosts are let in" in by_table.output
+    assert "are let in" not in by_process.output
 
 
 async def test_status_tells_what_is_missing(world: World) -> None:
@@ -366,5 +389,7 @@ async def test_cleanup_leaves_a_running_agent_alone(world: World) -> None:
 
 
 async def test_cleanup_of_nothing_says_so(world: World) -> None:
-    with pytest.raises(AgentError, match="tells of no network that was programmed; remove"):
+    with pytest.raises(
+        AgentError, match="tells of no network that was programmed; name the agent's --state-dir"
+    ):
         await clean(world.settings, world)

@@ -76,8 +76,11 @@ def test_init_writes_what_it_is_given_and_does_not_change_it_under_hosts(
         ),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"ipsec"}}'],
-            "not encrypted here; take vxlan, inside",
+            "take netplane-udp, which encrypts, or vxlan inside",
         ),
+        (["{}"], "no host can use this configuration: Network is missing"),
+        (["{}", "--force"], "no host can use this configuration: Network is missing"),
+        (["--network", "127.0.0.0/8"], "127.0.0.0/8 has addresses that no host forwards to"),
         (
             ['{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":0}}'],
             "VNI 0 is not a whole number from 1",
@@ -88,7 +91,28 @@ def test_init_refuses_what_no_agent_could_use(ctl: Ctl, arguments: list[str], sa
     done = ctl("init", *arguments)
     assert done.exit_code != 0
     assert said in done.output
+    # Who is told to correct it by the command that has just refused it learns nothing.
+    assert "correct it" not in done.output
+    assert "correct the configuration" not in done.output
     assert ctl.value("config") is None
+
+
+def test_init_names_fields_that_mean_nothing(ctl: Ctl) -> None:
+    # Who misspells SubnetLen gets a network of other subnets, and may learn of it much later.
+    odd = '{"Network":"10.5.0.0/16","SubnetLength":26,"Backend":{"Type":"vxlan","Prot":1}}'
+    done = ctl("init", odd)
+    assert done.exit_code == 0
+    assert ctl.value("config") == odd.encode()
+    for name in "subnetlength", "backend.prot":
+        assert f"Note: the field '{name}' means nothing to netplane" in done.output
+    for plain in (
+        '{"Network":"10.5.0.0/16","SubnetLen":26,"EnableNFTables":true}',
+        '{"Network":"10.5.0.0/16","Backend":{"Type":"VXLAN","vni":1,"DirectRouting":true}}',
+    ):
+        assert "Note" not in ctl("init", plain, "--force").output
+    # What is Flannel's alone is not known here.
+    flannels = '{"Network":"10.5.0.0/16","Backend":{"Type":"ipip","DirectRouting":true}}'
+    assert "Note" not in ctl("init", flannels, "--force").output
 
 
 def test_init_takes_the_name_of_a_backend_instead_of_json(ctl: Ctl) -> None:

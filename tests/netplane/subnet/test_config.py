@@ -193,6 +193,12 @@ def test_a_pair_of_subnets_fits_or_not(pair: Pair, words: str) -> None:
         ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Port": -1}}, "Port -1"),
         ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Learning": 1}}, "neither true"),
         ({"Network": "10.5.0.0/16", "EnableIPv4": False}, "take one of them"),
+        ({"Network": "127.0.0.0/8"}, "127.0.0.0/8 has addresses that no host forwards to"),
+        ({"Network": "224.0.0.0/8"}, "no host forwards to"),
+        (
+            {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fe80::/48"},
+            "no host forwards to; take one such as fd00:10:5::/48",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_what_to_change(

@@ -93,9 +93,14 @@ def test_a_view_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObje
                 ]
             )
         )
-        match data.draw(st.sampled_from(["put", "put", "junk", "delete", "config", "move"])):
+        match data.draw(
+            st.sampled_from(["put", "put", "junk", "reserve", "delete", "config", "move"])
+        ):
             case "put":
                 change = store.lease(number, **fields)
+            case "reserve":
+                address = IPv4Address(f"192.0.2.{number}")
+                change = store.put(key, encode_value(address, "vxlan"), 0)
             case "junk":
                 change = store.put(key, b"{")
             case "delete" if key in store.kvs:
@@ -216,6 +221,13 @@ def test_a_reservation_whose_host_has_not_come_yet_is_neither_peer_nor_junk() ->
 
     view = made.build(store.registered())
 
+    assert (peers(view), view.quarantined) == (["10.5.2.0/24"], {})
+    # The same while we run: `ctl reserve` is no reason for a note on every host.
+    registered = store.registered()
+    made.build(registered)
+    reserved = store.put(store.key(3), encode_value(IPv4Address("192.0.2.3"), "vxlan"), 0)
+    registered.apply(store.revision, [reserved])
+    view = made.build(registered)
     assert (peers(view), view.quarantined) == (["10.5.2.0/24"], {})
     # One that lost what it said is another matter: its last good state stays, and it is named.
     store.put(change.key, encode_value(IPv4Address("192.0.2.2"), "vxlan"), 0)
