@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ class RealDataplane:
         sysctls: Mapping[str, str],
     ) -> None:
         self.mtu = backend.mtu
-        self.scope = backend.scope
+        self.scopes: frozenset[Hashable] = frozenset({backend.scope})
         self.on_report: Callable[[Report], None] = lambda _: None
         self.on_firewall: Callable[[FirewallReport], None] = lambda _: None
         self._backend = backend
@@ -123,8 +123,10 @@ class RealDataplane:
         """As `Dataplane.counters`."""
         return None if self._process is None else await self._process.counters()
 
-    async def clear(self) -> None:
+    async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
         """As `Dataplane.clear`."""
+        if self.scopes <= kept:
+            return
         self._refused = {}
         self._vteps = frozenset()
         await self._reconciler().clear()

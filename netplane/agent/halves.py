@@ -32,9 +32,10 @@ class DualDataplane:
         second.on_firewall = lambda report: self._take_firewall(1, report)
 
     @property
-    def scope(self) -> Hashable:
-        """As `Dataplane.scope`."""
-        return tuple(plane.scope for plane in self._planes)
+    def scopes(self) -> frozenset[Hashable]:
+        """As `Dataplane.scopes`."""
+        first, second = self._planes
+        return first.scopes | second.scopes
 
     @property
     def sysctls(self) -> dict[str, str]:
@@ -96,11 +97,11 @@ class DualDataplane:
         counts = [count for plane in self._planes if (count := await plane.dropped()) is not None]
         return sum(counts) if counts else None
 
-    async def clear(self) -> None:
+    async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
         """As `Dataplane.clear`."""
         self._seconds = {}
         for plane in self._planes:
-            await plane.clear()
+            await plane.clear(kept)
 
     def close(self) -> None:
         """As `Dataplane.close`."""
