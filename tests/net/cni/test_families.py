@@ -170,6 +170,27 @@ def test_what_went_while_the_network_lost_a_family_leaves_nothing(
     until(lambda: here.noted() == set(), 10, "nor of the container")
 
 
+def test_an_agent_that_has_gone_by_its_memory_takes_the_family_away_later(
+    overlay: Overlay, runtimes: list[Runtime]
+) -> None:
+    here, _ = runtimes
+    box = here.box("box").add(runtimeConfig=published(8080))
+    whole = ours(here.host, 6)
+    overlay.ctl("init", WITHOUT[6], "--force")
+    here.agent.kill()
+    overlay.members.kill(0)
+    here.host.namespace.run("nft", "delete", "table", "ip6", "netplane_ports")
+    here.agent.start()
+    until(lambda: ours(here.host, 6) == whole, 30, "what is remembered is there")
+    overlay.members.restart(0)
+    until(lambda: ours(here.host, 6) == set(), 30, "nothing of the family is left")
+    here.agent.wait_ready()
+    # The table that is gone must not come back with the next change of it.
+    assert box.call("DEL").status == 0
+    assert here.box("new").add(runtimeConfig=published(8080)).call("CHECK").status == 0
+    assert ours(here.host, 6) == set()
+
+
 def test_a_bridge_of_an_earlier_subnet_is_in_nobodys_way() -> None:
     # Its route would lead packets to the host that has the subnet now back to ourselves.
     with Overlay(1) as overlay:
