@@ -98,8 +98,9 @@ class Containers:
         self._networks: set[family.Subnet] = set()
         """All that the bridge may have an address of."""
         self._keeping = asyncio.Lock()
-        self._kept_for: Situation | None = None
-        """What the last whole round went by."""
+        self._kept_for: tuple[tuple[family.Subnet, ...], int] = ((), 0)
+        """The subnets and the MTU that the last whole round went by."""
+        self._published_for: tuple[family.Subnet, ...] = ()
         self._wanted: devices.Bridge | None = None
         """The bridge as the last round made it."""
         self._threads = ThreadPoolExecutor(THREADS, "netplane-cni")
@@ -317,16 +318,16 @@ class Containers:
         situation = self._situation()
         if not situation.subnets or not situation.mtu:
             return ()
-        if self._is_another():
-            await self._publish_anew(situation)
+        if situation.subnets != self._published_for:
+            await self._publish_anew(situation.subnets)
         records = dict(self.store.records)
         if not records and not await self._in_thread(devices.is_there, self.bridge_name):
-            self._kept_for = situation
+            self._kept_for = situation.subnets, situation.mtu
             return ()
         bridge = self._bridge(situation.mtu)
         kept = await self._in_thread(devices.keep, bridge, records)
         self._know(bridge, kept.index)
-        self._kept_for = situation
+        self._kept_for = situation.subnets, situation.mtu
         for key in kept.ended:
             async with self._turn(key):
                 record = self.store.records.get(key)
@@ -338,16 +339,16 @@ class Containers:
 
     def _is_another(self) -> bool:
         """Tell whether the network is another one than the last round went by."""
-        now, before = self._situation(), self._kept_for
-        is_known = bool(now.subnets and now.mtu)
-        return is_known and (
-            before is None or (now.subnets, now.mtu) != (before.subnets, before.mtu)
-        )
+        now = self._situation()
+        return bool(now.subnets and now.mtu) and (now.subnets, now.mtu) != self._kept_for
 
-    async def _publish_anew(self, situation: Situation) -> None:
-        if all(subnet.version != family.VERSION4 for subnet in situation.subnets):
+    async def _publish_anew(self, subnets: tuple[family.Subnet, ...]) -> None:
+        if all(subnet.version != family.VERSION4 for subnet in subnets):
+            # Before the table goes that keeps containers away from it.
             await self._in_thread(lambda: devices.allow_localnet(self.bridge_name, allowed=False))
-        await self._published.restore(self.store.records.values(), situation.subnets)
+        await self._published.restore(self.store.records.values(), subnets)
+        # Not with every round: a call that is not done yet has ports that no record tells of.
+        self._published_for = subnets
 
     def _lost(self, record: Record) -> tuple[family.Interface, ...]:
         """Return the addresses of a container that are of no family of the network any more."""
