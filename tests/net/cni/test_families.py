@@ -173,9 +173,11 @@ def test_what_went_while_the_network_lost_a_family_leaves_nothing(
 def test_an_agent_that_has_gone_by_its_memory_takes_the_family_away_later(
     overlay: Overlay, runtimes: list[Runtime]
 ) -> None:
-    here, _ = runtimes
+    here, there = runtimes
     box = here.box("box").add(runtimeConfig=published(8080))
     whole = ours(here.host, 6)
+    peer = there.agent.subnet
+    until(lambda: here.agent.remembers(peer), 10, "what is to come back is on disk")
     overlay.ctl("init", WITHOUT[6], "--force")
     here.agent.kill()
     overlay.members.kill(0)
