@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -87,6 +88,13 @@ def ours(host: Host, version: int) -> set[str]:
     return found
 
 
+def becomes(host: Host, version: int, wanted: set[str]) -> None:
+    """Wait until there is exactly this of ours, and show the difference if it never is."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: ours(host, version) == wanted, 20, "all is as wanted")
+    assert ours(host, version) == wanted
+
+
 @pytest.mark.parametrize("lost", [6, 4], ids=["ipv6", "ipv4"])
 def test_a_family_goes_and_comes_back_and_the_other_costs_no_packet(
     overlay: Overlay, runtimes: list[Runtime], lost: int
@@ -106,7 +114,7 @@ def test_a_family_goes_and_comes_back_and_the_other_costs_no_packet(
 
         become(overlay, WITHOUT[lost])
 
-        until(lambda: ours(host, lost) == set(), 10, "nothing of the family is left")
+        becomes(host, lost, set())
         assert f"the network has no IPv{lost} any more" in here.agent.missing()
         pairs = [(box, near), (near, far), (far, box)]
         assert None not in ping_all([(one, two.of(kept)) for one, two in pairs])
@@ -131,7 +139,7 @@ def test_a_family_goes_and_comes_back_and_the_other_costs_no_packet(
 
         # Else the containers that have been there all the time would have those of others.
         assert [runtime.agent.subnets for runtime in runtimes] == subnets
-        until(lambda: ours(host, lost) == whole, 10, "all of the family is there again")
+        becomes(host, lost, whole)
         loss = flow.stop()
     assert loss.missing == ()
     assert f"IPv{lost}" not in here.agent.missing()
@@ -166,7 +174,7 @@ def test_what_went_while_the_network_lost_a_family_leaves_nothing(
     assert any("address" in one for one in ours(here.host, lost))
     here.agent.start()
     here.agent.wait_ready()
-    until(lambda: ours(here.host, lost) == set(), 10, "nothing of the family is left")
+    becomes(here.host, lost, set())
     until(lambda: here.noted() == set(), 10, "nor of the container")
 
 
@@ -183,9 +191,9 @@ def test_an_agent_that_has_gone_by_its_memory_takes_the_family_away_later(
     overlay.members.kill(0)
     here.host.namespace.run("nft", "delete", "table", "ip6", "netplane_ports")
     here.agent.start()
-    until(lambda: ours(here.host, 6) == whole, 30, "what is remembered is there")
+    becomes(here.host, 6, whole)
     overlay.members.restart(0)
-    until(lambda: ours(here.host, 6) == set(), 30, "nothing of the family is left")
+    becomes(here.host, 6, set())
     here.agent.wait_ready()
     # The table that is gone must not come back with the next change of it.
     assert box.call("DEL").status == 0
