@@ -17,6 +17,7 @@ import math
 import random
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from netplane.agent import subnet_env
@@ -36,7 +37,7 @@ from netplane.agent.ports import (
     Report,
     Subnets,
 )
-from netplane.agent.remembered import describe, reached_by, remembered_config
+from netplane.agent.remembered import describe, left, reached_by, remembered_config
 from netplane.agent.settings import Settings
 from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
@@ -44,6 +45,7 @@ from netplane.agent.telling import tell_firewall, tell_key, tell_round
 from netplane.backend.vxlan import random_mac
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import SubnetError
+from netplane.subnet.family import Pair
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.registry import RegistryError, UnavailableError
 from netplane.subnet.regress import Guard, Known
@@ -73,6 +75,8 @@ class Agent:
         self.board = Board()
         # The last that is missing may come by itself, without another view.
         self.board.on_ready = self._tell_systemd
+        self.on_subnets: Callable[[], None] = lambda: None
+        """Called when what containers go by, our subnets and the MTU, has become another."""
         # Not by `miss`, which would log a warning of what is as it should be.
         self.board.missing["starting"] = "the agent has only just begun"
         self.counts = Counts()
@@ -98,6 +102,8 @@ class Agent:
         """What our lease says of how we are reached."""
         self._dataplane: Dataplane | None = None
         self._healing: asyncio.Task[None] | None = None
+        self._for_containers: tuple[Pair, int] | None = None
+        """What `on_subnets` was called for."""
         self._news = asyncio.Event()
         """A view came, or the one that we have is to be judged again."""
         self._untidy = asyncio.Event()
@@ -156,6 +162,7 @@ class Agent:
         self.settings.subnet_file.unlink(missing_ok=True)
         self.keeper.change(
             own=None,
+            left="",
             peers=(),
             cluster_id=0,
             revision=0,
@@ -311,9 +318,11 @@ class Agent:
                 log.warning("what was programmed before cannot be taken away: %s", error)
         if self._dataplane is not None:
             await self._halt()
-            if self._dataplane.scope != self._make_dataplane(config, external).scope:
+            scopes = self._make_dataplane(config, external).scopes
+            if self._dataplane.scopes != scopes:
                 log.warning("the network is another one than before: what was programmed goes")
-                await self._dataplane.clear()
+                # But not what it has of a family that is as before.
+                await self._dataplane.clear(scopes)
                 # It tells of hosts of the other network.
                 self._guard = Guard(None, self.settings.removal_grace_s)
             self._dataplane.close()
@@ -459,8 +468,10 @@ class Agent:
         saved = self._guard.saved
         if saved is None:
             return
+        own = saved.own or self.own
         self.keeper.change(
-            own=saved.own or self.own,
+            own=own,
+            left=left(self.keeper.state, own),
             peers=tuple(saved.peers.values()),
             cluster_id=saved.cluster_id,
             revision=saved.revision,
@@ -482,6 +493,10 @@ class Agent:
     ) -> None:
         self.peers = peers
         await dataplane.apply(own, peers, remove=remove)
+        containers = own.pair, dataplane.mtu
+        if containers != self._for_containers:
+            self._for_containers = containers
+            self.on_subnets()
         log.debug("programmed %d peers", len(peers))
         if self._healing is None:
             # Not before: there would be nothing yet to heal towards.

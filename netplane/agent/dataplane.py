@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -44,7 +44,7 @@ class RealDataplane:
         sysctls: Mapping[str, str],
     ) -> None:
         self.mtu = backend.mtu
-        self.scope = backend.scope
+        self.scopes: frozenset[Hashable] = frozenset({backend.scope})
         self.on_report: Callable[[Report], None] = lambda _: None
         self.on_firewall: Callable[[FirewallReport], None] = lambda _: None
         self._backend = backend
@@ -152,8 +152,10 @@ class RealDataplane:
         if not isinstance(self._backend, UdpBackend):
             await self.clear()
 
-    async def clear(self) -> None:
+    async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
         """As `Dataplane.clear`."""
+        if self.scopes <= kept:
+            return
         self._refused = {}
         self._vteps = frozenset()
         await self._reconciler().clear()

@@ -32,9 +32,10 @@ class DualDataplane:
         second.on_firewall = lambda report: self._take_firewall(1, report)
 
     @property
-    def scope(self) -> Hashable:
-        """As `Dataplane.scope`."""
-        return tuple(plane.scope for plane in self._planes)
+    def scopes(self) -> frozenset[Hashable]:
+        """As `Dataplane.scopes`."""
+        first, second = self._planes
+        return first.scopes | second.scopes
 
     @property
     def sysctls(self) -> dict[str, str]:
@@ -101,11 +102,11 @@ class DualDataplane:
         for plane in self._planes:
             await plane.leave()
 
-    async def clear(self) -> None:
+    async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
         """As `Dataplane.clear`."""
         self._seconds = {}
         for plane in self._planes:
-            await plane.clear()
+            await plane.clear(kept)
 
     def close(self) -> None:
         """As `Dataplane.close`."""

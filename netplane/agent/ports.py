@@ -157,8 +157,8 @@ class Dataplane(Protocol):
     """The same for the firewall, by itself."""
 
     @property
-    def scope(self) -> Hashable:
-        """What in the kernel is its own: one with the same scope goes on with it."""
+    def scopes(self) -> frozenset[Hashable]:
+        """What in the kernel is its own, by family: one with the same goes on with it."""
 
     @property
     def sysctls(self) -> dict[str, str]:
@@ -188,8 +188,8 @@ class Dataplane(Protocol):
     async def leave(self) -> None:
         """Take away what nobody would look for, once another interface leads to the other hosts."""
 
-    async def clear(self) -> None:
-        """Take away everything that is ours, and set settings back."""
+    async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
+        """Take away everything that is ours, and set settings back; not so of scopes to keep."""
 
     def close(self) -> None:
         """Give sockets back; the kernel stays as it is."""

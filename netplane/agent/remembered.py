@@ -14,13 +14,13 @@ from netplane.agent.state import State, read_boot_id
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import ConfigError
 from netplane.subnet.family import Address
+from netplane.subnet.lease import Lease
 
 log = logging.getLogger("netplane.agent")
 
 
 def describe(settings: Settings, state: State, external: ExternalInterface) -> Who:
     """Return what we say about ourselves when we ask for a subnet. Reads subnet.env."""
-    previous = state.own.pair if state.own is not None else None
     public_ip, public_ip6 = reached_by(settings, external)
     return Who(
         state.host_id,
@@ -29,10 +29,19 @@ def describe(settings: Settings, state: State, external: ExternalInterface) -> W
         state.session,
         read_boot_id(),
         # Others may write the file, so it counts only where we remember nothing.
-        previous or subnet_env.read_subnets(settings.subnet_file),
+        state.pair or subnet_env.read_subnets(settings.subnet_file),
         state.peers,
         public_ip6,
     )
+
+
+def left(state: State, own: Lease | None) -> str:
+    """Return our subnet of the family that the network has no more; empty: it has not lost one."""
+    before = state.pair
+    if own is None or before is None:
+        return ""
+    gone = [one for one in before.all() if own.pair.of(one.version) is None]
+    return str(gone[0]) if gone else ""
 
 
 def reached_by(

@@ -11,12 +11,20 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 
 from netplane.agent.files import write_whole
 from netplane.backend.vxlan import second_mac
-from netplane.subnet.family import VERSION6, ipv6_address, ipv6_network, parse_address, parse_subnet
+from netplane.subnet.family import (
+    VERSION6,
+    Pair,
+    ipv6_address,
+    ipv6_network,
+    parse_address,
+    parse_subnet,
+)
 from netplane.subnet.lease import Lease
 
 log = logging.getLogger("netplane.state")
@@ -55,6 +63,19 @@ class State:
     vtep_mac6: str = ""
     """Of the second device, where that was Flannel's; "": it follows from the first."""
 
+    left: str = ""
+    """Our subnet of the family that the network has lost: containers still have addresses of it."""
+
+    @property
+    def pair(self) -> Pair | None:
+        """The subnets that we would like to have; None: there were none."""
+        if self.own is None or not self.left:
+            return None if self.own is None else self.own.pair
+        other = parse_subnet(self.left)
+        if isinstance(other, IPv6Network):
+            return Pair(self.own.subnet, other)
+        return Pair(other, ipv6_network(str(self.own.subnet)))
+
     @property
     def macs(self) -> tuple[str, str]:
         """Of our devices, by family."""
@@ -75,6 +96,8 @@ class Encoder:
             self._known[id(lease)] = known.get(id(lease)) or (lease, _lease_text(lease))
         fields = {name: getattr(state, name) for name in State.__slots__}
         del fields["own"], fields["peers"]
+        if not state.left:
+            del fields["left"]  # an older agent reads what it can know
         own = "null" if state.own is None else _lease_text(state.own)
         peers = ",\n  ".join(text for _, text in self._known.values())
         head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
@@ -104,11 +127,18 @@ def decode(text: str) -> State:
             raise ValueError(f"the setting {name} is {value!r}")  # noqa: TRY004
     if not isinstance(peers, list):
         raise ValueError(f"peers is {peers!r}")  # noqa: TRY004 (one class for every wrong file)
-    return State(
+    state = State(
         **content,
         own=None if own is None else _to_lease(own),
         peers=tuple(_to_lease(each) for each in peers),
     )
+    if state.left and (
+        state.own is None
+        or state.own.subnet6 is not None
+        or parse_subnet(state.left).version == state.own.subnet.version
+    ):
+        raise ValueError(f"left is {state.left!r}, beside {state.own}")
+    return state
 
 
 def _lease_text(lease: Lease) -> str:

@@ -212,11 +212,18 @@ def reserve(
 ) -> None:
     """Keep SUBNET for the host with PUBLIC_IP, also while it does not run."""
     pair = family.Pair(subnet, ipv6_subnet)
-    _run(
+    is_flannels = _run(
         flags,
         lambda registry, layout: reserve_subnet(registry, layout, pair, public_ip, public_ipv6),
     )
     click.echo(f"{pair} is kept for {public_ip}")
+    if is_flannels:
+        click.echo(
+            f"Warning: {public_ip} has it by a lease of Flannel, and flanneld writes one of 24 h"
+            " over the reservation of its host: it does not last while flanneld runs there\n"
+            "Hint: start an agent there instead, with --adopt-flannel, and repeat this",
+            err=True,
+        )
 
 
 @click.command(cls=Command)

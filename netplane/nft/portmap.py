@@ -142,6 +142,11 @@ class Portmaps(KeptTable):
             raise NftError(report.problem)
         await self._forget({*gone})
 
+    async def clear(self) -> FirewallReport:
+        """As `KeptTable.clear`: nothing is published any more."""
+        self._published.clear()
+        return await super().clear()
+
     def holder(self, protocol: str, host_ip: Address, host_port: int) -> str | None:
         """Return the container that a port is published for, on that address or on all."""
         for container, mappings in self._published.items():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netplane.subnet.family import VERSION6, Subnet
+from netplane.subnet.family import VERSION6, Address, Subnet
 
 VTEPS = "vteps"
 UNKNOWN_VTEPS = "unknown-vteps"
@@ -85,7 +85,7 @@ def text(rules: Rules) -> str:
     return "".join(f"  {line}\n" for part in parts for line in part.splitlines())
 
 
-def family_of(network: Subnet) -> str:
+def family_of(network: Subnet | Address) -> str:
     """Return the family of tables that see the packets of a network, and of the words for them."""
     return "ip6" if network.version == VERSION6 else "ip"
 

@@ -103,7 +103,7 @@ async def reserve(
     pair: Pair,
     public_ip: Address,
     public_ip6: IPv6Address | None = None,
-) -> None:
+) -> bool:
     """Keep subnets for a host: its lease does not end, whether the host runs now or starts later.
 
     Args:
@@ -112,6 +112,10 @@ async def reserve(
         pair: A subnet of each family that the network has.
         public_ip: The host's address, of the first subnet's family.
         public_ip6: Its address of the second's.
+
+    Returns:
+        Whether the host had the lease of a Flannel host until now: what runs there writes such a
+        one over the reservation.
 
     Raises:
         SubnetError: Another address has one of them, they do not fit the configuration, or no host
@@ -126,6 +130,7 @@ async def reserve(
         if reason:
             raise SubnetError(f"subnet {pair} cannot be reserved: {reason}")
         kv, lease = registered.kvs.get(key), registered.at(pair)
+        is_flannels = lease is not None and lease.expires and registered.holder(pair) is None
         if kv is None and all(is_free(registered, subnet) for subnet in pair.all()):
             # Its owner writes the rest when it starts.
             value = encode_value(public_ip, config.backend_type, public_ip6=public_ip6)
@@ -143,7 +148,7 @@ async def reserve(
             owner = registered.owner_text(next(others, pair))
             raise SubnetError(f"subnet {pair} cannot be reserved: it belongs to {owner}")
         if await _done(registry, layout, attempt):
-            return
+            return is_flannels
     raise ContentionError(f"others change subnet {pair} at the same time")
 
 

@@ -159,7 +159,8 @@ def _chosen(registered: Registered, config: NetworkConfig, who: Identity, wish: 
         return _kept(registered, config, who, wish.pair)
     mine = _lease_of(registered, who)
     if mine is not None:
-        return _fitting(registered, config, mine)
+        claim = _fitting(registered, config, mine)
+        return _completed(registered, config, claim, wish)
     for lease in sorted(registered.leases.values(), key=lambda lease: lease.create_revision):
         if set(who.addresses).isdisjoint(lease.addresses):
             continue
@@ -170,6 +171,16 @@ def _chosen(registered: Registered, config: NetworkConfig, who: Identity, wish: 
     before = [pair for pair in (on_record, wish.pair) if pair is not None]
     subnets = [_usable(registered, given, before) for given in config.ranges]
     return Claim(subnets[0], subnet6=_ipv6(subnets[1]) if len(subnets) > 1 else None)
+
+
+def _completed(registered: Registered, config: NetworkConfig, claim: Claim, wish: Wish) -> Claim:
+    """Fill in what we had of a family that the network gets back, if nobody has it by now."""
+    before = [] if wish.pair is None else [wish.pair]
+    if claim.subnet is None:
+        claim = replace(claim, subnet=_usable(registered, config.first, before))
+    if claim.subnet6 is None and config.second is not None:
+        claim = replace(claim, subnet6=_ipv6(_usable(registered, config.second, before)))
+    return claim
 
 
 def _usable(registered: Registered, given: Range, before: Iterable[Pair]) -> Subnet | None:

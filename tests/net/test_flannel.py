@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from netplane.agent.ask import ask
-from tests.net.handmade import mac_of, make_overlay, subnet_of
+from netplane.subnet.family import Subnet
+from tests.net.handmade import mac_of, make_device, make_overlay, subnet_of
 from tests.net.namespaces import missing
 from tests.net.overlay import DUAL, HOST_GW, NETWORK, AgentProcess, HostMembers, until
 from tests.net.packets import Flow
 from tests.net.rig import Host, Rig
+from tests.net.routed import address_of
 
 pytestmark = [
     pytest.mark.net,
@@ -42,6 +44,10 @@ class FlannelHosts:
 
     def subnet6_of(self, host: Host) -> IPv6Network | None:
         """Return the IPv6 subnet of a host, in networks that have it."""
+
+    def subnets_of(self, host: Host) -> dict[int, Subnet | None]:
+        """Return the subnets of a host, by family."""
+        return {4: subnet_of(host), 6: self.subnet6_of(host)}
 
     def make(self) -> None:
         """Make what Flannel makes, and on the first host what a peer has left."""
@@ -79,14 +85,26 @@ class FlannelHosts:
         return made
 
 
-class DualHosts(FlannelHosts):
-    """Two hosts with Flannel's devices of both families."""
+class BothFamilies(FlannelHosts):
+    """The same in a network of both families, as far as the registry shows it."""
 
     config = DUAL
 
     def subnet6_of(self, host: Host) -> IPv6Network:
         """As `FlannelHosts.subnet6_of`."""
         return IPv6Network(f"fd00:5:0:{host.number + 1:x}::/64")
+
+    def key(self, host: Host) -> str:
+        """As `FlannelHosts.key`."""
+        return f"{super().key(host)}&{str(self.subnet6_of(host)).replace('/', '-')}"
+
+    def value(self, host: Host) -> str:
+        """What Flannel writes."""
+        return super().value(host).replace("null", f'"{host.address6}"')
+
+
+class DualHosts(BothFamilies):
+    """Two hosts with Flannel's devices of both families."""
 
     def mac6_of(self, host: Host) -> str:
         """Return the MAC of a host's device for IPv6: Flannel draws each by itself."""
@@ -95,6 +113,11 @@ class DualHosts(FlannelHosts):
     def make(self) -> None:
         """As `FlannelHosts.make`, for both families."""
         super().make()
+        self.make_devices6()
+        self.make_peers6()
+
+    def make_devices6(self) -> None:
+        """Make the devices of IPv6."""
         for host in self.hosts:
             host.namespace.sysctl("ipv6.conf.all.forwarding", "1")
             host.namespace.ip(
@@ -103,6 +126,9 @@ class DualHosts(FlannelHosts):
                 f"addr add {self.subnet6_of(host)[0]}/128 dev flannel-v6.1 nodad",
                 "link set flannel-v6.1 up",
             )
+
+    def make_peers6(self) -> None:
+        """Make the way to each other, and on the first host what a peer has left."""
         one, two = self.hosts
         for host, other, address in (
             (one, two, two.address6), (two, one, one.address6), (one, None, "fd77::99"),
@@ -116,14 +142,10 @@ class DualHosts(FlannelHosts):
             )
             host.namespace.bridge(f"fdb add {mac} dev flannel-v6.1 dst {address} self permanent")
 
-    def key(self, host: Host) -> str:
-        """As `FlannelHosts.key`."""
-        return f"{super().key(host)}&{str(self.subnet6_of(host)).replace('/', '-')}"
-
     def value(self, host: Host) -> str:
         """What Flannel writes."""
         return (
-            super().value(host).replace("null", f'"{host.address6}"').removesuffix("}")
+            super().value(host).removesuffix("}")
             + f',"BackendV6Data":{{"VNI":1,"VtepMAC":"{self.mac6_of(host)}"}}}}'
         )
 
@@ -138,24 +160,82 @@ class HostGwHosts(FlannelHosts):
         """As `FlannelHosts.make`. Flannel names no route protocol, as who types `ip route`."""
         for host in self.hosts:
             host.namespace.sysctl("ipv4.ip_forward", "1")
-            [other] = [one for one in self.hosts if one is not host]
-            host.namespace.ip(f"route add {subnet_of(other)} via {other.address} dev eth0")
-        self.hosts[0].namespace.ip(
-            "route add 10.5.99.0/24 via 10.77.0.99 dev eth0",
-            # Not Flannel's:
-            "route add 10.5.128.0/17 via 10.77.0.99 dev eth0",
-            "route add 10.6.0.0/24 via 10.77.0.99 dev eth0",
-            "route add 10.5.98.0/24 via 10.77.0.99 dev eth0 proto static",
-        )
+        make_routes(self)
 
     def value(self, host: Host) -> str:
         """What Flannel writes."""
         return f'{{"PublicIP":"{host.address}","PublicIPv6":null,"BackendType":"host-gw"}}'
 
-    def routes(self, host: Host) -> dict[str, str]:
-        """Return the protocol of each route to others, by destination; `ip` leaves out boot."""
-        found = host.namespace.json("ip", "-j", "route", "show", "dev", "eth0")
-        return {one["dst"]: one.get("protocol", "") for one in found if one["dst"][:3] == "10."}
+
+class DualHostGwHosts(BothFamilies, HostGwHosts):
+    """The same of both families."""
+
+    config = DUAL.replace("vxlan", "host-gw")
+
+    def make(self) -> None:
+        """As `HostGwHosts.make`."""
+        super().make()
+        for host in self.hosts:
+            host.namespace.sysctl("ipv6.conf.all.forwarding", "1")
+        make_routes(self, 6)
+
+
+class DirectHosts(DualHosts):
+    """Two hosts with Flannel's devices of both families, and DirectRouting: none is needed."""
+
+    config = DUAL.replace('"Type"', '"DirectRouting":true,"Type"')
+
+    def make(self) -> None:
+        """As `FlannelHosts.make`."""
+        for host in self.hosts:
+            make_device(host, subnet_of(host), mac_of(host), device="flannel.1")
+        self.make_devices6()
+        for version in (4, 6):
+            make_routes(self, version)
+
+
+STALE = {4: ("10.5.99.0/24", "10.77.0.99"), 6: ("fd00:5:0:99::/64", "fd77::99")}
+"""A route that a departed peer has left, and its gateway."""
+OTHERS = {
+    4: {"10.5.128.0/17": "", "10.6.0.0/24": "", "10.5.98.0/24": "static"},
+    6: {"fd00:5:0:8000::/49": "", "fd00:6::/64": "", "fd00:5:0:98::/64": "static"},
+}
+"""Routes that are not Flannel's, and their protocols; `ip` leaves out boot."""
+LINK_ROUTES = {4: {"10.77.0.0/16": "kernel"}, 6: {"fd77::/64": "kernel", "fe80::/64": "kernel"}}
+
+
+def make_routes(flannel: FlannelHosts, version: int = 4) -> None:
+    """Make Flannel's routes to hosts on the link, and on the first host others beside them."""
+    one, two = flannel.hosts
+    stale, gateway = STALE[version]
+    one.namespace.ip(
+        f"route add {flannel.subnets_of(two)[version]} via {address_of(two, version)} dev eth0",
+        f"route add {stale} via {gateway} dev eth0",
+        *(
+            f"route add {subnet} via {gateway} dev eth0 {protocol and f'proto {protocol}'}"
+            for subnet, protocol in OTHERS[version].items()
+        ),
+    )
+    two.namespace.ip(
+        f"route add {flannel.subnets_of(one)[version]} via {address_of(one, version)} dev eth0"
+    )
+
+
+def direct_routes(host: Host, version: int = 4) -> dict[str, str]:
+    """Return the protocol of each route over the interface, by destination."""
+    found = host.namespace.json("ip", f"-{version}", "-j", "route", "show", "dev", "eth0")
+    return {one["dst"]: one.get("protocol", "") for one in found if one["dst"] != "default"}
+
+
+def routes_are_taken_over(flannel: FlannelHosts, version: int = 4) -> None:
+    """Assert that Flannel's routes are ours, those of departed peers gone, and others not."""
+    one, two = flannel.hosts
+    assert direct_routes(two, version) == {
+        **LINK_ROUTES[version], str(flannel.subnets_of(one)[version]): "181",
+    }  # fmt: skip
+    assert direct_routes(one, version) == {
+        **LINK_ROUTES[version], **OTHERS[version], str(flannel.subnets_of(two)[version]): "181",
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -300,19 +380,41 @@ def test_routes_of_flannel_are_taken_over_without_a_lost_packet(routed: HostGwHo
     assert [routed.registered(host) for host in routed.hosts] == list(
         map(routed.value, routed.hosts)
     )
-    assert routed.routes(two) == {"10.77.0.0/16": "kernel", str(subnet_of(one)): "181"}
-    # What a departed peer has left is gone, and what is not Flannel's is not.
-    assert routed.routes(one) == {
-        "10.77.0.0/16": "kernel",
-        str(subnet_of(two)): "181",
-        "10.5.98.0/24": "static",
-        "10.5.128.0/17": "",
-        "10.6.0.0/24": "",
-    }
+    routes_are_taken_over(routed)
+
+
+@pytest.mark.parametrize("kind", [DualHostGwHosts, DirectHosts])
+def test_routes_of_flannel_of_both_families_are_taken_over_without_a_lost_packet(
+    kind: type[BothFamilies],
+) -> None:
+    with Rig(2, ipv6=True) as rig, HostMembers(rig.hosts[:1]) as members:
+        flannel = kind(rig, members)
+        agents = taken_over(flannel)
+        for host, agent in zip(flannel.hosts, agents, strict=True):
+            assert agent.subnets.all() == (subnet_of(host), flannel.subnet6_of(host))
+            assert flannel.registered(host) == flannel.value(host)
+        for version in (4, 6):
+            routes_are_taken_over(flannel, version)
+
+
+def test_without_the_flag_flannels_routes_of_ipv6_stay_and_the_flag_is_named() -> None:
+    with Rig(2, ipv6=True) as rig, HostMembers(rig.hosts[:1]) as members:
+        flannel = DualHostGwHosts(rig, members)
+        one, two = flannel.hosts
+        before = direct_routes(one, 6)
+        agent = flannel.agent(0)
+        route = f"route {flannel.subnet6_of(two)} via {two.address6} dev eth0"
+        try:
+            until(lambda: route.encode() in readiness(agent), 30, "the route is named")
+            said = readiness(agent)
+        finally:
+            agent.kill()
+        assert b"give --adopt-flannel" in said
+        assert direct_routes(one, 6) == before
 
 
 def test_without_the_flag_flannels_routes_stay_and_the_flag_is_named(routed: HostGwHosts) -> None:
-    before = routed.routes(routed.hosts[0])
+    before = direct_routes(routed.hosts[0])
     agent = routed.agent(0)
     try:
         until(lambda: b"kernel-refused" in readiness(agent), 30, "the route is named")
@@ -322,7 +424,7 @@ def test_without_the_flag_flannels_routes_stay_and_the_flag_is_named(routed: Hos
     assert f"route {subnet_of(routed.hosts[1])} via 10.77.0.2 dev eth0: ".encode() in said
     assert b"a route that is not ours is in its place" in said
     assert b"give --adopt-flannel" in said
-    assert routed.routes(routed.hosts[0]) == before
+    assert direct_routes(routed.hosts[0]) == before
 
 
 def test_without_the_flag_flannels_host_is_left_alone_and_the_flag_is_named(

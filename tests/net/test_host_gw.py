@@ -18,7 +18,15 @@ from tests.net.overlay import (
     until,
 )
 from tests.net.packets import mesh, ping, ping_all
-from tests.net.rig import Host
+from tests.net.routed import (
+    DEFAULT_BACK,
+    DRIFTS4,
+    HEALED_WITHIN_S,
+    drift,
+    refused,
+    routes,
+    wanted,
+)
 from tests.net.test_inspection import inspect, wrong
 from tests.net.witnesses import Ear
 
@@ -26,23 +34,9 @@ pytestmark = [
     pytest.mark.net,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
-HEALED_WITHIN_S = 1.0
 CONFIG = HOST_GW.replace('"Backend"', '"SubnetMax":"10.5.199.0","Backend"')
 """What is above is leased to nobody, and free for what tests make up."""
 FAR = PREFIX + "subnets/10.5.250.0-24"
-GATEWAY = "route add default via 10.77.255.254"
-
-DRIFTS = {
-    "a route is deleted": ("ip route del {subnet}",),
-    "routes are flushed": ("ip route flush proto 181",),
-    "a route leads elsewhere": ("ip route replace {subnet} via 10.77.255.254 proto 181",),
-    "the interface goes down and up": (
-        "ip link set eth0 down", "ip link set eth0 up", f"ip {GATEWAY}",
-    ),
-    "its address goes and comes back": (
-        "ip addr del {address}/16 dev eth0", "ip addr add {address}/16 dev eth0", f"ip {GATEWAY}",
-    ),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +46,6 @@ def overlay() -> Iterator[Overlay]:
         made.add_containers(1)
         until(made.everybody_answers, 20, "every container answers every other")
         yield made
-
-
-def routes(host: Host, protocol: int = 181) -> set[tuple[str, str, str]]:
-    found = host.namespace.json("ip", "-j", "route", "show", "proto", str(protocol))
-    return {(one["dst"], one["gateway"], one["dev"]) for one in found}
-
-
-def wanted(overlay: Overlay, agent: AgentProcess) -> set[tuple[str, str, str]]:
-    others = [one for one in overlay.agents if one is not agent]
-    return {(str(one.subnet), one.host.address, "eth0") for one in others}
-
-
-def drift(overlay: Overlay, agent: AgentProcess, *commands: str) -> None:
-    names = {"address": agent.host.address, "subnet": overlay.agents[1].subnet}
-    for command in commands:
-        agent.host.namespace.run(*command.format(**names).split())
 
 
 def test_every_peer_is_a_route_to_its_host_and_nothing_else_is_made(overlay: Overlay) -> None:
@@ -90,14 +68,14 @@ def test_every_peer_is_a_route_to_its_host_and_nothing_else_is_made(overlay: Ove
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("name", DRIFTS)
+@pytest.mark.parametrize("name", DRIFTS4)
 def test_what_is_seen_broken_is_whole_within_a_second(overlay: Overlay, name: str) -> None:
     agent = overlay.agents[0]
     here, there, _ = overlay.rig.containers
     assert ping(here, there.address) is not None
     agent.pause()
     try:
-        drift(overlay, agent, *DRIFTS[name])
+        drift(overlay, agent, *DRIFTS4[name])
         assert routes(agent.host) != wanted(overlay, agent)
         assert ping(here, there.address, timeout_s=0.2) is None
     finally:
@@ -112,7 +90,7 @@ def test_what_is_seen_broken_is_whole_within_a_second(overlay: Overlay, name: st
     [
         ("link set eth0 down", "link set eth0 up", "eth0 is down, and no route leads over it"),
         (
-            "addr del {address}/16 dev eth0", "addr add {address}/16 dev eth0",
+            "addr del {address}/{length} dev eth0", "addr add {address}/{length} dev eth0",
             "is gone, and the others send to it",
         ),
     ],
@@ -128,7 +106,7 @@ def test_what_the_interface_lacks_is_said_until_it_is_back(
     code, rows = inspect(agent, "check")
     assert code == 1
     assert "interface" in {subject for subject, _ in wrong(rows)}
-    drift(overlay, agent, f"ip {mending}", f"ip {GATEWAY}")
+    drift(overlay, agent, f"ip {mending}", DEFAULT_BACK)
     agent.wait_ready()
     assert routes(agent.host) == wanted(overlay, agent)
     until(overlay.everybody_answers, 20, "every container answers every other")
@@ -195,11 +173,6 @@ def test_a_host_on_another_link_is_named_and_the_others_are_served(overlay: Over
         overlay.kvctl("del", FAR)
     until(lambda: refused(agent) == {}, 20, "nothing is refused")
     assert inspect(agent, "check")[0] == 0
-
-
-def refused(agent: AgentProcess) -> dict[str, str]:
-    found: dict[str, str] = agent.status()["kernel"]["refused"]
-    return found
 
 
 def test_routes_of_others_stay_and_strangers_of_ours_go(overlay: Overlay) -> None:
@@ -318,8 +291,8 @@ def test_a_host_that_moves_is_followed_and_one_that_is_drained_leaves_nothing(
     agent = overlay.agents.pop()
     subnet = agent.subnet
     drift(
-        overlay, agent, "ip addr del {address}/16 dev eth0", "ip addr add 10.77.9.9/16 dev eth0",
-        f"ip {GATEWAY}",
+        overlay, agent, "ip addr del {address}/{length} dev eth0",
+        "ip addr add 10.77.9.9/{length} dev eth0", DEFAULT_BACK,
     )  # fmt: skip
     moved = {(str(subnet), "10.77.9.9", "eth0")}
     # The connection to the registry, which has lost its address, has to be given up first.

@@ -11,14 +11,23 @@ import pytest
 from tests.net.namespaces import missing
 from tests.net.overlay import DUAL, ONLY_IPV6, PREFIX, AgentProcess, Overlay, until
 from tests.net.packets import mesh, mesh6, ping, ping_all
-from tests.net.rig import Host
+from tests.net.routed import (
+    ADDRESS_BACK,
+    DEFAULT_BACK,
+    DRIFTS,
+    HEALED_WITHIN_S,
+    drift,
+    refused,
+    routes,
+    subnet_of,
+    wanted,
+)
 from tests.net.test_inspection import inspect, wrong
 
 pytestmark = [
     pytest.mark.net,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
-HEALED_WITHIN_S = 1.0
 BELOW = '"IPv6SubnetMax":"fd00:5:0:efff::","Backend"'
 """What is above is leased to nobody, and free for what tests make up."""
 NETWORKS = {
@@ -26,18 +35,6 @@ NETWORKS = {
     for name, network in (("dual", DUAL), ("only-ipv6", ONLY_IPV6))
 }
 FAR = "fd00:5:0:fff0::"
-GATEWAY = "ip route add default via fd77::ffff"
-ADDRESS = "ip addr add {address}/64 dev eth0 nodad"
-
-DRIFTS = {
-    "a route is deleted": ("ip route del {subnet}",),
-    "routes are flushed": ("ip -6 route flush proto 181",),
-    "a route leads elsewhere": ("ip route replace {subnet} via fd77::ffff proto 181",),
-    # Of IPv6 the kernel takes the addresses away with the link, and does not put them back.
-    "the interface goes down and up": (
-        "ip link set eth0 down", "ip link set eth0 up", ADDRESS, GATEWAY,
-    ),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -49,33 +46,14 @@ def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
         yield made
 
 
-def second(agent: AgentProcess) -> str:
-    """Return the IPv6 subnet of a host."""
-    return str(agent.subnets.second or agent.subnets.first)
-
-
-def routes(host: Host) -> set[tuple[str, ...]]:
-    found = host.namespace.json("ip", "-6", "-j", "route", "show", "proto", "181")
-    return {(one.get("type", ""), one["dst"], one.get("gateway", ""), one["dev"]) for one in found}
-
-
-def wanted(overlay: Overlay, agent: AgentProcess) -> set[tuple[str, ...]]:
-    others = [one for one in overlay.agents if one is not agent]
-    return {
-        ("blackhole", second(agent), "", "lo"),
-        *(("", second(one), one.host.address6, "eth0") for one in others),
-    }
-
-
-def drift(overlay: Overlay, agent: AgentProcess, *commands: str) -> None:
-    names = {"address": agent.host.address6, "subnet": second(overlay.agents[1])}
-    for command in commands:
-        agent.host.namespace.run(*command.format(**names).split())
+def whole(overlay: Overlay, agent: AgentProcess) -> set[tuple[str, str, str]]:
+    """Return all routes of ours that there should be."""
+    return {(subnet_of(agent, 6), "blackhole", "lo"), *wanted(overlay, agent, 6)}
 
 
 def test_every_peer_is_a_route_to_its_host_and_nothing_else_is_made(overlay: Overlay) -> None:
     for agent in overlay.agents:
-        assert routes(agent.host) == wanted(overlay, agent)
+        assert routes(agent.host, 6) == whole(overlay, agent)
         links = agent.host.namespace.json("ip", "-j", "link")
         assert {one["ifname"] for one in links} == {"lo", "eth0", "br0", "veth1"}
         assert agent.mtu == 1500
@@ -95,11 +73,11 @@ def test_what_is_broken_is_whole_within_a_second(overlay: Overlay) -> None:
     for name, commands in DRIFTS.items():
         agent.pause()
         try:
-            drift(overlay, agent, *commands)
-            assert routes(agent.host) != wanted(overlay, agent), name
+            drift(overlay, agent, *commands, version=6)
+            assert routes(agent.host, 6) != whole(overlay, agent), name
         finally:
             agent.resume()
-        until(lambda: routes(agent.host) == wanted(overlay, agent), HEALED_WITHIN_S, name)
+        until(lambda: routes(agent.host, 6) == whole(overlay, agent), HEALED_WITHIN_S, name)
     until(overlay.everybody_answers, 20, "every container answers every other")
     agent.wait_ready()
 
@@ -114,11 +92,11 @@ def test_what_the_interface_lacks_is_said_until_it_is_back(overlay: Overlay) -> 
     code, rows = inspect(agent, "check")
     assert code == 1
     assert "interface" in {subject for subject, _ in wrong(rows)}
-    drift(overlay, agent, ADDRESS, GATEWAY)
+    drift(overlay, agent, ADDRESS_BACK, DEFAULT_BACK, version=6)
     if agent.subnets.second is not None:
-        drift(overlay, agent, "ip route add default via 10.77.255.254")
+        drift(overlay, agent, DEFAULT_BACK)
     agent.wait_ready()
-    assert routes(agent.host) == wanted(overlay, agent)
+    assert routes(agent.host, 6) == whole(overlay, agent)
     until(overlay.everybody_answers, 20, "every container answers every other")
 
 
@@ -130,7 +108,7 @@ def test_check_and_trace_tell_of_ipv6(overlay: Overlay) -> None:
     code, rows = inspect(agent, "trace", *way)
     assert (code, wrong(rows)) == (0, [])
     texts = {subject: text for subject, _, text in rows}
-    assert texts["route"] == f"route {second(other)} via {other.host.address6} dev eth0"
+    assert texts["route"] == f"route {subnet_of(other, 6)} via {other.host.address6} dev eth0"
     [link] = other.host.namespace.json("ip", "-j", "link", "show", "eth0")
     assert texts["neighbour"] == f"host {other.host.address6} is {link['address']} on eth0"
     code, rows = inspect(agent, "check")
@@ -153,16 +131,11 @@ def test_a_host_on_another_link_is_named_and_the_others_are_served(overlay: Over
         assert refused(agent)[f"{FAR}/64"].startswith(
             f"its host 2001:db8::9 is not on the link of eth0 ({agent.host.address6}/64)"
         )
-        assert routes(agent.host) == wanted(overlay, agent)
+        assert routes(agent.host, 6) == whole(overlay, agent)
         assert overlay.everybody_answers()
     finally:
         overlay.kvctl("del", key)
     until(lambda: refused(agent) == {}, 20, "nothing is refused")
-
-
-def refused(agent: AgentProcess) -> dict[str, str]:
-    found: dict[str, str] = agent.status()["kernel"]["refused"]
-    return found
 
 
 def test_cleanup_leaves_nothing(overlay: Overlay) -> None:
@@ -172,7 +145,7 @@ def test_cleanup_leaves_nothing(overlay: Overlay) -> None:
         *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
         *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
     )
-    assert routes(agent.host) == set()
+    assert routes(agent.host, 6) == set()
     assert agent.host.namespace.sysctl("ipv6/conf/all/forwarding") == "0"
     assert agent.host.namespace.sysctl("ipv6/conf/eth0/accept_ra") == "1"
     assert "netplane" not in agent.host.namespace.run("nft", "list", "tables")
@@ -191,19 +164,19 @@ def test_direct_routes_are_taken_to_hosts_on_the_link_and_to_no_others() -> None
         )
         agent, other = overlay.agents
         expected = {
-            ("", second(other), other.host.address6, "eth0"),
-            ("", f"{FAR}/64", FAR, "np6.1"),
+            (subnet_of(other, 6), other.host.address6, "eth0"),
+            (f"{FAR}/64", FAR, "np6.1"),
         }
-        until(lambda: routes(agent.host) == expected, 20, "both are reached")
+        until(lambda: routes(agent.host, 6) == expected, 20, "both are reached")
         until(overlay.everybody_answers, 20, "every container answers every other")
         for name in ("routes are flushed", "the interface goes down and up"):
             agent.pause()
             try:
-                drift(overlay, agent, *DRIFTS[name])
-                assert routes(agent.host) != expected
+                drift(overlay, agent, *DRIFTS[name], version=6)
+                assert routes(agent.host, 6) != expected
             finally:
                 agent.resume()
-            until(lambda: routes(agent.host) == expected, 20, name)
+            until(lambda: routes(agent.host, 6) == expected, 20, name)
         here, there = overlay.rig.containers
         code, rows = inspect(agent, "trace", here.address, there.address)
         assert (code, wrong(rows)) == (0, [])

@@ -66,6 +66,8 @@ class Bridge:
     mac: bytes
     localnet: bool = False
     """Whether 127.0.0.1 of the host may lead to containers."""
+    lost: frozenset[Interface] = frozenset()
+    """What it had of a family that the network has no more."""
 
     @property
     def addresses(self) -> frozenset[Address]:
@@ -81,7 +83,9 @@ class Bridge:
         """Tell whether it is for us to say if the bridge has an address."""
         if len(item.address) < IPV6_BYTES:
             return True
-        return self.has_ipv6 and not item.address.startswith(LINK_LOCAL)
+        if item.address.startswith(LINK_LOCAL):
+            return False
+        return self.has_ipv6 or item in {item_of(self.name, one) for one in self.lost}
 
 
 def item_of(link: str, address: Interface) -> Address:
@@ -254,15 +258,15 @@ def _kept_addresses(host: Blocking, link: Link, wanted: Bridge) -> set[Address]:
     return {one for one in found if wanted.has_to_keep(one)}
 
 
-def allow_localnet(bridge: str) -> None:
+def allow_localnet(bridge: str, *, allowed: bool = True) -> None:
     """Let 127.0.0.1 of the host lead to containers; the table of published ports guards it.
 
-    Raises CniError.
+    Or let it not, where that table is about to go. Raises CniError.
     """
-    name = f"ipv4/conf/{bridge}/route_localnet"
+    name, value = f"ipv4/conf/{bridge}/route_localnet", str(int(allowed))
     with failing(f"cannot set {name}"):
-        if sysctl.read([name]).get(name) != "1":
-            sysctl.write(name, "1")
+        if sysctl.read([name]).get(name, value) != value:
+            sysctl.write(name, value)
 
 
 def is_right(link: Link, wanted: Bridge) -> bool:

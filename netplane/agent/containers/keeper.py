@@ -40,6 +40,10 @@ class Keeper:
         self._heals = Heals()
         self._key = Identity("containers", containers.bridge_name)
 
+    def wake(self) -> None:
+        """Have a look soon: the network is another one."""
+        self._wake.set()
+
     async def run(self, monitor: Monitor) -> None:
         """Keep until cancelled, which takes nothing away."""
         async with asyncio.TaskGroup() as tasks:
@@ -66,7 +70,8 @@ class Keeper:
     async def _keep(self) -> None:
         while True:
             problem = await self._round()
-            self._board.note("containers", problem or self._contest())
+            said = problem or self._contest() or self._containers.left()
+            self._board.note("containers", said)
             wait_s = RETRY_S if problem else self._interval_s
             try:
                 async with asyncio.timeout(wait_s):

@@ -12,18 +12,17 @@ from ipaddress import IPv6Address
 from pathlib import Path
 
 from netplane.agent.containers.errors import CniError
-from netplane.agent.containers.records import Key, PortMapping, Record
+from netplane.agent.containers.records import EVERYWHERE, Key, PortMapping, Record
 from netplane.cni import plugin
 from netplane.netlink.connection import NetlinkError, NetlinkLostError
 from netplane.nft import portmap
 from netplane.nft.portmap import Portmaps, PortTakenError
-from netplane.nft.rules import NftError
+from netplane.nft.rules import NftError, family_of
 from netplane.nft.table import FirewallReport, KeptTable
-from netplane.subnet.family import VERSION4, VERSION6, Interface
+from netplane.subnet.family import VERSION4, VERSION6, Address, Interface, Subnet
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 FAMILIES = {VERSION4: socket.AF_INET, VERSION6: socket.AF_INET6}
-TABLES = {VERSION4: "ip", VERSION6: "ip6"}
 LOOPBACK6 = IPv6Address("::1")
 TCP_LISTEN, UDP_BOUND = "0A", "07"
 
@@ -53,6 +52,8 @@ class Published:
         self._maps: dict[int, Portmaps] = {}
         """By version."""
         self._problems: dict[int, str] = {}
+        self._left: set[int] = set()
+        """Families that an agent before us may have a table of."""
         self._begun = {version: asyncio.Event() for version in FAMILIES}
 
     def close(self) -> None:
@@ -70,18 +71,46 @@ class Published:
         await self._begun[version].wait()
         await self._maps[version].run()
 
-    async def restore(self, records: Iterable[Record]) -> None:
-        """Have exactly these published: what an agent before us did. `run` tries again."""
+    def remember(self, records: Iterable[Record]) -> None:
+        """Know what an agent before us has published: a table that is to go by the next records."""
+        self._left |= {
+            one.version for record in records if record.ports for one in record.addresses
+        }
+
+    async def restore(self, records: Iterable[Record], subnets: Iterable[Subnet]) -> None:
+        """Have exactly these published: what an agent before us did. `run` tries again.
+
+        Of a family that the network has no more nothing is, as packets would lead nowhere. Raises
+        CniError when that cannot be taken back.
+        """
+        by_version = {subnet.version: subnet for subnet in subnets}
         those = [record for record in records if record.ports]
         for version in FAMILIES:
-            found = [(record, one) for record in those if (one := record.of(version)) is not None]
-            if not found:
+            published = {
+                _name(record.key): _mappings(record, one)
+                for record in those
+                if (one := record.of(version)) is not None
+            }
+            if not published and version not in self._left:
                 continue
-            published = {_name(record.key): _mappings(record, one) for record, one in found}
+            if version not in by_version:
+                await self._take_back(version)
+                self._left.discard(version)
+                continue
             try:
-                await self._of(found[0][1]).restore(published)
+                await self._of(by_version[version]).restore(published)
             except (NftError, PortTakenError) as error:
                 self._note(version, str(error))
+
+    async def _take_back(self, version: int) -> None:
+        maps = self._maps.get(version)
+        if maps is not None:
+            report = await maps.clear()
+        else:
+            report = await _clear(self.table, EVERYWHERE[version])
+        if report.problem:
+            raise CniError(plugin.KERNEL, "cannot take published ports back", report.problem)
+        self._note(version, "")
 
     async def publish(self, record: Record) -> None:
         """Publish the ports of a container, in each family that it has an address of.
@@ -102,7 +131,7 @@ class Published:
                 raise CniError(plugin.CONFIG, "a port cannot be published", text)
         for address in record.addresses:
             for mapping in _mappings(record, address):
-                holder = self._of(address).holder(
+                holder = self._of(address.network).holder(
                     mapping.protocol, mapping.host_ip, mapping.host_port
                 )
                 # Of this name, but of another time: it is published instead of that.
@@ -114,7 +143,7 @@ class Published:
             if not mappings:
                 continue
             try:
-                await self._of(address).publish(_name(record.key), mappings)
+                await self._of(address.network).publish(_name(record.key), mappings)
             except PortTakenError as error:
                 raise _taken(error.mapping, f"container {error.holder}") from error
             except (NftError, NetlinkError, NetlinkLostError) as error:
@@ -133,12 +162,12 @@ class Published:
         """Say what the tables lack, or have beyond what they should."""
         return [line for maps in list(self._maps.values()) for line in await maps.read()]
 
-    def _of(self, address: Interface) -> Portmaps:
+    def _of(self, subnet: Subnet) -> Portmaps:
         """Return the table of a family; the first time it is needed, it is kept from then on."""
-        version = address.version
+        version = subnet.version
         if version not in self._maps:
             self._maps[version] = Portmaps(
-                self.table, subnet=address.network, bridge=self._bridge,
+                self.table, subnet=subnet, bridge=self._bridge,
                 interval_s=self._interval_s,
                 on_report=lambda report: self._note(version, report.problem or report.contested),
             )  # fmt: skip
@@ -153,12 +182,16 @@ class Published:
 async def clear(instance: str) -> tuple[int, str]:
     """Remove the tables of an instance; return how many, and why one cannot be removed."""
     removed, problem = 0, ""
-    for family in TABLES.values():
-        with contextlib.closing(KeptTable(table_name(instance), family=family)) as table:
-            report: FirewallReport = await table.clear()
+    for anywhere in EVERYWHERE.values():
+        report = await _clear(table_name(instance), anywhere)
         removed += report.removed
         problem = problem or report.problem
     return removed, problem
+
+
+async def _clear(name: str, anywhere: Address) -> FirewallReport:
+    with contextlib.closing(KeptTable(name, family=family_of(anywhere))) as table:
+        return await table.clear()
 
 
 def _name(key: Key) -> str:

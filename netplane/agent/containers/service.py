@@ -95,6 +95,12 @@ class Containers:
         self._burying = asyncio.Lock()
         self.names: dict[int, str] = {}
         """The bridge, by its index, as it was in the last round; always the same object."""
+        self._networks: set[family.Subnet] = set()
+        """All that the bridge may have an address of."""
+        self._keeping = asyncio.Lock()
+        self._kept_for: tuple[tuple[family.Subnet, ...], int] = ((), 0)
+        """The subnets and the MTU that the last whole round went by."""
+        self._published_for: tuple[family.Subnet, ...] = ()
         self._wanted: devices.Bridge | None = None
         """The bridge as the last round made it."""
         self._threads = ThreadPoolExecutor(THREADS, "netplane-cni")
@@ -106,7 +112,9 @@ class Containers:
         for record in await self._in_thread(devices.remembered, self._instance):
             if record.key not in self.store.records:
                 self.store.put(record)
-        await self._published.restore(self.store.records.values())
+        records = self.store.records.values()
+        self._networks.update(one.network for record in records for one in record.addresses)
+        self._published.remember(records)
         return complaint
 
     def close(self) -> None:
@@ -128,6 +136,9 @@ class Containers:
             CniError: It cannot be done, and nothing is left of the attempt.
         """
         await self._bury()
+        if call.command in {"ADD", "CHECK"} and self._is_another():
+            # Also since the last agent: what that had made may not fit.
+            await self.keep()
         match call.command:
             case "ADD":
                 return await self._add(call, namespace)
@@ -256,6 +267,10 @@ class Containers:
         if record.ports:
             found += await self._published.differences()
         found += [
+            f"{one}, with all routes of its family: the network has no IPv{one.version} any more"
+            for one in self._lost(record)
+        ]
+        found += [
             f"prevResult has not its address {one}"
             for one in record.addresses
             if one not in before.addresses
@@ -284,7 +299,8 @@ class Containers:
         except CniError as error:
             code = plugin.LIMITED if self._situation().taken else plugin.NOT_AVAILABLE
             raise CniError(code, error.message, error.details) from error
-        if len(self.store.records) >= min(map(addresses.capacity, subnets)):
+        used = [one.ip for record in self.store.records.values() for one in record.addresses]
+        if any(sum(one in each for one in used) >= addresses.capacity(each) for each in subnets):
             raise CniError(plugin.NOT_AVAILABLE, "all addresses of this host are in use")
 
     # keeping
@@ -292,17 +308,26 @@ class Containers:
     async def keep(self) -> tuple[str, ...]:
         """Put right what others changed, forget what is gone; return what was put right.
 
-        Without containers there is nothing to keep: a host whose containers are made otherwise
-        gets no bridge of ours. Raises CniError.
+        A host whose containers are made otherwise gets no bridge of ours. Raises CniError.
         """
+        async with self._keeping:
+            return await self._keep()
+
+    async def _keep(self) -> tuple[str, ...]:
         await self._bury()
-        records = dict(self.store.records)
         situation = self._situation()
-        if not records or not situation.subnets or not situation.mtu:
+        if not situation.subnets or not situation.mtu:
+            return ()
+        if situation.subnets != self._published_for:
+            await self._publish_anew(situation.subnets)
+        records = dict(self.store.records)
+        if not records and not await self._in_thread(devices.is_there, self.bridge_name):
+            self._kept_for = situation.subnets, situation.mtu
             return ()
         bridge = self._bridge(situation.mtu)
         kept = await self._in_thread(devices.keep, bridge, records)
         self._know(bridge, kept.index)
+        self._kept_for = situation.subnets, situation.mtu
         for key in kept.ended:
             async with self._turn(key):
                 record = self.store.records.get(key)
@@ -311,6 +336,34 @@ class Containers:
                     log.info("%s has ended, its address is free", key)
                     await self._forget(record)
         return kept.healed
+
+    def _is_another(self) -> bool:
+        """Tell whether the network is another one than the last round went by."""
+        now = self._situation()
+        return bool(now.subnets and now.mtu) and (now.subnets, now.mtu) != self._kept_for
+
+    async def _publish_anew(self, subnets: tuple[family.Subnet, ...]) -> None:
+        if all(subnet.version != family.VERSION4 for subnet in subnets):
+            # Before the table goes that keeps containers away from it.
+            await self._in_thread(lambda: devices.allow_localnet(self.bridge_name, allowed=False))
+        await self._published.restore(self.store.records.values(), subnets)
+        # Not with every round: a call that is not done yet has ports that no record tells of.
+        self._published_for = subnets
+
+    def _lost(self, record: Record) -> tuple[family.Interface, ...]:
+        """Return the addresses of a container that are of no family of the network any more."""
+        versions = {subnet.version for subnet in self._situation().subnets}
+        return tuple(one for one in record.addresses if versions and one.version not in versions)
+
+    def left(self) -> str:
+        """Say which containers have lost a family with the network; empty: none has."""
+        lost = [one for each in self.store.records.values() for one in self._lost(each)]
+        if not lost:
+            return ""
+        return (
+            f"the network has no IPv{lost[0].version} any more: addresses of it that containers"
+            f" still have ({len(lost)}) lead nowhere; make these anew"
+        )
 
     def _know(self, bridge: devices.Bridge, index: int) -> None:
         self._wanted = bridge
@@ -338,15 +391,21 @@ class Containers:
 
     def _bridge(self, mtu: int, *more: family.Interface) -> devices.Bridge:
         """Return the bridge as it should be, with what is to be attached."""
-        records = self.store.records.values()
+        records, subnets = self.store.records.values(), self._situation().subnets
         there = [one for record in records for one in record.addresses]
-        networks = {one.network for one in (*there, *more)} | set(self._situation().subnets)
+        networks = {one.network for one in (*there, *more)} | set(subnets)
+        self._networks |= networks
+        versions: set[int] = {subnet.version for subnet in subnets or networks}
         return devices.Bridge(
             self.bridge_name,
             mtu,
-            frozenset(map(addresses.gateway, networks)),
+            frozenset(addresses.gateway(one) for one in networks if one.version in versions),
             names.bridge_mac(self._instance),
-            localnet=any(record.ports and record.of(family.VERSION4) for record in records),
+            localnet=family.VERSION4 in versions
+            and any(record.ports and record.of(family.VERSION4) for record in records),
+            lost=frozenset(
+                addresses.gateway(one) for one in self._networks if one.version not in versions
+            ),
         )
 
     async def _bury(self) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -42,16 +43,25 @@ class Box:
 
     def __init__(self, runtime: Runtime, name: str) -> None:
         self.name = name
-        self.host = runtime.host
+        self.agent, self.host = runtime.agent, runtime.host
         self.namespace = Namespace(name)
         self.result: dict[str, Any] = {}
         self._runtime = runtime
 
     @property
     def address(self) -> str:
-        """As the last ADD told it."""
-        found: str = self.result["ips"][0]["address"]
-        return found.partition("/")[0]
+        """The first, as the last ADD told it."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of all families that it has, IPv4 first."""
+        return [one["address"].partition("/")[0] for one in self.result["ips"]]
+
+    def of(self, version: int) -> str:
+        """Return its address of a family."""
+        [found] = [one for one in self.addresses if ip_address(one).version == version]
+        return found
 
     def call(
         self, command: str, ifname: str = "eth0", config: Mapping[str, Any] | None = None,

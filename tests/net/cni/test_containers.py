@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.net.cni.damage import BREAKS, HEALED, is_named_by_check, is_put_right, state
 from tests.net.cni.runtime import Runtime, finish
 from tests.net.namespaces import missing
 from tests.net.overlay import Overlay, until
@@ -161,37 +161,9 @@ def test_address_and_mac_are_as_wished_or_refused(runtime: Runtime) -> None:
     assert other.address == str(subnet[201])
 
 
-BREAKS = {
-    "address": (False, "addr del {address}/24 dev eth0", "address"),
-    "route": (False, "route del default", "route 0.0.0.0/0"),
-    "link": (False, "link set eth0 down", "down"),
-    "mac": (False, "link set eth0 address 02:00:00:00:00:99", "MAC"),
-    "port": (True, "link set {port} nomaster", "no port"),
-    "gateway": (True, "addr flush dev npb-default", "missing"),
-}
-
-
 @pytest.mark.parametrize("name", BREAKS)
 def test_check_names_what_is_not_as_it_was_made(runtime: Runtime, name: str) -> None:
-    here, command, word = BREAKS[name]
-    box = runtime.box("box").add()
-    assert box.call("CHECK").status == 0
-    place = runtime.host.namespace if here else box.namespace
-    change = command.format(address=box.address, port=box.result["interfaces"][1]["name"])
-    # What it breaks on the host is put right at once; so the call waits in line before that.
-    runtime.agent.pause()
-    try:
-        call = box.start("CHECK")
-        place.ip(change)
-    finally:
-        runtime.agent.resume()
-    said = finish(call)
-    if here and not said.status:
-        # It was healed sooner: then it is as it was made.
-        until(lambda: ping(box, str(runtime.agent.subnet[1])) is not None, 10, "it works")
-        return
-    assert (said.status, said.content["code"]) == (1, 103)
-    assert word in said.text
+    is_named_by_check(runtime, 4, BREAKS[name])
 
 
 def test_check_of_an_unknown_container_and_changes_of_others(runtime: Runtime) -> None:
@@ -218,51 +190,9 @@ def test_collecting_removes_what_is_not_listed_and_nothing_else(runtime: Runtime
     assert foreign.call("DEL", config={"name": "another"}).status == 0
 
 
-HEALED = {
-    "bridge deleted": "link del npb-default",
-    "bridge down": "link set npb-default down",
-    "address lost": "addr flush dev npb-default",
-    "another address": "addr add 10.99.0.1/24 dev npb-default",
-    "port released": "link set {port} nomaster",
-    "port down": "link set {port} down",
-}
-
-
 @pytest.mark.parametrize("name", HEALED)
 def test_what_somebody_changes_on_the_host_is_put_right(runtimes: list[Runtime], name: str) -> None:
-    runtime, other = runtimes
-    box, near, far = runtime.box("box").add(), runtime.box("near").add(), other.box("far").add()
-    before = state(runtime)
-    # Paused, so that it can be seen that it was broken.
-    runtime.agent.pause()
-    runtime.host.namespace.ip(HEALED[name].format(port=box.result["interfaces"][1]["name"]))
-    assert state(runtime) != before
-    if name != "another address":
-        assert ping(box, str(runtime.agent.subnet[1]), timeout_s=0.1) is None
-    runtime.agent.resume()
-    until(lambda: state(runtime) == before, 10, "all is as it was")
-    # Soon: nobody has to ask for the gateway's MAC anew.
-    assert None not in ping_all(mesh([box, near, far]))
-
-
-def state(runtime: Runtime) -> dict[str, Any]:
-    """Return what bridge and ports are, apart from the bridge's index."""
-    bridge = runtime.bridge()
-    return {
-        "bridge": {key: bridge[key] for key in ("mtu", "address")} if bridge else {},
-        "up": "UP" in bridge.get("flags", ()),
-        "addresses": [
-            one["local"] for one in bridge.get("addr_info", ()) if one["family"] == "inet"
-        ],
-        "ports": {
-            name: (
-                link.get("master"),
-                "UP" in link["flags"],
-                link["linkinfo"].get("info_slave_data", {}).get("hairpin"),
-            )
-            for name, link in runtime.ports().items()
-        },
-    }
+    is_put_right(runtimes, 4, HEALED[name])
 
 
 def test_an_agent_that_is_killed_and_started_again_costs_containers_nothing(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
-from ipaddress import IPv6Network
+from ipaddress import IPv6Network, ip_address
 from typing import Any, cast
 
 import pytest
 
 from tests.net.cni.callers import Listener, published, reach, refuses
-from tests.net.cni.runtime import Box, Runtime, finish
+from tests.net.cni.damage import (
+    BREAKS,
+    BREAKS_OF_FAMILY,
+    HEALED,
+    HEALED_OF_FAMILY,
+    is_named_by_check,
+    is_put_right,
+)
+from tests.net.cni.runtime import Runtime, finish
 from tests.net.namespaces import missing
 from tests.net.overlay import DUAL, NETWORK, ONLY_IPV6, Overlay, until
 from tests.net.packets import ping, ping_all
@@ -20,12 +29,14 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 OUTSIDE = "fd77::ffff"
+FLAGS = ("--ip-masq", "--ip-blackhole-route", "--heal-interval", "1h")
+ETH_P_ALL = 3
 MTU = 1430
 
 
 @pytest.fixture(scope="module", params=[DUAL, ONLY_IPV6], ids=["dual", "only-ipv6"])
 def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
-    with Overlay(2, network=request.param, flags=("--ip-masq", "--heal-interval", "1h")) as made:
+    with Overlay(2, network=request.param, flags=FLAGS) as made:
         yield made
 
 
@@ -36,11 +47,6 @@ def runtime(runtimes: list[Runtime]) -> Runtime:
 
 def subnet6(runtime: Runtime) -> IPv6Network:
     return cast("IPv6Network", runtime.agent.subnets.all()[-1])
-
-
-def address6(box: Box) -> str:
-    found: str = box.result["ips"][-1]["address"]
-    return found.partition("/")[0]
 
 
 def ipv6_of(link: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,7 +69,7 @@ def test_a_container_has_an_address_of_each_family_and_reaches_everybody(
     assert said.status == 0, said.text
     # At once: no second in which it is looked whether somebody else has the address.
     assert None not in ping_all(
-        [(box, address6(far)), (box, address6(near)), (box, OUTSIDE), (far, address6(box))]
+        [(box, far.of(6)), (box, near.of(6)), (box, OUTSIDE), (far, box.of(6))]
     )
     subnets = runtime.agent.subnets.all()
     ips, routes = said.content["ips"], said.content["routes"]
@@ -88,7 +94,7 @@ def test_a_container_has_an_address_of_each_family_and_reaches_everybody(
     assert box.namespace.sysctl("ipv6.conf.eth0.accept_ra") == "0"
     assert runtime.host.namespace.sysctl("ipv6.conf.npb-default.accept_ra") == "0"
     with Listener(far.namespace, address="::") as listener:
-        assert reach(box.namespace, listener, address6(far), 80) == address6(box)
+        assert reach(box.namespace, listener, far.of(6), 80) == box.of(6)
     with Listener(runtime.host.namespace, 9000, runtime.host.address6) as listener:
         # The overlay knows no other host's own address, so that one sees this host.
         assert reach(far.namespace, listener, runtime.host.address6, 9000) == other.host.address6
@@ -106,7 +112,7 @@ def test_twenty_calls_at_once_share_no_address(runtime: Runtime) -> None:
         said = finish(call)
         assert said.status == 0, said.text
         box.result = said.content
-    assert len({address6(box) for box in boxes}) == 20
+    assert len({box.of(6) for box in boxes}) == 20
     assert runtime.collect(boxes[0]).status == 0
     assert runtime.noted() == {"box-0"}
 
@@ -115,7 +121,7 @@ def test_addresses_are_as_wished_or_refused(runtime: Runtime) -> None:
     subnet = subnet6(runtime)
     wanted = str(subnet[1 << 40])
     box = runtime.box("box").add(runtimeConfig={"ips": [wanted]})
-    assert address6(box) == wanted
+    assert box.of(6) == wanted
     assert ping(box, str(subnet[1])) is not None
     other = runtime.box("other")
     for refused, word in ((wanted, "box"), ("fd99::2", "not in"), (str(subnet[1]), "itself")):
@@ -128,47 +134,56 @@ def test_addresses_are_as_wished_or_refused(runtime: Runtime) -> None:
     assert [one["address"].partition("/")[0] for one in other.result["ips"]] == both
 
 
-BREAKS = {
-    "address": ("addr del {address}/64 dev eth0", "address"),
-    "route": ("-6 route del default", "route ::/0"),
-}
-
-
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("name", BREAKS_OF_FAMILY)
 def test_check_names_what_ipv6_lacks(runtime: Runtime, name: str) -> None:
-    command, word = BREAKS[name]
-    box = runtime.box("box").add()
-    box.namespace.run("ip", *command.format(address=address6(box)).split())
-    said = box.call("CHECK")
-    assert (said.status, said.content["code"]) == (1, 103)
-    assert word in said.text
+    is_named_by_check(runtime, 6, BREAKS[name])
 
 
-HEALED = {
-    "bridge deleted": "link del npb-default",
-    # Which loses the addresses of IPv6, but not those of IPv4.
-    "bridge down": "link set npb-default down",
-    "address lost": "-6 addr flush dev npb-default scope global",
-    "another address": "addr add fd99::1/64 dev npb-default",
-}
-
-
-@pytest.mark.parametrize("name", HEALED)
+@pytest.mark.parametrize("name", HEALED_OF_FAMILY)
 def test_what_somebody_changes_of_ipv6_is_put_right(runtimes: list[Runtime], name: str) -> None:
-    runtime, other = runtimes
-    box, far = runtime.box("box").add(), other.box("far").add()
-    gateway = [str(subnet6(runtime)[1])]
+    is_put_right(runtimes, 6, HEALED[name])
 
-    def there() -> list[str]:
-        return [one["local"] for one in ipv6_of(runtime.bridge())]
 
-    assert there() == gateway
-    runtime.agent.pause()
-    runtime.host.namespace.run("ip", *HEALED[name].split())
-    assert there() != gateway
-    runtime.agent.resume()
-    until(lambda: there() == gateway, 10, "the bridge has its address and no other")
-    until(lambda: ping(far, address6(box)) is not None, 10, "packets pass")
+def test_packets_to_nobody_end_here_and_those_of_containers_do_not(
+    overlay: Overlay, runtimes: list[Runtime]
+) -> None:
+    # The default route may lead to a router that has the network behind this host: for ever.
+    here, there = runtimes
+    boxes = [here.box("box").add(), here.box("near").add(), there.box("far").add()]
+    nobody = str(subnet6(here)[0x1234])
+    place = here.host.namespace
+
+    def reached() -> list[float | None]:
+        return ping_all([(one, two.of(6)) for one in boxes for two in boxes if one is not two])
+
+    def leave() -> bool:
+        """Tell whether packets to nobody leave this host, whoever sends them."""
+        with overlay.rig.underlay.socket(
+            socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)
+        ) as heard:
+            heard.bind((here.host.port, ETH_P_ALL))
+            heard.setblocking(False)
+            senders = [*boxes, here.host]
+            assert ping_all([(one, nobody) for one in senders], timeout_s=0.3) == [None] * 4
+            found = False
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    found |= heard.recv(2048)[14 + 24 :][:16] == ip_address(nobody).packed
+            return found
+
+    assert None not in reached()
+    assert not leave()
+    here.agent.pause()
+    try:
+        place.ip("link set npb-default down")
+        assert not leave()
+        # And would: the way there is no other.
+        place.run("ip", "-6", "route", "del", "blackhole", str(subnet6(here)))
+        assert leave()
+    finally:
+        here.agent.resume()
+    until(lambda: None not in reached(), 10, "containers are reached again")
+    assert not leave()
 
 
 def test_without_its_file_the_kernel_tells_both_addresses(runtime: Runtime) -> None:
@@ -198,7 +213,7 @@ def test_everybody_reaches_a_published_port_by_ipv6(runtimes: list[Runtime]) -> 
         for box in (near, server):
             assert reach(box.namespace, listener, address, 8080) == gateway
         assert reach(far.namespace, listener, address, 8080) in {
-            address6(far), there.host.address6,
+            far.of(6), there.host.address6,
         }  # fmt: skip
         here.agent.kill()
         here.host.namespace.run("nft", "delete", "table", "ip6", "netplane_ports")

@@ -16,7 +16,7 @@ from netplane.subnet.lease import Lease
 class Half:
     """Notes what it is given: the real ones are in tests/net."""
 
-    scope: Hashable
+    scopes: frozenset[Hashable]
     mtu: int
     sysctls: dict[str, str]
     count: int | None = None
@@ -37,13 +37,14 @@ class Half:
         return
 
     async def look(self) -> FirewallLook:
-        return FirewallLook((str(self.scope),), (), (), ())
+        return FirewallLook(tuple(map(str, self.scopes)), (), (), ())
 
     async def dropped(self) -> int | None:
         return self.count
 
-    async def clear(self) -> None:
-        self.given.clear()
+    async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
+        if not self.scopes <= kept:
+            self.given.clear()
 
     def close(self) -> None:
         return
@@ -62,7 +63,10 @@ def lease(number: int) -> Lease:
 
 
 def halves() -> tuple[Half, Half, DualDataplane]:
-    first, second = Half("4", 1450, {"ipv4/a": "0"}), Half("6", 1430, {"ipv6/b": "1"})
+    first, second = (
+        Half(frozenset({"4"}), 1450, {"ipv4/a": "0"}),
+        Half(frozenset({"6"}), 1430, {"ipv6/b": "1"}),
+    )
     return first, second, DualDataplane(first, second)
 
 
@@ -85,10 +89,20 @@ async def test_each_half_has_its_part_of_every_lease() -> None:
     assert later[other.subnet6].backend_data == "new"
 
 
+async def test_what_is_kept_of_one_family_stays_when_the_other_goes() -> None:
+    first, second, both = halves()
+    own = lease(1)
+    await both.apply(own, {}, remove=True)
+    await both.clear(frozenset({"4"}))
+    assert (len(first.given), len(second.given)) == (1, 0)
+    await both.clear()
+    assert first.given == []
+
+
 async def test_both_speak_as_one() -> None:
     first, second, both = halves()
     assert both.mtu == 1430
-    assert both.scope == ("4", "6")
+    assert both.scopes == {"4", "6"}
     assert both.sysctls == {"ipv4/a": "0", "ipv6/b": "1"}
     assert (both.lease_data(), both.lease_data6()) == ({"mtu": 1450}, {"mtu": 1430})
     assert (await both.look()).wrong == ("4", "6")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplane.agent import state
+from netplane.agent.remembered import left
 from netplane.agent.state import (
     Encoder,
     State,
@@ -24,6 +25,7 @@ from netplane.agent.state import (
     load,
     read_machine_id,
 )
+from netplane.subnet.family import Pair
 from netplane.subnet.lease import Lease
 
 LEASE = Lease(
@@ -58,6 +60,23 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert decode(encode(State())) == State()
     both = replace(STATE, own=BOTH, peers=(ONLY_IPV6, LEASE))
     assert decode(encode(both)) == both
+    lost = replace(STATE, left="fd00:5:0:48::/64")
+    assert decode(encode(lost)) == lost
+
+
+def test_what_was_left_with_a_family_is_still_wished_for() -> None:
+    before = replace(STATE, own=BOTH)
+    pair = Pair(BOTH.subnet, BOTH.subnet6)
+    assert before.pair == pair
+    only_ipv6 = replace(BOTH.second() or BOTH)
+    for now in (LEASE, only_ipv6):
+        after = replace(before, own=now, left=left(before, now))
+        assert after.pair == pair
+        # Nor does it go with the next lease of the one family.
+        assert left(after, replace(now, mod_revision=99)) == after.left
+        # With both there is nothing that it had to remember.
+        assert left(after, BOTH) == ""
+    assert (left(State(), LEASE), left(STATE, LEASE), left(before, None)) == ("", "", "")
 
 
 def test_files_of_one_family_are_as_agents_before_ipv6_wrote_them() -> None:
@@ -66,7 +85,9 @@ def test_files_of_one_family_are_as_agents_before_ipv6_wrote_them() -> None:
         "subnet", "public_ip", "backend_type", "backend_data", "key", "create_revision",
         "mod_revision", "expires",
     }  # fmt: skip
-    assert json.loads(encode(STATE))["own"].keys() == fields
+    text = encode(STATE)
+    assert json.loads(text)["own"].keys() == fields
+    assert "left" not in text
 
 
 def test_no_file_is_a_first_start(tmp_path: Path) -> None:
@@ -85,6 +106,11 @@ def mangled() -> list[str]:
         {**whole, "vtep_mac": None},
         {**whole, "sysctls": {"ipv4/ip_forward": 0}},
         {**whole, "sysctls": []},
+        {**whole, "left": 6},
+        {**whole, "left": "fd00::1/64"},
+        {**whole, "left": "10.5.9.0/24"},
+        {**whole, "left": "fd00::/64", "own": both},
+        {**whole, "left": "fd00::/64", "own": None},
         {**whole, "peers": {}},
         {**whole, "peers": [3]},
         {**whole, "own": {**lease, "subnet": "10.5.72.1/24"}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
@@ -191,7 +191,7 @@ class FakeDataplane:
         self, world: World, config: NetworkConfig, macs: tuple[str, str], sysctls: Mapping[str, str]
     ) -> None:
         self.world = world
-        self.scope = (config.network, config.vni)
+        self.scopes = frozenset[Hashable]((one.network, config.vni) for one in config.ranges)
         self.mac, self.mac6 = macs
         self.sysctls = dict(sysctls)
         self.on_report: Callable[[Report], None] = lambda report: None
@@ -229,7 +229,9 @@ class FakeDataplane:
     async def leave(self) -> None:
         self.world.note("left")
 
-    async def clear(self) -> None:
+    async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
+        if self.scopes <= kept:
+            return
         self.sysctls.clear()
         self.on_report(self.world.report)
         self.on_firewall(self.world.wall)

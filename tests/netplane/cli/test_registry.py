@@ -209,6 +209,24 @@ def test_a_reservation_is_kept_shown_and_released(ctl: Ctl) -> None:
     assert ctl("release", "10.5.72.0/24").exit_code == 1
 
 
+def test_a_reservation_over_a_lease_of_flannel_warns_that_flanneld_undoes_it(ctl: Ctl) -> None:
+    ctl("init", CONFIG)
+    value = b'{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{"VNI":1}}'
+    lease = ctl.store.lease_grant(86_400).lease_id
+    ctl.store.put(f"{PREFIX}/subnets/10.5.72.0-24".encode(), value, lease=lease)
+    done = ctl("reserve", "10.5.72.0/24", "192.0.2.1")
+    assert done.exit_code == 0
+    assert done.stdout == "10.5.72.0/24 is kept for 192.0.2.1\n"
+    assert "does not last while flanneld runs there" in done.stderr
+    assert "--adopt-flannel" in done.stderr
+    # It is one now, whose host may be ours; a host that is known to be ours keeps it.
+    assert ctl("reserve", "10.5.72.0/24", "192.0.2.1").stderr == ""
+    ctl.store.put(f"{PREFIX}/subnets/10.5.72.0-24".encode(), value, lease=lease)
+    record = {"Subnet": "10.5.72.0/24", "PublicIP": "192.0.2.1", "Session": "s", "BootID": "b"}
+    ctl.store.put(f"{PREFIX}/netplane/hosts/a".encode(), json.dumps(record).encode())
+    assert ctl("reserve", "10.5.72.0/24", "192.0.2.1").stderr == ""
+
+
 def test_leases_without_a_type_are_of_the_networks_backend(ctl: Ctl) -> None:
     # Flannel leaves it out for udp and for alloc.
     ctl.store.put(f"{PREFIX}/subnets/10.5.72.0-24".encode(), b'{"PublicIP":"192.0.2.1"}')

@@ -135,6 +135,32 @@ async def test_a_network_gets_and_loses_ipv6_and_hosts_keep_their_ipv4_subnets(
     assert await network.value(key) is None
     assert await network.value(plain) is not None
 
+    # Containers still have addresses of what it had before.
+    await network.configure(**DUAL)
+    _, again = await network.join(1, boot_id="boot", wish=Wish.of(pair_of(during)))
+    assert pair_of(again) == pair_of(during)
+
+
+async def test_a_network_loses_ipv4_and_gets_it_back_unless_it_is_anothers(
+    network: Network,
+) -> None:
+    async def become(wish: Pair | None, **config: object) -> Pair:
+        await network.configure(**config)
+        _, view = await network.join(1, wish=Wish.of(wish))
+        await network.die(1)
+        return pair_of(view)
+
+    before = await become(None, **DUAL)
+    assert await become(before, **ONLY_IPV6) == Pair(before.second or before.first)
+    assert await become(before, **DUAL) == before
+
+    await become(before, **ONLY_IPV6)
+    await network.configure(**DUAL)
+    await network.join(2, wish=Wish.of(Pair(before.first)))
+    after = await become(before, **DUAL)
+    assert after.second == before.second
+    assert after.first != before.first
+
 
 async def test_a_host_without_an_ipv6_address_is_told_what_it_lacks(network: Network) -> None:
     await network.configure(**DUAL)
