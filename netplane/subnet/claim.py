@@ -65,6 +65,8 @@ class Claimer:
         """What we have, or had and want back."""
         self.addresses: tuple[Address, IPv6Address | None] = who.public_ip, who.public_ip6
         """What our lease says, as far as we have written it."""
+        self.coming: tuple[Address, IPv6Address | None] | None = None
+        """What a write under way makes it say: the watch may bring that before the answer comes."""
         self.config_value = b""
         """The configuration that we go by since we have a subnet; b"": none yet."""
         self._data: tuple[object, object] = (None, None)
@@ -148,13 +150,17 @@ class Claimer:
             await self.lease.obtain(reuse=0 if record is None else record.lease_id)
             await self.life.obtain()
             self._is_disputed = False
-            if await self._try(
-                tuple(self._attempt(claim, who, pair) for pair in pairs)
-            ) and await self._is_alone(claim):
-                # From here on a changed configuration is reported, and not applied by halves.
-                self.config_value = config_value
-                self.addresses = who.public_ip, who.public_ip6
-                return
+            self.coming = who.public_ip, who.public_ip6
+            try:
+                if await self._try(
+                    tuple(self._attempt(claim, who, pair) for pair in pairs)
+                ) and await self._is_alone(claim):
+                    # From here on a changed configuration is reported, and not applied by halves.
+                    self.config_value = config_value
+                    self.addresses = self.coming
+                    return
+            finally:
+                self.coming = None
         raise ContentionError(
             f"others changed what we were about to write, {_TRIES} times; trying again"
         )

@@ -266,6 +266,7 @@ class SubnetManager:
         local, claimer = self._builder.local, self._claimer
         local.pair = claimer.pair
         local.public_ip, local.public_ip6 = claimer.addresses
+        local.coming = claimer.coming
         old, new = self._view, self._builder.build(self._registered)
         # Peers that are the same are the same object.
         if (

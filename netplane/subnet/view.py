@@ -31,6 +31,8 @@ class Local:
     mac: str = ""
     """Lower case; "" for backends without."""
     mac6: str = ""
+    coming: tuple[Address, IPv6Address | None] | None = None
+    """Addresses that a write under way gives our lease."""
 
 
 class ViewBuilder:
@@ -72,7 +74,8 @@ class ViewBuilder:
         changed = registered.take_changed()
         local = self.local
         built_for = (
-            local.public_ip, local.public_ip6, local.pair, local.mac, local.mac6, self.config_value,
+            local.public_ip, local.public_ip6, local.coming, local.pair, local.mac, local.mac6,
+            self.config_value,
         )  # fmt: skip
         goes_on = changed is not None and built_for == self._built_for
         if changed is None or not goes_on or not self._update(registered, changed):
@@ -197,9 +200,13 @@ class ViewBuilder:
     def _is_own(self, lease: Lease) -> bool:
         local = self.local
         return (
-            lease.public_ip == local.public_ip
-            and lease.pair == local.pair
-            and (lease.public_ip6 == local.public_ip6 or not self._is_dual)
+            self._says(lease, local.public_ip, local.public_ip6)
+            or (local.coming is not None and self._says(lease, *local.coming))
+        ) and lease.pair == local.pair
+
+    def _says(self, lease: Lease, public_ip: Address, public_ip6: IPv6Address | None) -> bool:
+        return lease.public_ip == public_ip and (
+            lease.public_ip6 == public_ip6 or not self._is_dual
         )
 
     def _problem(self, lease: Lease) -> str:

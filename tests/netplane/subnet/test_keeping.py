@@ -10,8 +10,10 @@ import pytest
 from netplane.subnet.lease import encode_value
 from netplane.subnet.manager import Standing
 from netplane.subnet.registry import (
+    Attempt,
     Grant,
     Listing,
+    Outcome,
     UnavailableError,
 )
 from tests.netplane.subnet.conftest import Network, running, subnet_of
@@ -288,6 +290,30 @@ async def test_a_host_that_is_reached_otherwise_says_so_in_its_lease(network: Ne
             ),
         )
     assert manager.status().subnet == subnet_of(view)
+
+
+async def test_a_host_knows_its_lease_by_a_watch_that_is_quicker_than_the_answer(
+    network: Network,
+) -> None:
+    class Late(Wrapped):
+        is_late = False
+        heard = asyncio.Event()
+
+        async def attempt(self, attempts: tuple[Attempt, ...], otherwise: bytes) -> Outcome:
+            outcome = await super().attempt(attempts, otherwise)
+            if self.is_late:
+                await self.heard.wait()
+            return outcome
+
+    registry = Late(network.registry)
+    manager, view = await network.join(1, registry=registry)
+    registry.is_late = True
+    async with running(manager), asyncio.timeout(10):
+        manager.move(IPv4Address("192.0.2.77"))
+        view = await manager.next_view(view)
+        assert str(view.own and view.own.public_ip) == "192.0.2.77"
+        assert not view.quarantined
+        registry.heard.set()
 
 
 async def test_a_host_does_not_move_to_the_address_of_another(network: Network) -> None:
