@@ -24,7 +24,7 @@ from kvstore.client.methods import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kvstore.client.link import Link
     from kvstore.client.transport import PipelineCall
@@ -187,6 +187,9 @@ class _WatchStream:
         if hasattr(response, "events"):  # else the end of the stream
             self._namespace.strip_events(response)
         return response
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        self._stream.on_end(call)
 
     def cancel(self) -> Any:
         return self._stream.cancel()
