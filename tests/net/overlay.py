@@ -365,6 +365,15 @@ class Overlay:
                 second.kill()
         return second.log()
 
+    def reconfigure(self, network: str) -> None:
+        """Replace the network's configuration, and start all agents anew."""
+        self.ctl("init", network, "--force")
+        for agent in self.agents:
+            agent.terminate()
+            agent.start()
+        for agent in self.agents:
+            agent.wait_ready()
+
     def ctl(self, *arguments: str) -> str:
         """Run `netplane ctl` with a command of the registry on the first host."""
         command, *rest = arguments

@@ -12,16 +12,6 @@ ONLY_IPV4 = NETWORK.replace('{"Network"', '{"EnableIPv6":false,"Network"')
 """On a rig whose hosts have IPv6 addresses, too."""
 
 
-def restart(overlay: Overlay, network: str) -> None:
-    """Replace the network's configuration, and start all agents anew."""
-    overlay.ctl("init", network, "--force")
-    for agent in overlay.agents:
-        agent.terminate()
-        agent.start()
-    for agent in overlay.agents:
-        agent.wait_ready()
-
-
 def test_a_network_gets_and_loses_ipv6_under_its_containers() -> None:
     # Flannel gives the IPv4 subnets away with the old keys, while containers have their addresses.
     with Overlay(2, network=ONLY_IPV4) as overlay:
@@ -29,7 +19,7 @@ def test_a_network_gets_and_loses_ipv6_under_its_containers() -> None:
         until(overlay.everybody_answers, 10, "all answer over IPv4")
         before = [agent.subnets.first for agent in overlay.agents]
 
-        restart(overlay, DUAL)
+        overlay.reconfigure(DUAL)
 
         assert [agent.subnets.first for agent in overlay.agents] == before
         until(overlay.everybody_answers, 10, "all answer as before")
@@ -41,7 +31,7 @@ def test_a_network_gets_and_loses_ipv6_under_its_containers() -> None:
         overlay.add_containers(1)
         until(overlay.everybody_answers, 10, "those that came since answer over both")
 
-        restart(overlay, ONLY_IPV4)
+        overlay.reconfigure(ONLY_IPV4)
 
         assert [agent.subnets.all() for agent in overlay.agents] == [(one,) for one in before]
         keys = {key.rpartition("/")[2] for key in overlay.registered()}

@@ -9,8 +9,8 @@ import pytest
 
 from tests.net.namespaces import missing
 from tests.net.overlay import NETWORK, PREFIX, Overlay, until
-from tests.net.packets import Flow
-from tests.net.rig import UNDERLAY, Host
+from tests.net.packets import Flow, Loss
+from tests.net.rig import UNDERLAY, Container, Host
 from tests.net.udp import DEVICE, SEALED_MTU, ask_process
 
 pytestmark = [
@@ -64,6 +64,23 @@ def gets_another_card(host: Host) -> None:
     host.plug(NEW, "eth1")
 
 
+def losses_of(
+    move: Callable[[Host], None], host: Host, here: Container, there: Container, patience_s: float
+) -> list[Loss]:
+    """Move a host under packets both ways; return what was lost of each, all of it in one piece."""
+    with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
+        until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
+        move(host)
+        marks = out.received, back.received
+        until(lambda: out.received > marks[0] + 1000, patience_s, "packets arrive there")
+        until(lambda: back.received > marks[1] + 1000, 20, "packets arrive from there")
+        losses = [out.stop(), back.stop()]
+    for loss in losses:
+        # Until it was followed, and none before or after that.
+        assert loss.missing == tuple(range(loss.missing[0], loss.missing[-1] + 1))
+    return losses
+
+
 @pytest.mark.parametrize("move", [gets_another_address, gets_another_card])
 def test_a_host_that_moves_keeps_its_key_and_the_others_follow_what_it_seals(
     move: Callable[[Host], None],
@@ -74,16 +91,7 @@ def test_a_host_that_moves_keeps_its_key_and_the_others_follow_what_it_seals(
         until(overlay.everybody_answers, 20, "every container answers every other")
         agent = overlay.agents[1]
         before = ask_process(agent.process_socket, "hello")
-        with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
-            until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
-            move(agent.host)
-            marks = out.received, back.received
-            until(lambda: out.received > marks[0] + 1000, 20, "packets arrive there")
-            until(lambda: back.received > marks[1] + 1000, 20, "packets arrive from there")
-            losses = out.stop(), back.stop()
-        for loss in losses:
-            # Until it was followed, and none before or after that.
-            assert loss.missing == tuple(range(loss.missing[0], loss.missing[-1] + 1))
+        for loss in losses_of(move, agent.host, here, there, 20):
             assert loss.longest_gap_ms < 5000
         after = ask_process(agent.process_socket, "hello")
         assert after["key"] == before["key"]
@@ -99,15 +107,7 @@ def test_the_others_follow_a_host_that_moves_by_its_lease(move: Callable[[Host],
         here, there = overlay.add_containers(1)
         until(overlay.everybody_answers, 20, "every container answers every other")
         agent = overlay.agents[1]
-        with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
-            until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
-            move(agent.host)
-            marks = out.received, back.received
-            until(lambda: out.received > marks[0] + 1000, 60, "packets arrive there")
-            until(lambda: back.received > marks[1] + 1000, 20, "packets arrive from there")
-            losses = out.stop(), back.stop()
-        for loss in losses:
-            assert loss.missing == tuple(range(loss.missing[0], loss.missing[-1] + 1))
+        losses_of(move, agent.host, here, there, 60)
         agent.wait_ready()
 
 

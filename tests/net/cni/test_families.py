@@ -38,16 +38,6 @@ def overlay() -> Iterator[Overlay]:
         yield made
 
 
-def become(overlay: Overlay, network: str) -> None:
-    """Replace the network's configuration, and start the agents anew."""
-    overlay.ctl("init", network, "--force")
-    for agent in overlay.agents:
-        agent.terminate()
-        agent.start()
-    for agent in overlay.agents:
-        agent.wait_ready()
-
-
 def versions_of(box: Box) -> set[int]:
     return {ip_address(one).version for one in box.addresses}
 
@@ -112,7 +102,7 @@ def test_a_family_goes_and_comes_back_and_the_other_costs_no_packet(
     with Flow(box, outside, 500, address=outer(outside, kept)) as flow:
         until(lambda: flow.received > 100, 20, "packets arrive")
 
-        become(overlay, WITHOUT[lost])
+        overlay.reconfigure(WITHOUT[lost])
 
         becomes(host, lost, set())
         assert f"the network has no IPv{lost} any more" in here.agent.missing()
@@ -135,7 +125,7 @@ def test_a_family_goes_and_comes_back_and_the_other_costs_no_packet(
         assert here.box("none").call("ADD", config=config).content["code"] == 7
         assert ours(host, lost) == set()
 
-        become(overlay, DUAL)
+        overlay.reconfigure(DUAL)
 
         # Else the containers that have been there all the time would have those of others.
         assert [runtime.agent.subnets for runtime in runtimes] == subnets
