@@ -96,6 +96,19 @@ class Wire:
     def send(self, *parts: bytes) -> None:
         self.socket.sendall(b"".join(parts))
 
+    def push(self, data: memoryview) -> memoryview:
+        """Send what the connection takes at once; return the rest."""
+        timeout_s = self.socket.gettimeout()
+        self.socket.settimeout(0)
+        try:
+            while data:
+                data = data[self.socket.send(data) :]
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            pass
+        finally:
+            self.socket.settimeout(timeout_s)
+        return data
+
     def headers(
         self,
         stream: int,
