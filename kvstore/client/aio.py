@@ -162,6 +162,20 @@ class AsyncClient(LeaseCalls, MaintenanceCalls, MembershipCalls, RecipeCalls):
             await asyncio.wait({self._endpoint_sync})
         await asyncio.gather(*(watcher.aclose() for watcher in list(self._watchers)))
 
+    async def lose_address(self, address: str) -> int:
+        """Give up the connections that come from an address which this host no longer has.
+
+        For who is told when an address goes; by itself the client notices after some 15 s without
+        an answer. Calls under way end as with any lost connection, watches go on over the next.
+
+        Args:
+            address: In numbers, as ``192.0.2.1``.
+
+        Returns:
+            How many connections were given up.
+        """
+        return self._transport.lose_address(address)
+
     def statistics(self) -> Statistics:
         """Return what the client has done so far, its namespaces included, as plain numbers."""
         return statistics(self._transport.counters, leases_kept=self._keeper.leases_kept)

@@ -82,6 +82,9 @@ class Carrier(Protocol):
     async def use_endpoints(self, endpoints: Sequence[str]) -> None:
         """Replace the endpoints."""
 
+    def lose_address(self, address: str) -> int:
+        """Give up the connections that come from there; return how many."""
+
     async def close(self, because: str = "") -> None:
         """Close all channels."""
 
@@ -177,6 +180,10 @@ class View:
     async def use_endpoints(self, endpoints: Sequence[str]) -> None:
         """As `Carrier.use_endpoints`."""
         await self._carrier.use_endpoints(endpoints)
+
+    def lose_address(self, address: str) -> int:
+        """As `Carrier.lose_address`."""
+        return self._carrier.lose_address(address)
 
     async def close(self, because: str = "") -> None:
         """As `Carrier.close`."""

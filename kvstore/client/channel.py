@@ -127,13 +127,23 @@ class Channel:
         else:
             self._leaving.add(connection)
 
+    def lose_address(self, address: str) -> int:
+        """Give up the connections that come from there; return how many."""
+        lost = [one for one in self._open_ones() if one.local_address == address]
+        for connection in lost:
+            connection.abort(f"this host lost the address {address}")
+        return len(lost)
+
+    def _open_ones(self) -> list[Connection]:
+        return [*self._leaving, *filter(None, [self._connection])]
+
     async def close(self) -> None:
         """Close all connections; calls under way are cancelled."""
         self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
-        open_ = [*self._leaving, *filter(None, [self._connection])]
+        open_ = self._open_ones()
         for connection in open_:
             connection.close()
         if open_:

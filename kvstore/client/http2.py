@@ -118,8 +118,15 @@ class Connection(asyncio.Protocol):
         """Whether there is nothing left to close."""
         return self._transport is None
 
-    def abort(self) -> None:
-        """End it without a word to the server."""
+    @property
+    def local_address(self) -> str:
+        """The address of this host that it comes from; "" once it is lost."""
+        name = None if self._transport is None else self._transport.get_extra_info("sockname")
+        return name[0] if name else ""
+
+    def abort(self, reason: str = "") -> None:
+        """End it without a word to the server; `reason` is what its exchanges end with."""
+        self._lost = self._lost or reason
         if self._transport is not None:
             self._transport.abort()
 
@@ -400,8 +407,7 @@ class Connection(asyncio.Protocol):
             return
         silent_s = self.loop.time() - self._heard_s
         if self._pinged:
-            self._lost = f"no answer to a ping within {PING_TIMEOUT_S:g} s"
-            self._transport.abort()
+            self.abort(f"no answer to a ping within {PING_TIMEOUT_S:g} s")
             return
         wait_s = PING_AFTER_S - silent_s
         if wait_s <= 0:

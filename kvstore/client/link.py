@@ -133,6 +133,10 @@ class Link:
             if session.is_leaving:
                 self._on_leave(self)
 
+    def lose_address(self, address: str) -> int:
+        """As `Channel.lose_address`."""
+        return 0 if self._channel is None else self._channel.lose_address(address)
+
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
         for task in (self._connecting, self._opening):

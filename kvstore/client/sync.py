@@ -397,6 +397,7 @@ class Client:
     cache = _wrapping(AsyncClient.cache, recipes.SyncCache)
 
     sync_endpoints = _blocking(AsyncClient.sync_endpoints)
+    lose_address = _blocking(AsyncClient.lose_address)
 
     def stm(
         self,

@@ -561,6 +561,12 @@ class Transport:
         self.links[:] = links
         self._preferred = links.index(preferred) if preferred in links else 0
 
+    def lose_address(self, address: str) -> int:
+        """As `Carrier.lose_address`."""
+        self.enter()
+        links = (*self.links, *self._others.values())
+        return sum(link.lose_address(address) for link in links)
+
     def forget_token(self) -> None:
         """Log in again before the next call."""
         self._is_login_due = self._user is not None

@@ -423,6 +423,9 @@ class Agent:
             await old.leave()
         old.close()
         self.external = found
+        for address in set(before.ips) - set(found.ips):
+            # The registry's answers would go there until its silence is noticed.
+            await self._subnets.lose(address)
         told = reached_by(self.settings, found)
         if self.settings.public_ip is None or told != reached_by(self.settings, before):
             self._subnets.move(*told)

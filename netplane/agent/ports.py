@@ -84,6 +84,9 @@ class Subnets(Protocol):
     def describe(self, backend_data: object) -> None:
         """Tell the others, as soon as the registry can be used, how we are reached now."""
 
+    async def lose(self, address: Address) -> None:
+        """Give up what goes to the registry from an address that this host no longer has."""
+
     async def drain(self) -> None:
         """Give the lease back, for good. Raises RegistryError."""
 

@@ -102,7 +102,7 @@ class RealParts:
                 Wish.of(who.previous),
                 known=who.known,
             )
-            yield RealSubnets(manager)
+            yield RealSubnets(manager, client)
 
     def dataplane(
         self,
@@ -261,8 +261,9 @@ def _check_public_ip(
 class RealSubnets:
     """`Subnets` on a manager."""
 
-    def __init__(self, manager: SubnetManager) -> None:
+    def __init__(self, manager: SubnetManager, client: AsyncClient) -> None:
         self._manager = manager
+        self._client = client
         self.changed = manager.changed
         self.open = manager.open
         self.acquire = manager.acquire
@@ -274,6 +275,10 @@ class RealSubnets:
         """As `Subnets.run`."""
         self._manager.on_view = on_view
         await self._manager.run()
+
+    async def lose(self, address: Address) -> None:
+        """As `Subnets.lose`."""
+        await self._client.lose_address(str(address))
 
     def config_text(self) -> str:
         """As `Subnets.config_text`."""

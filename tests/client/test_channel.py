@@ -435,6 +435,23 @@ async def test_a_server_that_falls_silent_is_given_up(
     assert caught.value.name == "UNAVAILABLE"
 
 
+async def test_an_address_that_is_lost_ends_what_comes_from_it(
+    listener: Listener, channel: Channel
+) -> None:
+    assert channel.lose_address("127.0.0.1") == 0
+    await channel.connect()
+    [server] = listener.connections
+    call = asyncio.create_task(unary(channel, b""))
+    await server.until(lambda: bool(server.headers))
+    assert channel.lose_address("192.0.2.1") == 0
+    assert channel.lose_address("127.0.0.1") == 1
+    with pytest.raises(CallError, match=r"this host lost the address 127\.0\.0\.1") as caught:
+        await call
+    assert caught.value.name == "UNAVAILABLE"
+    listener.prepare = echo
+    assert await unary(channel, b"again") == b"again"
+
+
 async def test_pings_of_the_server_are_answered(listener: Listener, channel: Channel) -> None:
     await channel.connect()
     [server] = listener.connections

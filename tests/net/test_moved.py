@@ -14,8 +14,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
-PATIENCE_S = 60.0
-"""Connections to the registry that have lost their address have to be given up first."""
+PATIENCE_S = 10.0
+"""A connection to the registry that has lost its address would by itself be given up after 15 s."""
 
 
 def is_at(overlay: Overlay, agent: AgentProcess, mac: str, address: str) -> bool:

@@ -16,8 +16,12 @@ from tests.netplane.agent.world import EXTERNAL, World, running, view
 @pytest.mark.parametrize(
     ("changes", "public_ip", "done"),
     [
-        ({"address": IPv4Interface("192.0.2.77/24")}, "", ["moved to 192.0.2.77"]),
-        ({"address": IPv4Interface("192.0.2.77/24")}, "198.51.100.1", []),
+        (
+            {"address": IPv4Interface("192.0.2.77/24")},
+            "",
+            ["lost 192.0.2.1", "moved to 192.0.2.77"],
+        ),
+        ({"address": IPv4Interface("192.0.2.77/24")}, "198.51.100.1", ["lost 192.0.2.1"]),
         ({"mtu": 1400}, "", ["moved to 192.0.2.1"]),
         ({"name": "wan0"}, "", ["left", "moved to 192.0.2.1"]),
     ],

@@ -175,6 +175,9 @@ class FakeSubnets:
     def move(self, public_ip: Address, public_ip6: IPv6Address | None = None) -> None:
         self.world.note(f"moved to {public_ip}")
 
+    async def lose(self, address: Address) -> None:
+        self.world.note(f"lost {address}")
+
     async def drain(self) -> None:
         if self.world.refusals:
             raise self.world.refusals.pop()
