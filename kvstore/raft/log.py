@@ -207,7 +207,10 @@ class RaftLog:
         """Move the commit index forward; True if it moved."""
         if index <= self.committed:
             return False
-        assert index <= self.last_index, f"commit {index} beyond the log's end {self.last_index}"
+        assert index <= self.last_index, (
+            f"commit {index} beyond the log's end {self.last_index}: entries that this member "
+            "acknowledged are gone; restore its newest data, or remove it and add it anew"
+        )
         self.committed = index
         return True
 

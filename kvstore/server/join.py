@@ -19,6 +19,9 @@ log = logging.getLogger("kvstore.join")
 ASK_S = 30.0
 """How long to look for a member that can describe the cluster."""
 
+ASK_ONCE_S = 2.0
+"""How long a member of a new cluster waits for one that does not say whether it runs."""
+
 PAUSE_S = 0.5
 ASK_AGAIN_S = 1.0
 """How often a member without its first data asks who the members are by now."""
@@ -32,8 +35,13 @@ class Start:
     cluster: Cluster
 
 
-def found(config: ServerConfig) -> Start:
-    """Return the beginning of a member of a new cluster."""
+async def found(config: ServerConfig) -> Start:
+    """Return the beginning of a member of a new cluster.
+
+    Raises:
+        StartError: The cluster runs already, and knows this member.
+    """
+    await _refuse_if_known(config)
     members = {member.id: member for member in config.members}
     cluster = Cluster(config.cluster_id, members, ())
     return Start(Identity(config.cluster_id, config.member.id), cluster)
@@ -45,13 +53,7 @@ async def join(config: ServerConfig) -> Start:
     Raises:
         StartError: No member could be asked, or the flags do not fit what it said.
     """
-    own = set(config.member.peer_urls)
-    others = [
-        Endpoint(url.host, url.port)
-        for text in (url for urls in initial_urls(config.initial_cluster).values() for url in urls)
-        if text not in own
-        for url in parse_urls("--initial-cluster", text)
-    ]
+    others = _others(config)
     if not others:
         raise StartError(
             "--initial-cluster-state existing needs the members of the running cluster in "
@@ -66,6 +68,44 @@ async def join(config: ServerConfig) -> Start:
         is_joining=True,
     )
     return Start(Identity(description.cluster_id, me.id), cluster)
+
+
+async def _refuse_if_known(config: ServerConfig) -> None:
+    answers = await asyncio.gather(*map(_ask_once, _others(config)))
+    for description in answers:
+        if description is not None and description.cluster_id == config.cluster_id:
+            for each in description.members:
+                if each.id == config.member.id:
+                    _refuse_if_started(config, each)
+
+
+async def _ask_once(other: Endpoint) -> Description | None:
+    """Ask a member that may not run yet, as when all of a new cluster start."""
+    try:
+        async with asyncio.timeout(ASK_ONCE_S):
+            return await ask(other)
+    except (OSError, HelloError, TimeoutError):
+        return None
+
+
+def _others(config: ServerConfig) -> list[Endpoint]:
+    own = set(config.member.peer_urls)
+    return [
+        Endpoint(url.host, url.port)
+        for text in (url for urls in initial_urls(config.initial_cluster).values() for url in urls)
+        if text not in own
+        for url in parse_urls("--initial-cluster", text)
+    ]
+
+
+def _refuse_if_started(config: ServerConfig, me: Described) -> None:
+    if me.is_started:
+        raise StartError(
+            f"member {me.id:x} has run before and --data-dir {config.data_dir} is empty: a member "
+            "that forgot what it promised could lose writes. Restore its data directory, or "
+            f"remove it and add it anew: kvctl member remove {me.id:x}, kvctl member add "
+            f"{config.name} --peer-urls={','.join(config.member.peer_urls)}"
+        )
 
 
 async def _ask_all(others: list[Endpoint]) -> Description:
@@ -140,13 +180,7 @@ def match(config: ServerConfig, description: Description) -> Described:
             "--initial-cluster differs from the running cluster "
             f"{description.cluster_id:x}: {'; '.join(problems)}"
         )
-    if me.is_started:
-        raise StartError(
-            f"member {me.id:x} has run before and --data-dir {config.data_dir} is empty: a member "
-            "that forgot what it promised could lose writes. Restore its data directory, or "
-            f"remove it and add it anew: kvctl member remove {me.id:x}, kvctl member add "
-            f"{config.name} --peer-urls={urls}"
-        )
+    _refuse_if_started(config, me)
     return me
 
 

@@ -261,7 +261,7 @@ class Member:
             return None
         check_folder(self.platform.disk, config.data_dir)
         if config.initial_cluster_state == "new":
-            return found(config)
+            return await found(config)
         return await join(config)
 
     def _has_store(self) -> bool:
