@@ -118,8 +118,8 @@ async def reserve(
         one over the reservation.
 
     Raises:
-        SubnetError: Another address has one of them, they do not fit the configuration, or no host
-            can have that address. Nothing was written.
+        SubnetError: Another address has one of them, the host has others, they do not fit the
+            configuration, or no host can have that address. Nothing was written.
         RegistryError: As the registry says.
     """
     key = layout.lease(*pair)
@@ -129,6 +129,11 @@ async def reserve(
         reason = config.misfit(pair, reserved=True) or _misaddressed(config, public_ip, public_ip6)
         if reason:
             raise SubnetError(f"subnet {pair} cannot be reserved: {reason}")
+        if has := _of_host(registered, pair, addresses(public_ip, public_ip6)):
+            raise SubnetError(
+                f"subnet {pair} cannot be reserved: {public_ip} has {has}, and a host has one: "
+                "give that back first (`netplane ctl drain` there, or `netplane ctl release`)"
+            )
         kv, lease = registered.kvs.get(key), registered.at(pair)
         is_flannels = lease is not None and lease.expires and registered.holder(pair) is None
         if kv is None and all(is_free(registered, subnet) for subnet in pair.all()):
@@ -150,6 +155,15 @@ async def reserve(
         if await _done(registry, layout, attempt):
             return is_flannels
     raise ContentionError(f"others change subnet {pair} at the same time")
+
+
+def _of_host(registered: Registered, pair: Pair, found: tuple[Address, ...]) -> Pair | None:
+    """Return what a host at one of these addresses has other than `pair`."""
+    for one in registered.subnets.values():
+        lease = None if one == pair else registered.at(one)
+        if lease is not None and not set(found).isdisjoint(lease.addresses):
+            return one
+    return None
 
 
 def _misaddressed(config: NetworkConfig, public_ip: Address, public_ip6: IPv6Address | None) -> str:

@@ -126,6 +126,22 @@ async def test_a_running_hosts_lease_becomes_a_reservation(network: Network) -> 
     assert (await network.value(key), await network.lease_of(key)) == (value, 0)
 
 
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_host_that_has_a_subnet_gets_no_second_one(network: Network, runs: bool) -> None:
+    if runs:
+        _, view = await network.join(1)
+        has = subnet_of(view)
+    else:
+        has = IPv4Network("10.5.34.0/24")
+        await reserve(network.registry, network.layout, Pair(has), ADDRESS)
+    before = (await network.registry.list(network.layout.everything)).kvs
+
+    with pytest.raises(SubnetError, match=f"192.0.2.1 has {has}, and a host has one"):
+        await reserve(network.registry, network.layout, Pair(SUBNET), ADDRESS)
+
+    assert (await network.registry.list(network.layout.everything)).kvs == before
+
+
 @pytest.mark.parametrize(
     ("subnet", "words"),
     [
