@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from netplane.agent.ports import Dataplane, FirewallLook, FirewallReport, Peers, Report
-from netplane.subnet.lease import Lease
+from netplane.agent.ports import Dataplane, FirewallLook, FirewallReport, Report
+from netplane.subnet.family import Subnet
+from netplane.subnet.lease import Lease, Peers
 
 
 class DualDataplane:
@@ -23,9 +24,10 @@ class DualDataplane:
         self._reports = [Report(), Report()]
         """The newest of each."""
         self._firewalls = [FirewallReport(), FirewallReport()]
-        self._seconds: dict[int, tuple[Lease, Lease]] = {}
-        """Leases and their second halves, by the ids of the leases: the half of one that stayed
-        the same is the same, too, so that a plan goes on from the one before it."""
+        self._leases: Mapping[Subnet, Lease] = {}
+        """Of those that were applied last."""
+        self._halves = Peers({})
+        """Their second halves."""
         first.on_report = lambda report: self._take(0, report)
         second.on_report = lambda report: self._take(1, report)
         first.on_firewall = lambda report: self._take_firewall(0, report)
@@ -51,7 +53,7 @@ class DualDataplane:
         """As `Dataplane.lease_data6`."""
         return self._planes[1].lease_data()
 
-    async def apply(self, own: Lease, peers: Peers, *, remove: bool) -> None:
+    async def apply(self, own: Lease, peers: Mapping[Subnet, Lease], *, remove: bool) -> None:
         """As `Dataplane.apply`."""
         first, second = self._planes
         own6, peers6 = own.second(), self._second_halves(peers)
@@ -61,16 +63,17 @@ class DualDataplane:
             halves.append(second.apply(own6, peers6, remove=remove))
         await asyncio.gather(*halves)
 
-    def _second_halves(self, peers: Peers) -> Peers:
-        before, self._seconds = self._seconds, {}
-        found = {}
-        for lease in peers.values():
-            known = before.get(id(lease))
-            half = lease.second() if known is None else known[1]
-            if half is not None:
-                self._seconds[id(lease)] = lease, half
-                found[half.subnet] = half
-        return found
+    def _second_halves(self, peers: Mapping[Subnet, Lease]) -> Peers:
+        """Return them as what came and what is gone since the last, so that a plan goes on."""
+        came, gone = Peers.changed(self._leases, peers)
+        self._leases = peers
+        if came or gone:
+            halves = dict(self._halves)
+            left = [halves.pop(lease.subnet6) for lease in gone if lease.subnet6 in halves]
+            new = [half for lease in came if (half := lease.second()) is not None]
+            halves.update((half.subnet, half) for half in new)
+            self._halves = Peers(halves, self._halves, new, left)
+        return self._halves
 
     async def run(self) -> None:
         """As `Dataplane.run`."""
@@ -104,7 +107,7 @@ class DualDataplane:
 
     async def clear(self, kept: frozenset[Hashable] = frozenset()) -> None:
         """As `Dataplane.clear`."""
-        self._seconds = {}
+        self._leases, self._halves = {}, Peers({})
         for plane in self._planes:
             await plane.clear(kept)
 

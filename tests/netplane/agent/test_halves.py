@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from netplane.agent.halves import DualDataplane
 from netplane.agent.ports import FirewallLook, FirewallReport, Peers, Report
+from netplane.subnet import lease as leases
 from netplane.subnet.lease import Lease
 
 
@@ -97,6 +98,36 @@ async def test_what_is_kept_of_one_family_stays_when_the_other_goes() -> None:
     assert (len(first.given), len(second.given)) == (1, 0)
     await both.clear()
     assert first.given == []
+
+
+async def test_halves_go_on_from_those_before_as_leases_do() -> None:
+    _, second, both = halves()
+    bare = replace(lease(9), subnet6=None, public_ip6=None, backend_data6=None)
+    views = [
+        [lease(1), lease(2), bare],
+        [lease(1), replace(lease(2), subnet6=lease(3).subnet6), bare],
+        [lease(3), replace(lease(1), backend_data6="another")],
+        [lease(3), lease(9)],
+    ]
+    told = leases.Peers({})
+    for number, view in enumerate(views):
+        after = {one.subnet: told.get(one.subnet, one) for one in view}
+        after |= {one.subnet: one for one in view if after[one.subnet] != one}
+        came, gone = leases.Peers.changed(told, after)
+        told = leases.Peers(after, told, came, gone)
+        await both.apply(lease(0), told, remove=True)
+        given = second.given[-1][1]
+        made = [half for one in view if (half := one.second()) is not None]
+        assert given == {half.subnet: half for half in made}
+        if number:
+            # What is the same is the same object, and what is another is named.
+            before = second.given[-2][1]
+            fresh = [half for half in given.values() if half not in before.values()]
+            old = [half for half in before.values() if half not in given.values()]
+            assert leases.Peers.changed(before, given) == (fresh, old)
+            assert all(one is given[one.subnet] for one in before.values() if one not in old)
+    await both.apply(lease(0), told, remove=True)
+    assert second.given[-1][1] is second.given[-2][1]
 
 
 async def test_both_speak_as_one() -> None:
