@@ -252,14 +252,14 @@ class LmdbMachine(StoreMachine):
 
 TestMemory = StoreMachine.TestCase
 TestMemory.settings = settings(
-    max_examples=400,
+    max_examples=200,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestLmdb = LmdbMachine.TestCase
 TestLmdb.settings = settings(
-    max_examples=80,
+    max_examples=40,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

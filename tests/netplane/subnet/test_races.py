@@ -40,15 +40,15 @@ def check_seeds(first: int, count: int, *, settle: bool = True, **options: Any) 
 
 
 def test_racing_agents_never_share_or_overlap_a_subnet() -> None:
-    check_seeds(1, 10)
+    check_seeds(1, 6)
 
 
 def test_racing_agents_never_share_or_overlap_a_subnet_of_either_family() -> None:
-    check_seeds(5, 4, configs=sim.BOTH)
+    check_seeds(5, 3, configs=sim.BOTH)
 
 
 def test_racing_agents_share_nothing_while_their_network_gets_and_loses_ipv6() -> None:
-    check_seeds(1, 4, settle=False, configs=sim.MIXED)
+    check_seeds(1, 3, settle=False, configs=sim.MIXED)
 
 
 @pytest.mark.slow
@@ -56,15 +56,15 @@ def test_racing_agents_share_nothing_while_their_network_gets_and_loses_ipv6() -
 def test_racing_agents_share_nothing_of_either_family_in_many_runs(
     configs: tuple[bytes, ...], settle: bool
 ) -> None:
-    check_seeds(1_000, 50, settle=settle, configs=configs)
+    check_seeds(1_000, 12, settle=settle, configs=configs)
 
 
 @pytest.mark.slow
 def test_racing_agents_never_share_or_overlap_a_subnet_in_many_runs() -> None:
-    check_seeds(1_000, 100)
+    check_seeds(1_000, 25)
 
 
-@pytest.mark.parametrize("first_seed", [1, 100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("first_seed", [100, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("bug", "configs", "found", "events_max"),
     [

@@ -112,7 +112,7 @@ def test_every_profile_passes_and_every_state_is_reached() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", PROFILES)
 def test_long_runs_pass(name: str) -> None:
-    for seed in range(1_000, 1_012):
+    for seed in range(1_000, 1_004):  # `make sim` runs as many as there is time for
         result = cluster.run(seed, name, 20_000)
         assert result.failure is None, str(result)
 
@@ -136,9 +136,11 @@ def test_a_planted_bug_is_found(bug: FullBug) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+@pytest.mark.parametrize(
+    "bug", [bug for bug in BUGS if bug.slow or bug.seeds[1:]], ids=lambda bug: bug.name
+)
 def test_a_planted_bug_is_found_from_anywhere(bug: FullBug) -> None:
-    check_bug(bug, bug.seeds)
+    check_bug(bug, bug.seeds if bug.slow else bug.seeds[1:])  # the first is in the quick suite
 
 
 def test_the_list_of_planted_bugs_covers_every_layer() -> None:
