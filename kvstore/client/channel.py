@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kvstore.client.endpoint import Endpoint, Secure
 from kvstore.client.exchange import Exchange
 from kvstore.client.http2 import Connection
+from kvstore.client.names import Name
 from kvstore.client.status import (
     DEADLINE_EXCEEDED,
     EOF,
@@ -43,11 +44,11 @@ class Channel:
     def __init__(self, endpoint: Endpoint, secure: Secure | None) -> None:
         """Prepare; `secure` is for a secure endpoint, and else is not looked at."""
         host, _, port = endpoint.target.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
+        self._name, self._port = Name(host.strip("[]")), int(port)
         secure = secure if endpoint.secure else None
         self._ssl = None if secure is None else secure.context
         named = None if secure is None else secure.server_name
-        self._server_name = None if secure is None else named or self._host
+        self._server_name = None if secure is None else named or host.strip("[]")
         self._authority = (named or endpoint.target).encode()
         self._heads: dict[tuple[str, tuple[tuple[str, str], ...]], bytes] = {}
         self._connection: Connection | None = None
@@ -90,22 +91,16 @@ class Channel:
         self._next_try_s = asyncio.get_running_loop().time() + pause_s
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, made = await loop.create_connection(
-                    lambda: Connection(self._left),
-                    self._host,
-                    self._port,
-                    ssl=self._ssl,
-                    server_hostname=self._server_name,
-                )
+                made = await self._reach(await self._name.addresses())
                 with contextlib.ExitStack() as otherwise:
                     otherwise.callback(made.abort)
                     await made.ready
                     otherwise.pop_all()
         except TimeoutError:
-            raise ConnectionError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
+            what = "its name was not found" if self._name.is_asking else "no answer"
+            raise ConnectionError(f"{what} within {CONNECT_TIMEOUT_S:g} s") from None
         except ssl.SSLCertVerificationError as error:
             raise ConnectionError(
                 f"its certificate is not accepted ({error.verify_message}): does it serve the name"
@@ -118,6 +113,28 @@ class Channel:
         if not made.is_leaving:
             self._connection = made
         return made
+
+    async def _reach(self, addresses: list[str]) -> Connection:
+        """Connect to the first address that takes it. Raises OSError."""
+        failures: list[OSError] = []
+        for address in addresses:
+            try:
+                _, made = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(self._left),
+                    address,
+                    self._port,
+                    ssl=self._ssl,
+                    server_hostname=self._server_name,
+                )
+            except ssl.SSLError:
+                raise  # it answered
+            except OSError as error:
+                failures.append(error)
+            else:
+                return made
+        if len(failures) == 1:
+            raise failures[0]
+        raise OSError("; ".join(dict.fromkeys(map(str, failures))))
 
     def _left(self, connection: Connection) -> None:
         if self._connection is connection:
