@@ -56,9 +56,12 @@ class KvError(Exception):
         super().__init__(text)
         self.text = text
         self.grpc_code = grpc_code
+        self.others: tuple[str, ...] = ()
+        """What the other endpoints that were tried have said, each with its name."""
 
     def __str__(self) -> str:
-        return f"{self.text} ({self.advice})" if self.advice else self.text
+        text = "; ".join((self.text, *self.others))
+        return f"{text} ({self.advice})" if self.advice else text
 
 
 class RequestError(KvError):

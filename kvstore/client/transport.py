@@ -291,6 +291,7 @@ class Transport:
         token_tries = 0
         failure: KvError
         before: KvError | None = None
+        said: dict[str, KvError] = {}
         while True:
             if first is not None:
                 (link, token, failure), first = first, None
@@ -309,6 +310,8 @@ class Transport:
                     is_cut = isinstance(error, UnreachableError) and loop.time() >= deadline_s
                     failure = before if is_cut and before is not None else error
 
+            if failure is not before:
+                said[link.endpoint.target] = failure
             before = failure
             if failure.text in RETRY_WITH_NEW_TOKEN and self._user is not None:
                 token_tries += 1
@@ -330,6 +333,11 @@ class Transport:
             attempts += 1
             pause_s = self._pause_s(attempts, 1 if own_link else len(self.links))
             if loop.time() + pause_s >= deadline_s:
+                failure.others = tuple(
+                    f"{target}: {other.text.removeprefix(f'{target}: ')}"
+                    for target, other in said.items()
+                    if other is not failure
+                )
                 raise self._counted(failure)
             self.counters.retries += 1
             await asyncio.sleep(pause_s)

@@ -428,6 +428,29 @@ async def test_closing_fails_the_calls_under_way(server: Cluster) -> None:
             await client.put(b"close", b"")
 
 
+async def test_every_endpoint_that_was_tried_is_named_with_what_it_said() -> None:
+    async with listening() as refusing:
+
+        def refuse(server: Server) -> None:
+            words = ("grpc-status", "14"), ("grpc-message", "etcdserver: no leader")
+            server.on_request = lambda stream: server.refuse(stream, *words)
+
+        refusing.prepare = refuse
+        [one, other] = (f"127.0.0.1:{port}" for port in free_ports(2))
+        endpoints = [one, f"127.0.0.1:{refusing.port}", other]
+        async with AsyncClient(endpoints, timeout_s=1, transport="unary") as client:
+            for _ in range(2):
+                with pytest.raises(AvailabilityError) as caught:
+                    await client.get(b"k")
+                text = str(caught.value)
+                assert text.count("etcdserver: no leader") == 1, text
+                assert [text.count(f"{each}: no connection: ") for each in (one, other)] == [1, 1]
+                # An endpoint that a call was made for is alone with its word.
+                with pytest.raises(UnreachableError) as alone:
+                    await client.status(one, timeout_s=0.2)
+                assert other not in str(alone.value)
+
+
 async def test_many_calls_that_wait_for_a_refused_connection_fail_alike() -> None:
     # They share each attempt to connect. The first to hear of a refusal begins the next attempt,
     # and the others once took that one's result, which is not there yet: InvalidStateError.
