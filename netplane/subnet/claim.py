@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Awaitable
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from itertools import zip_longest
@@ -147,8 +149,7 @@ class Claimer:
             who = self._who.within(config)
             self._value = self._encode(config, who)
             record = self._registered.kvs.get(self._layout.host(self._who.host_id))
-            await self.lease.obtain(reuse=0 if record is None else record.lease_id)
-            await self.life.obtain()
+            await self._obtain_leases(0 if record is None else record.lease_id)
             self._is_disputed = False
             self.coming = who.public_ip, who.public_ip6
             try:
@@ -164,6 +165,15 @@ class Claimer:
         raise ContentionError(
             f"others changed what we were about to write, {_TRIES} times; trying again"
         )
+
+    async def _obtain_leases(self, reuse: int) -> None:
+        # Side by side: each waits until the registry has written it down. When one fails, the other
+        # is still ours to use or to give back.
+        refusals = await asyncio.gather(
+            _refusal(self.lease.obtain(reuse)), _refusal(self.life.obtain())
+        )
+        for refusal in filter(None, refusals):
+            raise refusal
 
     async def _is_alone(self, claim: Claim) -> bool:
         """Tell whether nobody has what we have just got, from before us.
@@ -309,6 +319,14 @@ class Claimer:
                 )
             else:
                 self._registered.drop(write.key)
+
+
+async def _refusal(call: Awaitable[None]) -> RegistryError | None:
+    try:
+        await call
+    except RegistryError as error:
+        return error
+    return None
 
 
 def _unclaimed(registered: Registered, claim: Claim, pair: Pair) -> list[Condition]:

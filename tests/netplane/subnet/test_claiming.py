@@ -19,8 +19,10 @@ from netplane.subnet.lease import encode_value
 from netplane.subnet.plan import Wish
 from netplane.subnet.registry import (
     Attempt,
+    Grant,
     Outcome,
     OutcomeUnknownError,
+    UnavailableError,
 )
 from tests.netplane.subnet.conftest import Network, running, subnet_of
 from tests.netplane.subnet.stores import vxlan
@@ -60,6 +62,35 @@ async def test_a_start_costs_five_calls(network: Network) -> None:
         await manager.next_view(view)
 
     assert registry.calls == ["list", "grant 86400", "grant 30", "attempt", "watch"]
+
+
+@pytest.mark.parametrize("refused", [[], [86_400], [30]])
+async def test_both_leases_are_asked_for_at_once_and_what_came_of_one_is_kept(
+    network: Network, refused: list[int]
+) -> None:
+    both, refusals = asyncio.Event(), list(refused)
+
+    class Slow(Wrapped):
+        async def grant(self, ttl_s: int) -> Grant:
+            self.calls.append(f"grant {ttl_s}")
+            if len(self.calls) == 3:
+                both.set()
+            async with asyncio.timeout(20):
+                await both.wait()
+            if ttl_s in refusals:
+                refusals.remove(ttl_s)
+                raise UnavailableError("not now")
+            return await self.inner.grant(ttl_s)
+
+    registry = Slow(network.registry)
+    manager = network.manager(1, registry=registry)
+    await manager.open()
+    if refused:
+        with pytest.raises(UnavailableError, match="not now"):
+            await manager.acquire(vxlan(1))
+    await manager.acquire(vxlan(1))
+    assert registry.calls[1:3] == ["grant 86400", "grant 30"]
+    assert registry.calls[3:] == [*(f"grant {ttl_s}" for ttl_s in refused), "attempt"]
 
 
 async def test_hosts_that_start_together_share_nothing_and_need_six_calls_at_most(
