@@ -60,6 +60,8 @@ def _look_up(host: str, asking: asyncio.Future[list[str]]) -> None:
         found = list(dict.fromkeys(str(address[0]) for *_, address in known))
     except OSError as error:
         found = error
+    except UnicodeError as error:  # no name at all, such as one with a part of 64 characters
+        found = OSError(f"{host!r} is no name: {error}")
     # The loop may be closed by now.
     with contextlib.suppress(RuntimeError):
         asking.get_loop().call_soon_threadsafe(_settle, asking, found)

@@ -96,6 +96,11 @@ async def test_addresses_are_not_looked_up(resolver: Resolver, host: str) -> Non
     assert resolver.asked == []
 
 
+async def test_what_is_no_name_is_refused() -> None:
+    with pytest.raises(OSError, match=r"is no name: .*too long"):
+        await Name("x" * 64 + ".example").addresses()
+
+
 async def test_what_is_unknown_or_slow_is_said(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
