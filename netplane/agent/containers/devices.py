@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from netplane.agent.containers.addresses import gateway
 from netplane.agent.containers.errors import CniError
@@ -135,7 +136,8 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
         _make_pair(host, pair, index, namespace)
         try:
             host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.addresses)))
-            defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
+            defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted, bridge.mac))
+            _introduce(host, index, ((one.ip, wanted.mac) for one in wanted.addresses))
         except BaseException:
             host.perform(requests.remove_link(pair.name))
             raise
@@ -155,7 +157,24 @@ def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int)
         raise NetlinkError(ended.code, ended.text)
 
 
-def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
+def _introduce(
+    host: Blocking, index: int, neighbours: Iterable[tuple[IPv4Address | IPv6Address, bytes]]
+) -> None:
+    """Have a link know neighbours of IPv6, who cannot hear its question for them yet.
+
+    The kernel joins the group of a new address, to which such a question goes, some time later,
+    that of a bridge without ports when it has one. Asked too early, both wait for a second.
+    """
+    host.do(
+        *(
+            requests.know_neighbour(index, address, mac)
+            for address, mac in neighbours
+            if isinstance(address, IPv6Address)
+        )
+    )
+
+
+def _furnish(wanted: Attachment, bridge_mac: bytes) -> tuple[Interface, ...]:
     name = wanted.key.ifname
     # Who has another MAC for the address in memory hears of this one when the link comes up.
     sysctl.write(f"ipv4/conf/{name}/arp_notify", "1")
@@ -172,6 +191,8 @@ def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
             *(messages.add(item_of(name, one), link.index) for one in wanted.addresses),
             messages.take_link(link.index, up=True),
         )
+        gateways = ((gateway(one.network).ip, bridge_mac) for one in wanted.addresses)
+        _introduce(container, link.index, gateways)
         routes = [messages.add(_default_route(name, one), link.index) for one in wanted.addresses]
         outcomes = container.perform(*routes)
     for ended in outcomes:

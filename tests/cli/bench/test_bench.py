@@ -174,7 +174,8 @@ def test_transports(server: Cluster) -> None:
 
 def test_a_rate_and_its_service_times(server: Cluster) -> None:
     report = bench(server, "put --clients 20 --rate 100 --duration 500ms")
-    assert report["operations"] + report["unsent"] <= 51
+    # It may go on for some milliseconds more on a busy machine.
+    assert 50 <= report["operations"] + report["unsent"] <= 100 * report["duration_s"] + 1.1
     assert report["service"]["put"]["count"] == report["operations"]
     assert report["settings"]["rate"] == 100
 
