@@ -52,8 +52,8 @@ def test_long_walks(seed: int) -> None:
 
 @pytest.mark.slow
 def test_every_watcher_gets_exactly_what_it_must_for_longer() -> None:
-    hypothesis_run(600)
-    for seed in range(1000, 2500):
+    hypothesis_run(300)
+    for seed in range(1000, 1700):
         walk(seed, 200)
 
 
