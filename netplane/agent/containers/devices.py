@@ -335,6 +335,18 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
             outcomes = host.perform(port, requests.set_port(link.name, alias))
             if not any(outcome.code for outcome in outcomes):
                 healed.append(f"port {link.name}")
+        if wanted.has_ipv6 and (before is None or not is_right(before, wanted)):
+            # With the bridge, or when it goes down, its neighbours are forgotten.
+            _introduce(
+                host,
+                index,
+                (
+                    (one.ip, bytes.fromhex(record.mac.replace(":", "")))
+                    for record in records.values()
+                    if record.link in links
+                    for one in record.addresses
+                ),
+            )
     return Kept(index, tuple(healed), tuple(ended))
 
 
