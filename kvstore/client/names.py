@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from functools import partial
 from ipaddress import ip_address
 
 
@@ -49,28 +50,19 @@ class Name:
 
     def _asked(self, asking: asyncio.Future[list[str]]) -> None:
         self._asking = None
-        if not asking.cancelled():
-            asking.exception()  # who asked may be gone
+        asking.exception()  # who asked may be gone
 
 
 def _look_up(host: str, asking: asyncio.Future[list[str]]) -> None:
-    found: list[str] | OSError
     try:
         known = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        found = list(dict.fromkeys(str(address[0]) for *_, address in known))
     except OSError as error:
-        found = error
+        settle = partial(asking.set_exception, error)
     except UnicodeError as error:  # no name at all, such as one with a part of 64 characters
-        found = OSError(f"{host!r} is no name: {error}")
+        settle = partial(asking.set_exception, OSError(f"{host!r} is no name: {error}"))
+    else:
+        found = list(dict.fromkeys(str(address[0]) for *_, address in known))
+        settle = partial(asking.set_result, found)
     # The loop may be closed by now.
     with contextlib.suppress(RuntimeError):
-        asking.get_loop().call_soon_threadsafe(_settle, asking, found)
-
-
-def _settle(asking: asyncio.Future[list[str]], found: list[str] | OSError) -> None:
-    if asking.done():
-        return
-    if isinstance(found, OSError):
-        asking.set_exception(found)
-    else:
-        asking.set_result(found)
+        asking.get_loop().call_soon_threadsafe(settle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvstore.peer.describe import Described, Description, ask
@@ -72,11 +73,10 @@ async def join(config: ServerConfig) -> Start:
 
 async def _refuse_if_known(config: ServerConfig) -> None:
     answers = await asyncio.gather(*map(_ask_once, _others(config)))
-    for description in answers:
-        if description is not None and description.cluster_id == config.cluster_id:
-            for each in description.members:
-                if each.id == config.member.id:
-                    _refuse_if_started(config, each)
+    told = _newest(answers, config.cluster_id)
+    for each in () if told is None else told.members:
+        if each.id == config.member.id:
+            _refuse_if_started(config, each)
 
 
 async def _ask_once(other: Endpoint) -> Description | None:
@@ -140,10 +140,15 @@ async def ask_again(cluster: Cluster, own_id: int) -> Description | None:
         for url in parse_urls("peer URL", member.peer_urls[0])[:1]
     ]
     answers = await asyncio.gather(*map(ask, others), return_exceptions=True)
+    return _newest(answers, cluster.cluster_id)
+
+
+def _newest(answers: Iterable[object], cluster_id: int) -> Description | None:
+    """Return what is told of a cluster as of the last moment."""
     told = [
         answer
         for answer in answers
-        if isinstance(answer, Description) and answer.cluster_id == cluster.cluster_id
+        if isinstance(answer, Description) and answer.cluster_id == cluster_id
     ]
     return max(told, key=lambda description: description.applied, default=None)
 

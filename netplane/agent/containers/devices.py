@@ -319,7 +319,8 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
         if before is not None:
             there = _kept_addresses(host, before, wanted)
         index = keep_bridge(host, wanted)
-        if before is None or not is_right(before, wanted):
+        is_healed = before is None or not is_right(before, wanted)
+        if is_healed:
             healed.append(f"link {wanted.name}")
         healed += [str(one) for one in wanted.addresses - there]
         links = {link.name: link for link in host.links()}
@@ -335,7 +336,7 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
             outcomes = host.perform(port, requests.set_port(link.name, alias))
             if not any(outcome.code for outcome in outcomes):
                 healed.append(f"port {link.name}")
-        if wanted.has_ipv6 and (before is None or not is_right(before, wanted)):
+        if wanted.has_ipv6 and is_healed:
             # With the bridge, or when it goes down, its neighbours are forgotten.
             _introduce(
                 host,
