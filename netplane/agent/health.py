@@ -84,7 +84,10 @@ class Server:
         The caller holds the lock of the instance. Raises SettingsError.
         """
         self._server = await asyncio.start_unix_server(
-            self._serve, sock=unix_listener(path), limit=HEAD_BYTES_MAX
+            self._serve,
+            sock=unix_listener(path, CONNECTIONS_MAX),
+            backlog=CONNECTIONS_MAX,
+            limit=HEAD_BYTES_MAX,
         )
         self._path = path
 
@@ -152,18 +155,22 @@ class Server:
             return method, text_page("the agent failed; its log tells more\n", 500)
 
 
-def unix_listener(path: Path) -> socket.socket:
-    """Return a bound socket that only our user may open; one that is there is replaced.
+def unix_listener(path: Path, backlog: int) -> socket.socket:
+    """Return a listening socket that only our user may open; one that is there is replaced.
 
     Raises SettingsError.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # It gets its name when it listens: who sees the socket is not refused a moment longer.
+    unnamed = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
+        unnamed.unlink(missing_ok=True)
+        listener.bind(str(unnamed))
         # Before it listens: until then every connection is refused.
-        os.chmod(path, 0o600)
+        os.chmod(unnamed, 0o600)
+        listener.listen(backlog)
+        unnamed.replace(path)
     except OSError as error:
         listener.close()
         raise SettingsError(

@@ -60,8 +60,7 @@ class Server:
     def listen(self, path: Path) -> None:
         """Begin to serve. Raises SettingsError."""
         self._path = path
-        self._listener = unix_listener(path)
-        self._listener.listen(CALLS_MAX)
+        self._listener = unix_listener(path, CALLS_MAX)
         self._listener.setblocking(False)
         self._accepting = asyncio.create_task(self._accept(self._listener))
 

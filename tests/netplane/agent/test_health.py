@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from netplane.agent import health
 from netplane.agent.ask import ask
 from netplane.agent.errors import SettingsError
-from netplane.agent.health import Page, Server, text_page
+from netplane.agent.health import Page, Server, text_page, unix_listener
 from netplane.agent.metrics import Counts, render
 
 
@@ -136,6 +137,31 @@ async def test_the_socket_is_private_replaces_a_dead_ones_and_goes_with_the_serv
     assert page[:2] == (200, b"{'x': '1'}")
     await server.close()
     assert not path.exists()
+
+
+def test_a_socket_that_is_seen_takes_connections(tmp_path: Path) -> None:
+    path = tmp_path / "default.sock"
+    ended = threading.Event()
+    refused = []
+
+    def connect() -> None:
+        while not ended.is_set():
+            with socket.socket(socket.AF_UNIX) as caller:
+                try:
+                    caller.connect(str(path))
+                except FileNotFoundError:
+                    pass
+                except ConnectionRefusedError as error:
+                    refused.append(error)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    for _ in range(1000):
+        with contextlib.closing(unix_listener(path, 1000)):
+            path.unlink()
+    ended.set()
+    thread.join()
+    assert refused == []
 
 
 @pytest.mark.parametrize("part", [b"", b"HTTP/1.1 200 OK\r\n", b"200 OK", b"{}"])
