@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from ipaddress import IPv6Address
 from types import TracebackType
 from typing import Self
 
@@ -28,9 +30,12 @@ from netplane.netlink.connection import (
     NetlinkLostError,
 )
 from netplane.netlink.decode import DUMP_INTERRUPTED, Message, Outcome, outcome
-from netplane.netlink.kernel import GONE
+from netplane.netlink.kernel import GONE, UNREACHABLE
 from netplane.netlink.messages import ANY_PROTOCOL, Request, Type
-from netplane.netlink.objects import Address, Route
+from netplane.netlink.objects import LOCAL, Address, Route
+
+LINKS, ROUTES6 = 0x1, 0x400
+"""RTMGRP_LINK, RTMGRP_IPV6_ROUTE: notifications about links, about routes of IPv6."""
 
 
 class Blocking:
@@ -45,6 +50,7 @@ class Blocking:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
         self._socket.bind((0, 0))
         self._socket.settimeout(timeout_s)
+        self._timeout_s = timeout_s
         for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._sequences = itertools.count(1)
@@ -113,21 +119,72 @@ class Blocking:
 
     def link(self, name: str) -> decode.Link | None:
         """Return a link by its name."""
+        message = self._get(messages.get_link(name), GONE)
+        return None if message is None else decode.link(message.body)
+
+    def _get(self, request: Request, missing: Container[int]) -> Message | None:
+        """Return what there is one of; None: the kernel says that it is missing."""
         number = next(self._sequences)
-        link = None
+        found = None
         with self._answers():
-            self._socket.sendall(messages.get_link(name).encode(number))
+            self._socket.sendall(request.encode(number))
             while True:
                 for message in self._read():
                     if message.sequence != number:
                         continue
                     if message.type != Type.ERROR:
-                        link = decode.link(message.body)
+                        found = message
                         continue
                     ended = outcome(message)
-                    if ended.code and ended.code not in GONE:
+                    if ended.code and ended.code not in missing:
                         raise NetlinkError(ended.code, ended.text)
-                    return link
+                    return found
+
+    def await_running(self, name: str) -> None:
+        """Wait until packets pass a bridge, or one of a pair of devices, that is up.
+
+        Who sends there, and the bridge that it is a port of, are told that its cable is in a moment
+        after it is so; until then packets are lost. Newer kernels do it when asked for the link.
+
+        Raises:
+            NetlinkLostError: no packets pass in time.
+        """
+
+        def is_running() -> bool:
+            link = self.link(name)
+            return link is None or link.running
+
+        self._await(is_running, LINKS, f"no packets pass {name}")
+
+    def await_local(self, address: IPv6Address) -> None:
+        """Wait until packets for an address of ours are taken, and neighbours who ask for it heard.
+
+        The kernel sees to that a moment after it has given the address.
+
+        Raises:
+            NetlinkLostError: they are not taken in time.
+        """
+
+        def is_local() -> bool:
+            message = self._get(messages.get_route(address.packed), UNREACHABLE)
+            route = None if message is None else decode.route(message.body, {}, any_table=True)
+            return route is not None and route.kind == LOCAL
+
+        self._await(is_local, ROUTES6, f"packets for {address} are not taken")
+
+    def _await(self, condition: Callable[[], bool], groups: int, failure: str) -> None:
+        """Wait for what the kernel's notifications of some groups tell of."""
+        if condition():
+            return
+        ends_s = time.monotonic() + self._timeout_s
+        with (
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as told,
+            self._answers(failure),
+        ):
+            told.bind((0, groups))
+            while not condition():
+                told.settimeout(max(ends_s - time.monotonic(), 0.001))
+                told.recv(READ_MAX_BYTES)
 
     def links(self) -> list[decode.Link]:
         """Return all links."""
@@ -149,10 +206,10 @@ class Blocking:
         return decode.messages(self._socket.recv(READ_MAX_BYTES))
 
     @contextlib.contextmanager
-    def _answers(self) -> Iterator[None]:
+    def _answers(self, missing: str = "no answer of the kernel in time") -> Iterator[None]:
         try:
             yield
         except TimeoutError as error:
-            raise NetlinkLostError("no answer of the kernel in time") from error
+            raise NetlinkLostError(missing) from error
         except OSError as error:
             raise NetlinkLostError(f"the kernel's answer is lost: {error.strerror}") from error

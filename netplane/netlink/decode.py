@@ -39,6 +39,9 @@ KIND_MASK = 0x3FFF
 
 FAMILIES = {2, 10}
 
+OPERATIONAL = b"\6"
+"""IF_OPER_UP of RFC 2863."""
+
 
 class NetlinkFormatError(Exception):
     """The bytes are no netlink message, or not of the layout that its type has."""
@@ -83,6 +86,8 @@ class Link:
     master: int = 0
     """The index of the bridge that it is a port of; 0: of none."""
     alias: str = ""
+    running: bool = False
+    """Whether it is told that its cable is in: packets pass. Of bridges and pairs of devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,7 @@ def link(body: bytes) -> Link:
         vxlan=_vxlan(attributes(info.get(2, b""))) if kind == "vxlan" else None,
         master=_u32(found.get(10)),
         alias=_name(found.get(20)),
+        running=found.get(16) == OPERATIONAL,
     )
 
 

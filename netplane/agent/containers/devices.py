@@ -136,8 +136,9 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
         _make_pair(host, pair, index, namespace)
         try:
             host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.addresses)))
-            defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted, bridge.mac))
-            _introduce(host, index, ((one.ip, wanted.mac) for one in wanted.addresses))
+            defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
+            gateways = (gateway(one.network).ip for one in wanted.addresses)
+            _await_use(host, (pair.name, bridge.name), gateways)
         except BaseException:
             host.perform(requests.remove_link(pair.name))
             raise
@@ -157,24 +158,22 @@ def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int)
         raise NetlinkError(ended.code, ended.text)
 
 
-def _introduce(
-    host: Blocking, index: int, neighbours: Iterable[tuple[IPv4Address | IPv6Address, bytes]]
+def _await_use(
+    kernel: Blocking, links: Iterable[str], addresses: Iterable[IPv4Address | IPv6Address]
 ) -> None:
-    """Have a link know neighbours of IPv6, who cannot hear its question for them yet.
+    """Wait until packets pass links, and come to addresses of ours.
 
-    The kernel joins the group of a new address, to which such a question goes, some time later,
-    that of a bridge without ports when it has one. Asked too early, both wait for a second.
+    What is sent before is lost. That may be the question for a neighbour, asked again after a
+    second: so long would the first packet of a container wait.
     """
-    host.do(
-        *(
-            requests.know_neighbour(index, address, mac)
-            for address, mac in neighbours
-            if isinstance(address, IPv6Address)
-        )
-    )
+    for name in links:
+        kernel.await_running(name)
+    for address in addresses:
+        if isinstance(address, IPv6Address):
+            kernel.await_local(address)
 
 
-def _furnish(wanted: Attachment, bridge_mac: bytes) -> tuple[Interface, ...]:
+def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
     name = wanted.key.ifname
     # Who has another MAC for the address in memory hears of this one when the link comes up.
     sysctl.write(f"ipv4/conf/{name}/arp_notify", "1")
@@ -191,10 +190,9 @@ def _furnish(wanted: Attachment, bridge_mac: bytes) -> tuple[Interface, ...]:
             *(messages.add(item_of(name, one), link.index) for one in wanted.addresses),
             messages.take_link(link.index, up=True),
         )
-        gateways = ((gateway(one.network).ip, bridge_mac) for one in wanted.addresses)
-        _introduce(container, link.index, gateways)
         routes = [messages.add(_default_route(name, one), link.index) for one in wanted.addresses]
         outcomes = container.perform(*routes)
+        _await_use(container, [name], (one.ip for one in wanted.addresses))
     for ended in outcomes:
         if ended.code not in {0, errno.EEXIST}:
             raise NetlinkError(ended.code, ended.text)
@@ -319,8 +317,7 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
         if before is not None:
             there = _kept_addresses(host, before, wanted)
         index = keep_bridge(host, wanted)
-        is_healed = before is None or not is_right(before, wanted)
-        if is_healed:
+        if before is None or not is_right(before, wanted):
             healed.append(f"link {wanted.name}")
         healed += [str(one) for one in wanted.addresses - there]
         links = {link.name: link for link in host.links()}
@@ -336,18 +333,6 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
             outcomes = host.perform(port, requests.set_port(link.name, alias))
             if not any(outcome.code for outcome in outcomes):
                 healed.append(f"port {link.name}")
-        if wanted.has_ipv6 and is_healed:
-            # With the bridge, or when it goes down, its neighbours are forgotten.
-            _introduce(
-                host,
-                index,
-                (
-                    (one.ip, bytes.fromhex(record.mac.replace(":", "")))
-                    for record in records.values()
-                    if record.link in links
-                    for one in record.addresses
-                ),
-            )
     return Kept(index, tuple(healed), tuple(ended))
 
 

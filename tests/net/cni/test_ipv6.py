@@ -117,21 +117,6 @@ def test_twenty_calls_at_once_share_no_address(runtime: Runtime) -> None:
     assert runtime.noted() == {"box-0"}
 
 
-def test_nobody_has_to_be_asked_for_before_the_first_packet(runtime: Runtime) -> None:
-    # The kernel may not hear the question yet, and asks again only after a second.
-    box = runtime.box("box").add()
-    bridge = runtime.host.namespace.json("ip", "-j", "link", "show", "type", "bridge")
-    [mac] = [link["address"] for link in bridge]
-    known = box.namespace.json("ip", "-6", "-j", "neigh", "show", "dev", "eth0")
-    assert {(one["dst"], one["lladdr"]) for one in known} == {(str(subnet6(runtime)[1]), mac)}
-    [own] = box.namespace.json("ip", "-j", "link", "show", "eth0")
-    known = runtime.host.namespace.json("ip", "-6", "-j", "neigh", "show", "to", str(box.of(6)))
-    assert [one["lladdr"] for one in known] == [own["address"]]
-    # It is no more than an answer: one that is never used goes by itself.
-    assert known[0]["state"] == ["REACHABLE"]
-    assert ping(box, str(subnet6(runtime)[1])) is not None
-
-
 def test_addresses_are_as_wished_or_refused(runtime: Runtime) -> None:
     subnet = subnet6(runtime)
     wanted = str(subnet[1 << 40])
