@@ -11,9 +11,11 @@ eth0 of containers, each a namespace of its own
 from __future__ import annotations
 
 from contextlib import ExitStack
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 from typing import Self
 
+from netplane.netlink.blocking import Blocking
+from netplane.netlink.namespace import inside
 from netplane.subnet.family import VERSION6, Subnet
 from tests.net.namespaces import Namespace
 
@@ -59,6 +61,7 @@ class Host:
             f"link set {self.port} master hub up",
         )
         self.namespace.ip(f"link set {name} up")
+        settle(self._rig.underlay, self.port, "hub")
         if self._rig.ipv4:
             self.namespace.ip(
                 f"addr add {address}/16 dev {name}",
@@ -73,6 +76,7 @@ class Host:
             f"addr add {address}/64 dev {name} nodad",
             f"route add default via {UNDERLAY6}::ffff",
         )
+        settle(self.namespace, address=address)
 
     def unplug(self) -> None:
         """Take the card out: the interface is gone."""
@@ -109,7 +113,11 @@ class Host:
             "link set eth0 up",
             *(f"route add default via {gateway}" for gateway in gateways),
         )
+        settle(self.namespace, f"veth{number}", "br0")
         container = Container(self, namespace, *map(str, addresses))
+        for address in addresses:
+            if address.version == VERSION6:
+                settle(namespace, address=str(address))
         self.containers.append(container)
         return container
 
@@ -120,6 +128,20 @@ class Host:
     def heal(self) -> None:
         """Mend the cable."""
         self._rig.underlay.ip(f"link set {self.port} up")
+        settle(self._rig.underlay, self.port)
+
+
+def settle(namespace: Namespace, *links: str, address: str = "") -> None:
+    """Wait until packets pass links, and come to an address of IPv6: later than `ip` returns."""
+
+    def wait() -> None:
+        with Blocking() as kernel:
+            for link in links:
+                kernel.await_running(link)
+            if address:
+                kernel.await_local(IPv6Address(address))
+
+    inside(namespace.path, wait)
 
 
 def _nodad(subnet: Subnet) -> str:
