@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import socket
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv6Address
 from types import TracebackType
 from typing import Self
@@ -30,8 +30,8 @@ from netplane.netlink.connection import (
     NetlinkLostError,
 )
 from netplane.netlink.decode import DUMP_INTERRUPTED, Message, Outcome, outcome
-from netplane.netlink.kernel import GONE, UNREACHABLE
-from netplane.netlink.messages import ANY_PROTOCOL, Request, Type
+from netplane.netlink.kernel import GONE, KERNEL_PROTOCOL
+from netplane.netlink.messages import ANY_PROTOCOL, RT_TABLE_LOCAL, Request, Type
 from netplane.netlink.objects import LOCAL, Address, Route
 
 LINKS, ROUTES6 = 0x1, 0x400
@@ -119,26 +119,21 @@ class Blocking:
 
     def link(self, name: str) -> decode.Link | None:
         """Return a link by its name."""
-        message = self._get(messages.get_link(name), GONE)
-        return None if message is None else decode.link(message.body)
-
-    def _get(self, request: Request, missing: Container[int]) -> Message | None:
-        """Return what there is one of; None: the kernel says that it is missing."""
         number = next(self._sequences)
-        found = None
+        link = None
         with self._answers():
-            self._socket.sendall(request.encode(number))
+            self._socket.sendall(messages.get_link(name).encode(number))
             while True:
                 for message in self._read():
                     if message.sequence != number:
                         continue
                     if message.type != Type.ERROR:
-                        found = message
+                        link = decode.link(message.body)
                         continue
                     ended = outcome(message)
-                    if ended.code and ended.code not in missing:
+                    if ended.code and ended.code not in GONE:
                         raise NetlinkError(ended.code, ended.text)
-                    return found
+                    return link
 
     def await_running(self, name: str) -> None:
         """Wait until packets pass a bridge, or one of a pair of devices, that is up.
@@ -165,10 +160,15 @@ class Blocking:
             NetlinkLostError: they are not taken in time.
         """
 
+        # Not what a look-up finds: a rule of somebody may come before.
+        local = messages.dump_routes(socket.AF_INET6, KERNEL_PROTOCOL, RT_TABLE_LOCAL)
+
         def is_local() -> bool:
-            message = self._get(messages.get_route(address.packed), UNREACHABLE)
-            route = None if message is None else decode.route(message.body, {}, any_table=True)
-            return route is not None and route.kind == LOCAL
+            found = (decode.route(one.body, {}, any_table=True) for one in self.dump(local))
+            return any(
+                route is not None and route.kind == LOCAL and route.destination == address.packed
+                for route in found
+            )
 
         self._await(is_local, ROUTES6, f"packets for {address} are not taken")
 

@@ -37,7 +37,7 @@ IFA_F_NODAD = 0x02
 RTNH_F_ONLINK = 4
 RTM_F_FIB_MATCH = 0x2000
 """The entry of the table, not what becomes of it for one destination."""
-RT_TABLE_MAIN = 254
+RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 ANY_PROTOCOL = 0
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 IFF_UP = 1
@@ -194,10 +194,10 @@ def dump_fdb(index: int) -> Request:
     return Request(Type.GETNEIGH, DUMP, NEIGHBOUR.pack(AF_BRIDGE, index, 0, 0, 0))
 
 
-def dump_routes(family: int, protocol: int = PROTOCOL) -> Request:
-    """Return the request for the main table's routes of one protocol."""
-    body = ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)
-    return Request(Type.GETROUTE, DUMP, body + u32(15, RT_TABLE_MAIN))
+def dump_routes(family: int, protocol: int = PROTOCOL, table: int = RT_TABLE_MAIN) -> Request:
+    """Return the request for a table's routes of one protocol."""
+    body = ROUTE.pack(family, 0, 0, 0, table, protocol, 0, 0, 0)
+    return Request(Type.GETROUTE, DUMP, body + u32(15, table))
 
 
 # What a peer of the usual kind comes to, whole: made of its parts it takes four times as long.

@@ -82,3 +82,12 @@ def test_nobody_waits_for_a_link_that_is_gone(namespace: Namespace) -> None:
         before_s = time.monotonic()
         namespace.ip("link del port")
         assert before_s < waiting.result(10) < before_s + 5
+
+
+def test_what_others_say_about_routes_does_not_matter(namespace: Namespace) -> None:
+    namespace.ip("link set far up")
+    for rule in ("add pref 10 lookup main", "add pref 20 lookup local", "del pref 0"):
+        namespace.run("ip", "-6", "rule", *rule.split())
+    found = namespace.json("ip", "-6", "-j", "-d", "route", "get", str(ADDRESS))
+    assert [one["type"] for one in found] == ["unicast"]
+    assert wait(namespace, f"packets for {ADDRESS} are not taken", 10)
