@@ -121,7 +121,7 @@ class Member:
         """Called once, when this member was removed from the cluster and is to be stopped."""
 
         self.failpoints: Failpoints | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._meeting: set[int] = set()
         """Members that we look for."""
         self.is_learner = False
@@ -490,12 +490,12 @@ class Member:
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """Cancel the task when the member stops."""
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._fatal_if_failed)
 
     def _fatal_if_failed(self, task: asyncio.Task[None]) -> None:
         """End the process when a task failed without which the member is only half alive."""
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the member failed", exc_info=error)
             self.platform.fatal(error, what="this member cannot go on")
@@ -734,8 +734,8 @@ class Member:
     def _snapshot_wanted(self, request: InstallSnapshot) -> None:
         """Send a snapshot to a peer whose next entry our log no longer has."""
         task = asyncio.get_running_loop().create_task(self._send_snapshot(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     async def _send_snapshot(self, request: InstallSnapshot) -> None:
         peer = request.target

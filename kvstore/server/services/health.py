@@ -24,7 +24,7 @@ class HealthService:
     def __init__(self) -> None:
         """Serve from the start: clients come only when the member is ready."""
         self.state = SERVING
-        self.watches: set[HealthWatch] = set()
+        self.watches: dict[HealthWatch, None] = {}
         """Those that were told the state and wait for the next."""
 
     def register(self, server: Routes) -> None:
@@ -71,7 +71,7 @@ class HealthWatch:
         if request.service:
             self.tell(UNKNOWN_SERVICE)
         else:
-            self._service.watches.add(self)
+            self._service.watches[self] = None
             self.tell(self._service.state)
 
     def tell(self, state: bytes) -> None:
@@ -83,7 +83,7 @@ class HealthWatch:
 
     def cancelled(self) -> None:
         """The client is gone."""
-        self._service.watches.discard(self)
+        self._service.watches.pop(self, None)
 
     def writable(self) -> None:
         """A few messages never fill a stream."""

@@ -103,7 +103,7 @@ class SessionService:
             on_error: Takes what a handler raised; its call ends with UNKNOWN.
         """
         self.methods: list[Served] = []
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, None] = {}
         self.queued_bytes = 0
         self.traffic = Traffic()
         self.door: PutDoor | None = None
@@ -140,7 +140,7 @@ class SessionService:
 
     def _open(self, call: ServiceCall) -> Session:
         session = Session(self, call)
-        self.sessions.add(session)
+        self.sessions[session] = None
         self.traffic.opened += 1
         return session
 
@@ -445,7 +445,7 @@ class Session(SessionPuts):
         """Tell every handler that its client is gone."""
         self.over = True
         self._behind = None
-        self.service.sessions.discard(self)
+        self.service.sessions.pop(self, None)
         self.puts.clear()
         for call in [*self.calls.values(), *self.streams.values()]:
             self.guard(call, call.drop)

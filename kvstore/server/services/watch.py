@@ -29,7 +29,8 @@ class WatchService:
             has_leader: Tells whether this member follows or is a leader.
             later: `loop.call_soon`.
         """
-        self.streams: set[WatchCall] = set()
+        # In order, as a set is not: a simulated run is to be a function of its seed.
+        self.streams: dict[WatchCall, None] = {}
         self.hub = hub
         self._has_leader = has_leader
         self._later = later
@@ -41,7 +42,7 @@ class WatchService:
 
     def _open(self, call: ServiceCall) -> WatchCall:
         watch = WatchCall(self, call)
-        self.streams.add(watch)
+        self.streams[watch] = None
         if watch.needs_leader and not self._has_leader():
             watch.end(Code.UNAVAILABLE, "etcdserver: no leader")
         return watch
@@ -109,4 +110,4 @@ class WatchCall:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        self._service.streams.discard(self)
+        self._service.streams.pop(self, None)

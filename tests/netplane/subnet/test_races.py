@@ -5,6 +5,9 @@ A failure replays by its seed: `run(SEED, EVENTS)` of `tests.netplane.subnet.sim
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +52,26 @@ def test_racing_agents_never_share_or_overlap_a_subnet_of_either_family() -> Non
 
 def test_racing_agents_share_nothing_while_their_network_gets_and_loses_ipv6() -> None:
     check_seeds(1, 3, settle=False, configs=sim.MIXED)
+
+
+def test_a_run_is_a_function_of_its_seed() -> None:
+    # In another process a set of str or bytes has another order, and so has one of objects.
+    program = (
+        "from tests.netplane.subnet import sim;"
+        f"run = sim.run(5, {EVENTS}, configs=sim.BOTH); print(run.events, sorted(run.marks.items()))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(said) == 1
+    assert "agent: has a subnet" in said.pop()
 
 
 @pytest.mark.slow
