@@ -58,7 +58,8 @@ def test_a_run_is_a_function_of_its_seed() -> None:
     # In another process a set of str or bytes has another order, and so has one of objects.
     program = (
         "from tests.netplane.subnet import sim;"
-        f"run = sim.run(5, {EVENTS}, configs=sim.BOTH); print(run.events, sorted(run.marks.items()))"
+        f"run = sim.run(5, {EVENTS}, configs=sim.BOTH);"
+        "print(run.events, sorted(run.marks.items()))"
     )
     said = {
         subprocess.run(
