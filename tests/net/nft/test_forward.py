@@ -33,7 +33,8 @@ OURS = [
     '-A {chain} -d 10.128.0.0/9 -m comment --comment "netplane: to 10.128.0.0/9" -j ACCEPT',
     '-A {chain} -s 10.128.0.0/9 -m comment --comment "netplane: from 10.128.0.0/9" -j ACCEPT',
 ]
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
+"""On a busy machine a look takes a second, and twenty times as long passes before the next."""
 
 
 class Tables:
