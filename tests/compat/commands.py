@@ -319,7 +319,8 @@ LEASES = [
     case("lease timetolive 7b -w json"),
     case("lease keep-alive --once 7b"),
     case("put leased/late 1 --lease={L2}"),
-    case("lease grant 2"),
+    # Long enough to be there still when the watch begins, also where a command takes a second.
+    case("lease grant 6"),
     case("put expiring 1 --lease={L6}"),
     watching(
         "watch expiring --rev={next} --prev-kv",
