@@ -84,10 +84,7 @@ class Server:
         The caller holds the lock of the instance. Raises SettingsError.
         """
         self._server = await asyncio.start_unix_server(
-            self._serve,
-            sock=unix_listener(path, CONNECTIONS_MAX),
-            backlog=CONNECTIONS_MAX,
-            limit=HEAD_BYTES_MAX,
+            self._serve, sock=unix_listener(path, CONNECTIONS_MAX), limit=HEAD_BYTES_MAX
         )
         self._path = path
 

@@ -10,8 +10,8 @@ import contextlib
 import itertools
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv6Address
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Self
 
@@ -134,6 +134,23 @@ class Blocking:
                     if ended.code and ended.code not in GONE:
                         raise NetlinkError(ended.code, ended.text)
                     return link
+
+    def await_use(
+        self, links: Iterable[str], addresses: Iterable[IPv4Address | IPv6Address]
+    ) -> None:
+        """Wait until packets pass links that are up, and come to addresses of ours.
+
+        What is sent before is lost. That may be the question for a neighbour, asked again after a
+        second: so long would the first packet of a container wait.
+
+        Raises:
+            NetlinkLostError: they do not in time.
+        """
+        for name in links:
+            self.await_running(name)
+        for address in addresses:
+            if isinstance(address, IPv6Address):  # those of IPv4 are in use when they are given
+                self.await_local(address)
 
     def await_running(self, name: str) -> None:
         """Wait until packets pass a bridge, or one of a pair of devices, that is up.

@@ -10,8 +10,9 @@ eth0 of containers, each a namespace of its own
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Self
 
 from netplane.netlink.blocking import Blocking
@@ -76,7 +77,7 @@ class Host:
             f"addr add {address}/64 dev {name} nodad",
             f"route add default via {UNDERLAY6}::ffff",
         )
-        settle(self.namespace, address=address)
+        settle(self.namespace, addresses=[IPv6Address(address)])
 
     def unplug(self) -> None:
         """Take the card out: the interface is gone."""
@@ -115,9 +116,7 @@ class Host:
         )
         settle(self.namespace, f"veth{number}", "br0")
         container = Container(self, namespace, *map(str, addresses))
-        for address in addresses:
-            if address.version == VERSION6:
-                settle(namespace, address=str(address))
+        settle(namespace, addresses=addresses)
         self.containers.append(container)
         return container
 
@@ -131,15 +130,14 @@ class Host:
         settle(self._rig.underlay, self.port)
 
 
-def settle(namespace: Namespace, *links: str, address: str = "") -> None:
-    """Wait until packets pass links, and come to an address of IPv6: later than `ip` returns."""
+def settle(
+    namespace: Namespace, *links: str, addresses: Iterable[IPv4Address | IPv6Address] = ()
+) -> None:
+    """Wait until packets pass links, and come to addresses: later than `ip` returns."""
 
     def wait() -> None:
         with Blocking() as kernel:
-            for link in links:
-                kernel.await_running(link)
-            if address:
-                kernel.await_local(IPv6Address(address))
+            kernel.await_use(links, addresses)
 
     inside(namespace.path, wait)
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 from netplane.agent.containers.addresses import gateway
 from netplane.agent.containers.errors import CniError
@@ -138,7 +137,7 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
             host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.addresses)))
             defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
             gateways = (gateway(one.network).ip for one in wanted.addresses)
-            _await_use(host, (pair.name, bridge.name), gateways)
+            host.await_use((pair.name, bridge.name), gateways)
         except BaseException:
             host.perform(requests.remove_link(pair.name))
             raise
@@ -156,21 +155,6 @@ def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int)
         raise CniError(plugin.IN_USE, f"the container has an interface {pair.peer} already")
     if ended.code:
         raise NetlinkError(ended.code, ended.text)
-
-
-def _await_use(
-    kernel: Blocking, links: Iterable[str], addresses: Iterable[IPv4Address | IPv6Address]
-) -> None:
-    """Wait until packets pass links, and come to addresses of ours.
-
-    What is sent before is lost. That may be the question for a neighbour, asked again after a
-    second: so long would the first packet of a container wait.
-    """
-    for name in links:
-        kernel.await_running(name)
-    for address in addresses:
-        if isinstance(address, IPv6Address):
-            kernel.await_local(address)
 
 
 def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
@@ -192,7 +176,7 @@ def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
         )
         routes = [messages.add(_default_route(name, one), link.index) for one in wanted.addresses]
         outcomes = container.perform(*routes)
-        _await_use(container, [name], (one.ip for one in wanted.addresses))
+        container.await_use([name], (one.ip for one in wanted.addresses))
     for ended in outcomes:
         if ended.code not in {0, errno.EEXIST}:
             raise NetlinkError(ended.code, ended.text)
