@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from netplane.agent.containers.addresses import gateway
 from netplane.agent.containers.errors import CniError
@@ -136,6 +137,7 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
         try:
             host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.addresses)))
             defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
+            _introduce(host, index, ((one.ip, wanted.mac) for one in wanted.addresses))
             gateways = (gateway(one.network).ip for one in wanted.addresses)
             host.await_use((pair.name, bridge.name), gateways)
         except BaseException:
@@ -155,6 +157,22 @@ def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int)
         raise CniError(plugin.IN_USE, f"the container has an interface {pair.peer} already")
     if ended.code:
         raise NetlinkError(ended.code, ended.text)
+
+
+def _introduce(
+    host: Blocking, index: int, neighbours: Iterable[tuple[IPv4Address | IPv6Address, bytes]]
+) -> None:
+    """Have a bridge know neighbours of IPv6 that it may be unable to ask for.
+
+    Somebody may have flushed its link-local address, which a question for others' packets needs.
+    """
+    host.do(
+        *(
+            requests.know_neighbour(index, address, mac)
+            for address, mac in neighbours
+            if isinstance(address, IPv6Address)
+        )
+    )
 
 
 def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
