@@ -117,9 +117,13 @@ class Guard:
         if known is None:
             return
         _, gone = Peers.changed(known.peers, view.peers)
-        # Looked up in neither where it is in both: to hash the subnets of a thousand peers takes
-        # longer than to program one of them.
-        missing = {lease.subnet for lease in gone}.difference(view.peers, self._held)
+        # Only these are looked up: to hash the subnets of a thousand peers, as a set's `difference`
+        # does with what is no plain dict, takes longer than to program one of them.
+        missing = {
+            lease.subnet
+            for lease in gone
+            if lease.subnet not in view.peers and lease.subnet not in self._held
+        }
         reason = _step_back(known, view)
         other = "" if reason else self._other_history(known, view, gone if missing else ())
         if reason or other:
