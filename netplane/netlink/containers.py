@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 
 from netplane.netlink.messages import (
     ACK,
@@ -13,8 +11,6 @@ from netplane.netlink.messages import (
     EXCLUSIVE,
     IFF_UP,
     LINK,
-    NEIGHBOUR,
-    REPLACE,
     Request,
     Type,
     attribute,
@@ -25,8 +21,6 @@ ADDRESS, NAME, MTU, MASTER, LINKINFO, ALIAS, NAMESPACE = 1, 3, 4, 10, 18, 20, 28
 KIND, DATA, SLAVE_KIND, SLAVE_DATA = 1, 2, 4, 5
 PEER = 1
 HAIRPIN = 4
-DESTINATION, MAC = 1, 2
-NUD_REACHABLE = 0x02
 ALIAS_BYTES_MAX = 255
 
 
@@ -91,16 +85,6 @@ def set_link(index: int, mac: bytes, mtu: int) -> Request:
     """Return the request that gives a link its MAC and MTU and takes it up."""
     body = LINK.pack(0, 0, index, IFF_UP, IFF_UP) + attribute(ADDRESS, mac) + u32(MTU, mtu)
     return Request(Type.NEWLINK, ACK, body)
-
-
-def know_neighbour(index: int, address: IPv6Address, mac: bytes) -> Request:
-    """Return the request that spares a link the first question for an address.
-
-    The answer ages as if the neighbour had given it, and is asked for again then.
-    """
-    body = NEIGHBOUR.pack(socket.AF_INET6, index, NUD_REACHABLE, 0, 0)
-    body += attribute(DESTINATION, address.packed) + attribute(MAC, mac)
-    return Request(Type.NEWNEIGH, ACK | CREATE | REPLACE, body)
 
 
 def remove_link(name: str) -> Request:

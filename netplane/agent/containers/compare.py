@@ -37,7 +37,7 @@ def _outside(host: Blocking, wanted: Bridge, record: Record) -> list[str]:
     if not bridge.up:
         found.append(f"the bridge {wanted.name} is down")
     there = host.addresses(AF_UNSPEC, bridge.index, bridge.name)
-    found += [f"{one} is missing" for one in sorted(wanted.addresses - set(there))]
+    found += [f"{one} is missing" for one in sorted(wanted.missing(set(there)))]
     if port is None:
         found.append(f"the host's end {record.link} is missing")
     elif port.master != bridge.index:

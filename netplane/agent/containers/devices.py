@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 from netplane.agent.containers.addresses import gateway
 from netplane.agent.containers.errors import CniError
@@ -80,13 +80,38 @@ class Bridge:
         """Whether there is IPv6 for containers; else that of the bridge is nobody's concern."""
         return any(one.version == VERSION6 for one in self.gateways)
 
-    def has_to_keep(self, item: Address) -> bool:
-        """Tell whether it is for us to say if the bridge has an address."""
-        if len(item.address) < IPV6_BYTES:
-            return True
-        if item.address.startswith(LINK_LOCAL):
-            return False
-        return self.has_ipv6 or item in {item_of(self.name, one) for one in self.lost}
+    @property
+    def link_local(self) -> Address:
+        """The address that the kernel gives it for the link (RFC 4291, appendix A)."""
+        first, rest = self.mac[0] ^ 2, self.mac[1:]
+        packed = LINK_LOCAL + bytes(6) + bytes([first]) + rest[:2] + b"\xff\xfe" + rest[2:]
+        return Address(self.name, packed, 64)
+
+    def missing(self, found: AbstractSet[Address]) -> set[Address]:
+        """Return what it lacks of addresses, given those that it has.
+
+        Of link-local ones any will do: without one the kernel asks for no neighbour on behalf of
+        others.
+        """
+        lacks = set(self.addresses - found)
+        if self.has_ipv6 and not any(map(is_link_local, found)):
+            lacks.add(self.link_local)
+        return lacks
+
+    def surplus(self, found: AbstractSet[Address]) -> set[Address]:
+        """Return what is too much of the addresses that it has."""
+        lost = {item_of(self.name, one) for one in self.lost}
+        return {
+            one
+            for one in found - self.addresses
+            if not is_link_local(one)
+            and (len(one.address) < IPV6_BYTES or self.has_ipv6 or one in lost)
+        }
+
+
+def is_link_local(item: Address) -> bool:
+    """Tell whether an address is of IPv6, for its link alone."""
+    return len(item.address) == IPV6_BYTES and item.address.startswith(LINK_LOCAL)
 
 
 def item_of(link: str, address: Interface) -> Address:
@@ -137,7 +162,6 @@ def attach(bridge: Bridge, wanted: Attachment, namespace: int) -> Made:
         try:
             host.do(requests.set_port(pair.name, alias_of(wanted.key, wanted.addresses)))
             defaults = inside(f"/proc/self/fd/{namespace}", lambda: _furnish(wanted))
-            _introduce(host, index, ((one.ip, wanted.mac) for one in wanted.addresses))
             gateways = (gateway(one.network).ip for one in wanted.addresses)
             host.await_use((pair.name, bridge.name), gateways)
         except BaseException:
@@ -157,22 +181,6 @@ def _make_pair(host: Blocking, pair: requests.Veth, bridge: int, namespace: int)
         raise CniError(plugin.IN_USE, f"the container has an interface {pair.peer} already")
     if ended.code:
         raise NetlinkError(ended.code, ended.text)
-
-
-def _introduce(
-    host: Blocking, index: int, neighbours: Iterable[tuple[IPv4Address | IPv6Address, bytes]]
-) -> None:
-    """Have a bridge know neighbours of IPv6 that it may be unable to ask for.
-
-    Somebody may have flushed its link-local address, which a question for others' packets needs.
-    """
-    host.do(
-        *(
-            requests.know_neighbour(index, address, mac)
-            for address, mac in neighbours
-            if isinstance(address, IPv6Address)
-        )
-    )
 
 
 def _furnish(wanted: Attachment) -> tuple[Interface, ...]:
@@ -263,9 +271,9 @@ def keep_bridge(host: Blocking, wanted: Bridge) -> int:
         host.do(requests.set_link(link.index, wanted.mac, wanted.mtu))
     if wanted.has_ipv6:
         allow_ipv6(wanted.name)
-    there = _kept_addresses(host, link, wanted)
-    changes = [messages.add(one, link.index) for one in wanted.addresses - there]
-    changes += [messages.remove(one, link.index) for one in there - wanted.addresses]
+    found = _addresses(host, link)
+    changes = [messages.add(one, link.index) for one in wanted.missing(found)]
+    changes += [messages.remove(one, link.index) for one in wanted.surplus(found)]
     for ended in host.perform(*changes):
         if ended.code and ended.code not in {errno.EEXIST, *GONE}:
             raise NetlinkError(ended.code, ended.text)
@@ -274,9 +282,8 @@ def keep_bridge(host: Blocking, wanted: Bridge) -> int:
     return link.index
 
 
-def _kept_addresses(host: Blocking, link: Link, wanted: Bridge) -> set[Address]:
-    found = host.addresses(AF_UNSPEC, link.index, wanted.name)
-    return {one for one in found if wanted.has_to_keep(one)}
+def _addresses(host: Blocking, link: Link) -> set[Address]:
+    return set(host.addresses(AF_UNSPEC, link.index, link.name))
 
 
 def allow_localnet(bridge: str, *, allowed: bool = True) -> None:
@@ -315,13 +322,11 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
     healed = []
     with failing(f"cannot keep {wanted.name}"), Blocking() as host:
         before = host.link(wanted.name)
-        there: set[Address] = set()
-        if before is not None:
-            there = _kept_addresses(host, before, wanted)
+        there = set() if before is None else _addresses(host, before)
         index = keep_bridge(host, wanted)
         if before is None or not is_right(before, wanted):
             healed.append(f"link {wanted.name}")
-        healed += [str(one) for one in wanted.addresses - there]
+        healed += map(str, wanted.missing(there))
         links = {link.name: link for link in host.links()}
     ended = [record.key for record in records.values() if record.link not in links]
     with failing(f"cannot keep the ports of {wanted.name}"), Blocking() as host:

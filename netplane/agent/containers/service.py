@@ -385,9 +385,11 @@ class Containers:
     def is_item_drift(self, item: Item, *, removed: bool) -> bool:
         """Tell whether a change on the bridge calls for a round."""
         wanted = self._wanted
-        if wanted is None or not isinstance(item, Address) or not wanted.has_to_keep(item):
+        if wanted is None or not isinstance(item, Address):
             return False
-        return (item in wanted.addresses) is removed
+        if removed:
+            return item in wanted.addresses or (wanted.has_ipv6 and devices.is_link_local(item))
+        return bool(wanted.surplus({item}))
 
     def _bridge(self, mtu: int, *more: family.Interface) -> devices.Bridge:
         """Return the bridge as it should be, with what is to be attached."""

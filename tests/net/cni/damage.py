@@ -43,6 +43,7 @@ HEALED = {
     "bridge deleted": Damage("link del npb-default"),
     "bridge down": Damage("link set npb-default down"),
     "address lost": Damage("-{version} addr flush dev npb-default scope global"),
+    "every address lost": Damage("-{version} addr flush dev npb-default"),
     "another address": Damage("addr add {stranger} dev npb-default", cuts=False),
     "port released": Damage("link set {port} nomaster", of_family=False),
     "port down": Damage("link set {port} down", of_family=False),
@@ -127,6 +128,10 @@ def state(runtime: Runtime) -> dict[str, Any]:
         "addresses": {
             one["local"] for one in bridge.get("addr_info", ()) if one["scope"] == "global"
         },
+        # Without it the kernel asks for no neighbour on behalf of others; with IPv4 alone it is
+        # the kernel's affair.
+        "link-local": runtime.agent.subnets.of(6) is not None
+        and any(one["scope"] == "link" for one in bridge.get("addr_info", ())),
         "ports": {
             name: (
                 link.get("master"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
 from typing import Any
 
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 from netplane.netlink import containers
 from netplane.netlink.containers import Veth
@@ -60,19 +58,6 @@ def test_a_pair_comes_with_its_other_end_in_the_namespace() -> None:
             }
         },
     }  # fmt: skip
-
-
-def test_a_neighbour_is_known_as_if_it_had_answered() -> None:
-    address = IPv6Address("fd00:5::1")
-    message = ndmsg(containers.know_neighbour(7, address, MAC).encode(1))
-    message.decode()
-    assert (message["header"]["type"], message["header"]["flags"]) == (
-        28,
-        0x1 | 0x4 | 0x100 | 0x400,
-    )
-    assert (message["family"], message["ifindex"], message["flags"]) == (10, 7, 0)
-    assert message["state"] == 0x02  # NUD_REACHABLE: it ages
-    assert plain(message) == {"NDA_DST": str(address), "NDA_LLADDR": "02:6e:0a:05:01:02"}
 
 
 def test_a_port_is_named_set_and_put_back() -> None:
