@@ -32,6 +32,9 @@ TELL_S = 2.0
 """After this, rounds without trouble are told of, many at once: counts and pages can wait, and each
 costs as much as a third of the round."""
 
+_TURNS_TO_NFT = 2
+"""Of the loop, until its thread has the first command: it is to work while this one writes."""
+
 
 class RealDataplane:
     """`Dataplane` of one family on a reconciler, which opens its sockets when first needed."""
@@ -120,6 +123,8 @@ class RealDataplane:
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(let_in())
+            for _ in range(_TURNS_TO_NFT):
+                await asyncio.sleep(0)
             await self._reconciler().apply(plan.objects, remove=remove, gate=are_let_in)
 
     async def run(self) -> None:

@@ -32,6 +32,7 @@ from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.host_gw import HostGwBackend
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
+from netplane.nft import library
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.etcd import EtcdRegistry
 from netplane.subnet.family import VERSION6, Address, Subnet
@@ -82,6 +83,8 @@ class RealParts:
         """Of the devices that this process keeps; held until it ends."""
         self._routes: dict[Subnet, RoutesLock] = {}
         """The same of networks."""
+        # While nobody waits: the first route comes after the first command of nft.
+        library.load()
 
     @contextlib.asynccontextmanager
     async def subnets(self, settings: Settings, who: Who) -> AsyncIterator[RealSubnets]:

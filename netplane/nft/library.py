@@ -6,7 +6,6 @@ What is said to it is not decided here. Where there is no libnftables, the progr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import errno
 import functools
@@ -151,7 +150,7 @@ class Nft:
                 enter(self._namespace)
             except OSError as error:
                 raise NftError(f"cannot enter {self._namespace}: {error.strerror}") from error
-        library = _load()
+        library = load()
         if library is not None:
             return _Library(library)
         program = shutil.which(PROGRAM) or shutil.which(PROGRAM, path=SEARCHED)
@@ -180,7 +179,9 @@ class _Library:
             with opening:
                 before = _sockets()
                 self._context = library.nft_ctx_new(0)
-                self._socket = _new_socket(before)
+                new = _sockets() - before
+                # libnftables does not tell it; where it is not clear, nothing is guessed.
+                self._socket = new.pop() if len(new) == 1 else None
             if not self._context:
                 raise NftError("libnftables gives no context: out of memory")
             library.nft_ctx_buffer_output(self._context)
@@ -241,13 +242,19 @@ class _Program:
         """Nothing is held."""
 
 
-def _load() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
+    """Return libnftables; None: there is none. Called ahead, the first command waits for less."""
     try:
-        library = ctypes.CDLL(LIBRARY)
+        return _open(LIBRARY)
     except OSError:
         return None
+
+
+@functools.cache
+def _open(name: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(name)
     context, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
-    for name, result, *arguments in (
+    for called, result, *arguments in (
         ("nft_ctx_new", context, ctypes.c_uint32),
         ("nft_ctx_free", None, context),
         ("nft_ctx_output_set_flags", None, context, ctypes.c_uint),
@@ -257,40 +264,36 @@ def _load() -> ctypes.CDLL | None:
         ("nft_ctx_get_error_buffer", text, context),
         ("nft_run_cmd_from_buffer", number, context, text),
     ):
-        function = getattr(library, name)
+        function = getattr(library, called)
         function.restype, function.argtypes = result, arguments
     return library
 
 
-def _sockets() -> dict[str, int]:
-    """Return the sockets of this process, by what makes each unlike all others."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # other threads close theirs
-            link = os.readlink(f"/proc/self/fd/{name}")
-            if link.startswith("socket:"):
-                found[link] = int(name)
-    return found
+def _sockets() -> set[int]:
+    """Return the netfilter sockets of this process.
 
-
-def _new_socket(before: dict[str, int]) -> int | None:
-    """Return the socket of the newest context, which libnftables does not tell.
-
-    None: others have opened one meanwhile, and nothing is guessed.
+    The loop is let in once only: to read each descriptor's link took 8 ms while it was busy, which
+    has its turn at each.
     """
-    new = [descriptor for link, descriptor in _sockets().items() if link not in before]
-    found = [descriptor for descriptor in new if _port(descriptor) is not None]
-    return found[0] if len(found) == 1 else None
+    return {number for name in os.listdir("/proc/self/fd") if _is_netfilter(number := int(name))}
 
 
-def _port(descriptor: int) -> int | None:
-    """Return the port of a netfilter socket, 0 before it has one; None: it is none."""
-    with contextlib.suppress(OSError):  # as above
+def _is_netfilter(descriptor: int) -> bool:
+    try:
         looked_at = socket.socket(fileno=descriptor)
-        try:
-            if (looked_at.family, looked_at.proto) == (socket.AF_NETLINK, NETLINK_NETFILTER):
-                port: int = looked_at.getsockname()[0]
-                return port
-        finally:
-            looked_at.detach()
-    return None
+    except OSError:  # no socket; or closed by another thread
+        return False
+    try:
+        return (looked_at.family, looked_at.proto) == (socket.AF_NETLINK, NETLINK_NETFILTER)
+    finally:
+        looked_at.detach()
+
+
+def _port(descriptor: int) -> int:
+    """Return the port of a netlink socket; 0 before it has one."""
+    looked_at = socket.socket(fileno=descriptor)
+    try:
+        port: int = looked_at.getsockname()[0]
+        return port
+    finally:
+        looked_at.detach()

@@ -19,8 +19,8 @@ from tests.net.rig import Host
 
 # linux/rtnetlink.h, linux/neighbour.h
 NEWROUTE, DELROUTE, NEWNEIGH = 24, 25, 28
-GROUPS = 0x4 | 0x40
-"""Neighbours, IPv4 routes."""
+NEIGHBOURS, ROUTES = 0x4, 0x40
+"""Groups of notifications, the second those of IPv4."""
 PROTOCOL = 181
 PERMANENT = 0x80
 DESTINATION, MAC = 1, 2
@@ -56,7 +56,7 @@ def peer_is(subnet: IPv4Network, mac: str) -> Said:
 class Crowd:
     """Hears every host's kernel from its construction on."""
 
-    def __init__(self, hosts: Sequence[Host]) -> None:
+    def __init__(self, hosts: Sequence[Host], groups: int = NEIGHBOURS | ROUTES) -> None:
         self.heard: dict[Said, dict[int, float]] = {}
         """What was said, and when each host first said it; hosts by their place."""
         self.routes = 0
@@ -70,7 +70,7 @@ class Crowd:
             opened = host.namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
             opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
             opened.setblocking(False)
-            opened.bind((0, GROUPS))
+            opened.bind((0, groups))
             self._sockets[opened.fileno()] = place, opened
             self._poll.register(opened, select.EPOLLIN)
         self._thread = threading.Thread(target=self._listen, name="crowd")

@@ -22,7 +22,7 @@ from tests.net.overlay import PREFIX, AgentProcess, Overlay, until
 from tests.net.packets import SO_RCVBUFFORCE, Flow, Place, ping
 from tests.net.rig import Container, Host
 from tests.net.test_inspection import inspect
-from tests.net.witnesses import LINK
+from tests.net.witnesses import LINK, vteps_of
 
 pytestmark = [
     pytest.mark.net,
@@ -80,12 +80,6 @@ def seen_from(source: Place, target: Place) -> str | None:
 
 def ruleset(host: Host) -> str:
     return host.namespace.run("nft", "--stateless", "list", "ruleset")
-
-
-def vteps(host: Host) -> set[str]:
-    found = json.loads(host.namespace.run("nft", "-j", "list", "set", "ip", "netplane", "vteps"))
-    [members] = [entry["set"] for entry in found["nftables"] if "set" in entry]
-    return set(members.get("elem", ()))
 
 
 def test_inside_of_the_overlay_sources_are_kept_and_outside_hidden(overlay: Overlay) -> None:
@@ -288,7 +282,7 @@ def test_an_agent_that_starts_lets_hosts_in_before_there_are_routes_to_them(
         '{"PublicIP":"10.77.0.98","PublicIPv6":null,"BackendType":"vxlan",'
         '"BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:98"}}',
     )
-    until(lambda: "10.77.0.98" in vteps(agent.host), 20, "the host is let in")
+    until(lambda: "10.77.0.98" in vteps_of(agent.host), 20, "the host is let in")
     with Order(agent.host, "10.77.0.98", "10.5.98.0") as order:
         for _ in range(3):
             agent.kill()
@@ -511,7 +505,7 @@ def test_without_nftables_packets_are_routed_and_it_is_said(overlay: Overlay) ->
             agent.kill()
         agent.start()
         agent.wait_ready()
-    assert vteps(agent.host) == {overlay.agents[1].host.address}
+    assert vteps_of(agent.host) == {overlay.agents[1].host.address}
 
 
 def readiness(agent: AgentProcess) -> str:

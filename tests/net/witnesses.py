@@ -55,6 +55,13 @@ def kernel_of(host: Host, device: str = LINK) -> dict[str, Any]:
     }
 
 
+def vteps_of(host: Host) -> set[str]:
+    """Return the hosts whose overlay packets a host takes, as `nft` sees them."""
+    found = host.namespace.json("nft", "-j", "list", "set", "ip", "netplane", "vteps")
+    [members] = [entry["set"] for entry in found["nftables"] if "set" in entry]
+    return set(members.get("elem", ()))
+
+
 def routes_of(host: Host) -> set[str]:
     """Return the subnets that a host has routes of ours to."""
     return {route[0] for route in kernel_of(host).get("routes", ())}
