@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from itertools import zip_longest
@@ -38,6 +38,8 @@ from netplane.subnet.registry import (
 _CANDIDATES = 4
 # Tried in one transaction, so that hosts which start together need one call each.
 _TRIES = 10
+_TURNS_TO_ASK = 3
+"""Of the loop, until a call that begins now is on its way."""
 
 _log = logging.getLogger("netplane.subnet")
 
@@ -90,6 +92,14 @@ class Claimer:
         """
         return parse_config(self._config_value())
 
+    def outlook(self) -> tuple[bytes, tuple[Address, IPv6Address | None]]:
+        """Return by which configuration and with which addresses we would claim now.
+
+        Raises ConfigError.
+        """
+        who = self._who.within(self.config())
+        return self._config_value(), (who.public_ip, who.public_ip6)
+
     def _config_value(self) -> bytes:
         if self.config_value:
             return self.config_value
@@ -137,8 +147,13 @@ class Claimer:
             and life.lease_id == self.life.lease_id
         )
 
-    async def claim(self, wish: Wish) -> None:
-        """Write all that is ours, or raise a SubnetError and have written nothing."""
+    async def claim(self, wish: Wish, meanwhile: Callable[[], object] | None = None) -> None:
+        """Write all that is ours, or raise a SubnetError and have written nothing.
+
+        Args:
+            wish: What we would like to have.
+            meanwhile: Work for the time that the registry takes to write down our leases.
+        """
         for _ in range(_TRIES):
             config_value = self._config_value()
             config = parse_config(config_value)
@@ -149,7 +164,8 @@ class Claimer:
             who = self._who.within(config)
             self._value = self._encode(config, who)
             record = self._registered.kvs.get(self._layout.host(self._who.host_id))
-            await self._obtain_leases(0 if record is None else record.lease_id)
+            await self._obtain_leases(0 if record is None else record.lease_id, meanwhile)
+            meanwhile = None
             self._is_disputed = False
             self.coming = who.public_ip, who.public_ip6
             try:
@@ -166,11 +182,11 @@ class Claimer:
             f"others changed what we were about to write, {_TRIES} times; trying again"
         )
 
-    async def _obtain_leases(self, reuse: int) -> None:
+    async def _obtain_leases(self, reuse: int, meanwhile: Callable[[], object] | None) -> None:
         # Side by side: each waits until the registry has written it down. When one fails, the other
         # is still ours to use or to give back.
         refusals = await asyncio.gather(
-            _refusal(self.lease.obtain(reuse)), _refusal(self.life.obtain())
+            _refusal(self.lease.obtain(reuse)), _refusal(self.life.obtain()), _soon(meanwhile)
         )
         for refusal in filter(None, refusals):
             raise refusal
@@ -319,6 +335,14 @@ class Claimer:
                 )
             else:
                 self._registered.drop(write.key)
+
+
+async def _soon(work: Callable[[], object] | None) -> None:
+    """Do work once what others begin now is under way."""
+    if work is not None:
+        for _ in range(_TURNS_TO_ASK):
+            await asyncio.sleep(0)
+        work()
 
 
 async def _refusal(call: Awaitable[None]) -> RegistryError | None:

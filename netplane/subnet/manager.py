@@ -26,7 +26,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 from netplane.subnet.claim import Claimer
 from netplane.subnet.clock import Clock, LoopClock
-from netplane.subnet.config import NetworkConfig
+from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.errors import IdentityError, SubnetError, SubnetTakenError
 from netplane.subnet.family import Address, Subnet
 from netplane.subnet.lease import Lease, View
@@ -167,8 +167,12 @@ class SubnetManager:
         """
         claimer = self._claimer
         claimer.describe(backend_data, backend_data6)
+        macs = _mac(backend_data), _mac(backend_data6)
         try:
-            await claimer.claim(self._wish)
+            outlook = claimer.outlook()
+            builder = self._new_builder(*outlook, *macs)
+            # All the others are looked at while the registry writes down what is ours.
+            await claimer.claim(self._wish, lambda: builder.build(self._registered))
         except SubnetError:
             await claimer.give_up()
             raise
@@ -178,10 +182,21 @@ class SubnetManager:
                 raise
             self._note("keep", _unwritten(error))
         self._stand(Standing.HELD)
-        local = Local(*claimer.addresses, mac=_mac(backend_data), mac6=_mac(backend_data6))
-        self._builder = ViewBuilder(claimer.config(), local, self._known)
-        self._builder.config_value = claimer.config_value
+        found = claimer.config_value, claimer.addresses
+        self._builder = builder if found == outlook else self._new_builder(*found, *macs)
         return self._publish()
+
+    def _new_builder(
+        self,
+        config_value: bytes,
+        addresses: tuple[Address, IPv6Address | None],
+        mac: str,
+        mac6: str,
+    ) -> ViewBuilder:
+        local = Local(*addresses, mac=mac, mac6=mac6)
+        builder = ViewBuilder(parse_config(config_value), local, self._known)
+        builder.config_value = config_value
+        return builder
 
     async def run(self) -> None:
         """Follow the registry and keep what is ours, until cancelled. The registry may be down."""

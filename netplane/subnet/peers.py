@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from netplane.subnet.family import Subnet
+from netplane.subnet.family import Pair, Subnet
 from netplane.subnet.lease import Lease
 from netplane.subnet.spans import Spans
 
@@ -25,6 +25,9 @@ class _Family:
 
     def touches(self, subnet: Subnet, mac: str) -> bool:
         return mac in self._by_mac or bool(self._spans.touched_by(subnet))
+
+    def overlaps(self, subnet: Subnet) -> bool:
+        return bool(self._spans.touched_by(subnet))
 
     def conflict(self, subnet: Subnet, mac: str) -> str:
         """Name what somebody has already; "" for nothing."""
@@ -66,6 +69,14 @@ class Taken:
         if self._first.touches(lease.subnet, _mac(lease)):
             return True
         return self._second is not None and self._second.touches(*_half(lease))
+
+    def overlaps(self, pair: Pair) -> bool:
+        """Tell whether somebody has anything of these subnets."""
+        if self._first.overlaps(pair.first):
+            return True
+        if self._second is None or pair.second is None:
+            return False
+        return self._second.overlaps(pair.second)
 
     def conflict(self, lease: Lease) -> str:
         """Name what somebody has of a lease already; "" for nothing."""

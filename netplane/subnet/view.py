@@ -64,6 +64,10 @@ class ViewBuilder:
         self._taken = Taken(both=self._is_dual)
         self._built_for: tuple[object, ...] | None = None
         """What else the last view hangs on; None: the next one cannot go on from it."""
+        self._built_pair: Pair | None = None
+        """What was ours in the last view."""
+        self._all_are_peers = False
+        """In the last view, made of all: nobody waits for anything, and nothing is of no use."""
 
     def build(self, registered: Registered) -> View:
         """Return the view of what is registered now.
@@ -74,10 +78,11 @@ class ViewBuilder:
         changed = registered.take_changed()
         local = self.local
         built_for = (
-            local.public_ip, local.public_ip6, local.coming, local.pair, local.mac, local.mac6,
+            local.public_ip, local.public_ip6, local.coming, local.mac, local.mac6,
             self.config_value,
         )  # fmt: skip
-        goes_on = changed is not None and built_for == self._built_for
+        goes_on = built_for == self._built_for and self._goes_on_with(local.pair)
+        self._built_pair = local.pair
         if changed is None or not goes_on or not self._update(registered, changed):
             is_plain = self._rebuild(registered)
             self._built_for = built_for if is_plain else None
@@ -89,6 +94,18 @@ class ViewBuilder:
             self._tell_peers(),
             self._quarantined.copy(),
             self.config,
+        )
+
+    def _goes_on_with(self, pair: Pair | None) -> bool:
+        """Tell whether what the last view says of the others holds with these subnets as ours."""
+        if pair == self._built_pair:
+            return True
+        # Just claimed, and of nobody before: all were looked at while the registry wrote it down.
+        return (
+            self._built_pair is None
+            and pair is not None
+            and self._all_are_peers
+            and not self._taken.overlaps(pair)
         )
 
     def _tell_peers(self) -> Peers:
@@ -104,6 +121,7 @@ class ViewBuilder:
         layout = registered.layout
         if layout.config in changed:
             return False
+        self._all_are_peers = False
         for key in changed:
             self._checked.pop(key, None)
             self._quarantined.pop(key, None)
@@ -174,6 +192,7 @@ class ViewBuilder:
         self._own, self._peers, self._quarantined = own, peers, quarantined
         came, gone = Peers.changed(self._told, peers)
         self._came, self._gone = ({id(one): one for one in some} for some in (came, gone))
+        self._all_are_peers = len(peers) == len(registered.subnets) and not quarantined
         return len(peers) == len(candidates)
 
     def _unreadable(self, registered: Registered) -> Mapping[bytes, str]:

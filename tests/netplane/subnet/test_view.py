@@ -17,6 +17,7 @@ from netplane.subnet.config import parse_config
 from netplane.subnet.family import Pair, Subnet
 from netplane.subnet.lease import Lease, Peers, View, encode_value
 from netplane.subnet.plan import Identity, Wish, plan
+from netplane.subnet.records import Registered
 from netplane.subnet.view import Local, ViewBuilder
 from tests.netplane.subnet.stores import (
     DUAL,
@@ -148,6 +149,27 @@ def test_what_often_happens_needs_no_look_at_everybody(monkeypatch: pytest.Monke
         revision = change.kv.mod_revision if change.kv is not None else store.revision
         registered.apply(max(revision, registered.head.revision + 1), [change])
         assert len(made.build(registered).peers) == left
+
+
+@pytest.mark.parametrize(("ours", "anew"), [("10.5.100.0/24", 0), ("10.5.2.0/25", 1)])
+def test_only_what_somebody_has_of_our_new_subnet_needs_a_look_at_everybody(
+    ours: str, anew: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All were looked at while the registry wrote down what is ours.
+    store = Store()
+    for number in range(1, 4):
+        store.lease(number)
+    registered = store.registered()
+    made = builder(store)
+    made.local.pair = None
+    assert len(made.build(registered).peers) == 3
+    rebuilt: list[Registered] = []
+    monkeypatch.setattr(made, "_rebuild", rebuilt.append)
+    made.local.pair = Pair(IPv4Network(ours))
+    registered.apply(store.revision + 1, [store.lease(100, subnet=ours)])
+    view = made.build(registered)
+    assert len(rebuilt) == anew
+    assert anew or (len(view.peers), view.own is not None) == (3, True)
 
 
 def test_every_peer_and_our_own_lease_are_there() -> None:
