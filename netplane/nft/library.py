@@ -6,6 +6,7 @@ What is said to it is not decided here. Where there is no libnftables, the progr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import functools
@@ -16,7 +17,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -279,21 +280,24 @@ def _sockets() -> set[int]:
 
 
 def _is_netfilter(descriptor: int) -> bool:
-    try:
-        looked_at = socket.socket(fileno=descriptor)
-    except OSError:  # no socket; or closed by another thread
-        return False
-    try:
-        return (looked_at.family, looked_at.proto) == (socket.AF_NETLINK, NETLINK_NETFILTER)
-    finally:
-        looked_at.detach()
+    # Most are no sockets, and other threads close theirs.
+    with contextlib.suppress(OSError), _looked_at(descriptor) as found:
+        return (found.family, found.proto) == (socket.AF_NETLINK, NETLINK_NETFILTER)
+    return False
 
 
 def _port(descriptor: int) -> int:
     """Return the port of a netlink socket; 0 before it has one."""
-    looked_at = socket.socket(fileno=descriptor)
-    try:
-        port: int = looked_at.getsockname()[0]
+    with _looked_at(descriptor) as found:
+        port: int = found.getsockname()[0]
         return port
+
+
+@contextlib.contextmanager
+def _looked_at(descriptor: int) -> Iterator[socket.socket]:
+    """Look at the socket of a descriptor, which stays open. Raises OSError where it is none."""
+    found = socket.socket(fileno=descriptor)
+    try:
+        yield found
     finally:
-        looked_at.detach()
+        found.detach()

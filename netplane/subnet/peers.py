@@ -24,7 +24,7 @@ class _Family:
         return self._is_sound
 
     def touches(self, subnet: Subnet, mac: str) -> bool:
-        return mac in self._by_mac or bool(self._spans.touched_by(subnet))
+        return mac in self._by_mac or self.overlaps(subnet)
 
     def overlaps(self, subnet: Subnet) -> bool:
         return bool(self._spans.touched_by(subnet))
