@@ -99,7 +99,7 @@ class NftMonitor:
         """
         try:
             data = await get_running_loop().sock_recv(self._socket, READ_MAX_BYTES)
-            return [change for change in self._changes(data) if change.port != own_port]
+            return list(self._changes(data, own_port))
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
@@ -109,8 +109,9 @@ class NftMonitor:
         self._changed.clear()
         return [Overrun()]
 
-    def _changes(self, data: bytes) -> Iterator[TableChange]:
-        for message in decode.messages(data):
+    def _changes(self, data: bytes, own_port: int) -> Iterator[TableChange]:
+        # All that one transaction tells carries the port of who wrote it.
+        for message in decode.messages(data, but_of_port=own_port):
             subsystem, kind = message.type >> 8, message.type & 0xFF
             if subsystem != SUBSYSTEM or len(message.body) < HEADER_BYTES:
                 continue

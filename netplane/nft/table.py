@@ -274,8 +274,9 @@ class KeptTable:
             await self._write_whole(done)
         elif look or self._written_members is None:
             # Who changes it while it is read is told, and leads to another pass.
-            if self._differences(await self._list()):
-                await self._put_right(done)
+            found = await self._list()
+            if self._differences(found):
+                await self._put_right(done, is_there=found is not None)
             else:
                 self._written_members = self._members
         elif self._members != self._written_members:
@@ -285,9 +286,9 @@ class KeptTable:
                 # The table is not as we left it, or nothing works; then this says why.
                 await self._put_right(done)
 
-    async def _put_right(self, done: _Pass) -> None:
+    async def _put_right(self, done: _Pass, *, is_there: bool = True) -> None:
         if not self._heals.held(self._key, time.monotonic()):
-            await self._write_whole(done)
+            await self._write_whole(done, is_there=is_there)
             done.healed = True
 
     async def _write_members(self, before: Members, done: _Pass) -> None:
@@ -304,11 +305,13 @@ class KeptTable:
         self._written_members = self._members
         done.written, done.removed = written, removed
 
-    async def _write_whole(self, done: _Pass) -> None:
+    async def _write_whole(self, done: _Pass, *, is_there: bool = True) -> None:
         self._written = ""
         text, members = self._text, self._members
-        # nft before 1.0.7 has no command that deletes a table whether it is there or not.
-        parts = [removal(self._name), f"table {self._name} {{\n{text}}}\n"]
+        # nft before 1.0.7 has no command that deletes a table whether it is there or not. Where
+        # there was none a moment ago it is left out: it took a fifth of such a healing. A table
+        # that somebody made in this moment is told of, and leads to another pass.
+        parts = [removal(self._name) if is_there else "", f"table {self._name} {{\n{text}}}\n"]
         parts += [elements("add", self._name, name, found) for name, found in members.items()]
         await self._nft.run("".join(parts))
         if self._shown_text != text:

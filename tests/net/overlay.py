@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -26,6 +26,8 @@ from tests.servers import Cluster, Etcd, Kvstore, is_healthy
 
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 30.0
+LATE_MAX = 100
+"""Packets of a flow, of thousands."""
 PREFIX = "/coreos.com/network/"
 NETWORK = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
 DUAL = (
@@ -246,7 +248,13 @@ def lost_without(
         agent.wait_ready()
         mark = out.sent
         until(lambda: out.sent > mark + 500, 20, "packets are sent with the next")
+        until_on_time(flows)
         return [flow.stop() for flow in flows]
+
+
+def until_on_time(flows: Iterable[Flow]) -> None:
+    """Wait until there has been sent what should have been: each says how many a second."""
+    until(lambda: max(flow.late for flow in flows) < LATE_MAX, 20, "packets are sent on time")
 
 
 class Overlay:

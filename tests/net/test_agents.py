@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.net.namespaces import missing
-from tests.net.overlay import PREFIX, AgentProcess, Overlay, patience, until
+from tests.net.overlay import PREFIX, AgentProcess, Overlay, patience, until, until_on_time
 from tests.net.packets import Flow, ping_all
 from tests.net.rig import Host
 from tests.net.witnesses import LINK, Ear, kernel_of, routes_of
@@ -50,6 +50,7 @@ def test_an_agent_that_ends_and_comes_back_costs_no_packet_and_touches_nothing(
         agent.start()
         agent.wait_ready()
         until(lambda: min(flow.sent for flow in flows) > 5000, 20, "packets are sent")
+        until_on_time(flows)
         losses = [flow.stop() for flow in flows]
     assert [loss.missing for loss in losses] == [(), ()]
     assert min(loss.per_second for loss in losses) >= 1000
