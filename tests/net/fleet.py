@@ -50,6 +50,7 @@ class Fleet:
         server: str = "kvstore",
         network: str = NETWORK,
         flags: tuple[str, ...] = (),
+        process: type[AgentProcess] = AgentProcess,
     ) -> None:
         self.rig = Rig(agents + 1)
         self.agents: list[AgentProcess] = []
@@ -57,6 +58,7 @@ class Fleet:
         self._server = server
         self._network = network
         self._flags = flags
+        self._process = process
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -75,7 +77,7 @@ class Fleet:
                 *("--etcd-endpoints", self.registry.endpoints[0]),
             )
             self.agents = [
-                AgentProcess(host, self.registry.endpoints, Path(folder), *self._flags)
+                self._process(host, self.registry.endpoints, Path(folder), *self._flags)
                 for host in hosts
             ]
             self._stack = self._stack.pop_all()

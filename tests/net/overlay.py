@@ -161,18 +161,21 @@ class AgentProcess:
             for name, value in os.environ.items()
             if not name.startswith(("ETCD", "FLANNELD_", "NOTIFY_"))
         }
-        command = self.host.namespace.command(
-            *(*self.wrapper, sys.executable, "-m", "netplane.cli.netplane", "agent"),
+        command = self.host.namespace.command(*self.wrapper, sys.executable, *self._arguments())
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, env=environment
+            )
+
+    def _arguments(self) -> list[str]:
+        return [
+            *("-m", "netplane.cli.netplane", "agent"),
             *("--etcd-endpoints", ",".join(self._endpoints)),
             *("--host-id", self.host.name, "--state-dir", str(self.folder)),
             *("--run-dir", str(self.folder)),
             *("--subnet-file", str(self.subnet_file)),
             *self.flags,
-        )
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, env=environment
-            )
+        ]
 
     def wait_ready(self) -> None:
         """Return when it says that nothing is missing."""
