@@ -50,7 +50,7 @@ SETTLE_S = 0.01
 PAUSE_S = 0.2
 PAUSE_FACTOR = 20
 """Between two looks, at least, and by how long the last one took: others may write all the time,
-and have so many chains that to look takes long."""
+and have so many chains that to look takes long. Never longer than the interval."""
 RETRY_S = 1.0
 
 
@@ -165,7 +165,8 @@ class ForwardRules:
             self._wake.clear()
             started = time.monotonic()
             report = await self._pass(cause)
-            await asyncio.sleep(max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - started)))
+            pause_s = max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - started))
+            await asyncio.sleep(min(pause_s, self._interval_s))
 
     async def read(self) -> Sight:
         """Look, and change nothing."""

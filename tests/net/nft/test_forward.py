@@ -214,6 +214,20 @@ async def test_what_is_flushed_or_set_up_later_is_healed(
     assert not any(report.problem for report in reports)
 
 
+async def test_however_long_a_look_took_the_next_comes_after_the_interval(
+    host: Host, make: Callable[..., ForwardRules], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "PAUSE_FACTOR", 1e6)
+    iptables = Tables(host, "nft")
+    iptables.do("-P", "FORWARD", "DROP")
+    rules = make(interval_s=0.3)
+    good(await rules.apply())
+    async with healing(rules, host):
+        for _ in range(2):
+            iptables.do("-F", "FORWARD")
+            await until(lambda: iptables.rules() == ours())
+
+
 async def test_a_writer_that_insists_is_named_and_answered_seldom(
     host: Host, make: Callable[..., ForwardRules], monkeypatch: pytest.MonkeyPatch
 ) -> None:
