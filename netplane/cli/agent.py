@@ -131,11 +131,13 @@ def settings_of(flags: dict[str, Any]) -> Settings:
 
 def run(settings: Settings) -> int:
     """Run an agent until SIGINT or SIGTERM; return the exit code."""
+    from netplane.agent.memory import hold, settle
+
+    hold()
     import asyncio
 
     from netplane.agent.agent import Agent
     from netplane.agent.containers.serving import serving_host
-    from netplane.agent.memory import settle
     from netplane.agent.wiring import RealParts
 
     async def serve() -> None:

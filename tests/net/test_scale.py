@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
@@ -24,7 +26,9 @@ pytestmark = [
 ]
 AGENTS = 100
 CALLS_MAX = 6
-EXEC_TO_MESH_S = 40
+EXEC_TO_MESH_S, EXEC_TO_MESH_PYTHONS = 40, 7
+"""Nearly all of it is Python that starts: 16 to 18 s on a machine that is itself, 33 to 42 on one
+where as many Pythons that only import asyncio took 8 s. So the bound there is in these."""
 BARRIER_TO_MESH_S = 10
 """Wanted are 5, which the table at the end tells; twice that is wrong on whatever machine."""
 PSS_MAX_BYTES = 80 << 20
@@ -38,6 +42,7 @@ CONFIG = '{"Network":"10.128.0.0/9","SubnetMax":"10.191.255.0","Backend":{"Type"
 def test_a_hundred_agents_that_start_together_are_one_network(
     record_property: Callable[[str, object], None],
 ) -> None:
+    bare_s = pythons_s(AGENTS)
     # The registry comes last: so all join in one moment, and their imports are apart.
     with Fleet(AGENTS) as fleet:
         fleet.shut_registry()
@@ -56,6 +61,7 @@ def test_a_hundred_agents_that_start_together_are_one_network(
             ("exec to waiting for the registry", f"{booted_s - begun_s:.1f} s"),
             ("registry serves to full mesh", f"{meshed_s - opened_s:.2f} s"),
             ("exec to full mesh", f"{meshed_s - begun_s:.1f} s"),
+            ("as many Pythons with asyncio", f"{bare_s:.1f} s"),
             ("registry calls for each", f"{sum(joining.values()) / AGENTS:.2f}"),
             ("CPU of each agent until it waits", f"{booting_s / AGENTS:.3f} s"),
             ("CPU of each agent to join", f"{(joined_s - booting_s) / AGENTS:.3f} s"),
@@ -68,7 +74,7 @@ def test_a_hundred_agents_that_start_together_are_one_network(
 
         assert all(agent.is_running for agent in fleet.agents)
         assert sum(joining.values()) <= CALLS_MAX * AGENTS, calls
-        assert meshed_s - begun_s <= EXEC_TO_MESH_S, rows
+        assert meshed_s - begun_s <= max(EXEC_TO_MESH_S, EXEC_TO_MESH_PYTHONS * bare_s), rows
         assert meshed_s - opened_s <= BARRIER_TO_MESH_S, rows
         assert max(sizes) <= PSS_MAX_BYTES
 
@@ -87,6 +93,14 @@ def test_a_hundred_agents_that_start_together_are_one_network(
             timeout_s=5,
         )
         assert None not in answers
+
+
+def pythons_s(count: int) -> float:
+    """Return how long it takes to start that many Pythons at once, until all have imported."""
+    begun_s = time.monotonic()
+    started = [subprocess.Popen([sys.executable, "-c", "import asyncio"]) for _ in range(count)]
+    assert [process.wait() for process in started] == [0] * count
+    return time.monotonic() - begun_s
 
 
 def expected(overlay: Overlay, number: int, registered: list[Peer]) -> dict[str, object]:
