@@ -151,6 +151,10 @@ def measure(registry: str, agents: int, writes: int, every_s: float, *, bare: bo
     return done
 
 
+def titled(registry: str, *, bare: bool) -> str:
+    return f"{registry}, bare agents" if bare else registry
+
+
 def p99(values: list[float]) -> float:
     return statistics.quantiles(values, n=100)[98] if len(values) > 1 else values[0]
 
@@ -159,10 +163,8 @@ def show(rounds: list[Round], agents: int, writes: int, every_ms: int) -> None:
     print(f"{agents} agents, {writes} writes, one each {every_ms} ms; ms")
     print(f"{'':18}{'median':>8}{'p99':>8}{'longest':>9}")
     for done in rounds:
-        print(
-            f"{done.registry}{', bare agents' if done.bare else ''}"
-            f" (full mesh {done.boot_s:.1f} s after exec, {done.missed} missed)"
-        )
+        title = titled(done.registry, bare=done.bare)
+        print(f"{title} (full mesh {done.boot_s:.1f} s after exec, {done.missed} missed)")
         rows = [(f"  a host {kind}", values) for kind, values in done.last_ms.items()]
         for name, values in [*rows, ("  any", done.all_ms), ("  client's call", done.put_ms)]:
             print(f"{name:18}{statistics.median(values):8.1f}{p99(values):8.1f}{max(values):9.1f}")
@@ -220,8 +222,7 @@ def main() -> None:
         # In turn, and each of them first.
         for registry in registries if number % 2 == 0 else reversed(registries):
             for bare in (False, True)[: 1 + arguments.bare]:
-                kind = f"{registry}{', bare agents' if bare else ''}"
-                print(f"round {number + 1}: {kind}", file=sys.stderr)
+                print(f"round {number + 1}: {titled(registry, bare=bare)}", file=sys.stderr)
                 rounds.append(measure(registry, agents, writes, every_ms / 1000, bare=bare))
     if arguments.json:
         print(json.dumps({"machine": facts, "rounds": [asdict(done) for done in rounds]}))

@@ -47,8 +47,6 @@ class TableChange:
     table: str
     removed: bool
     """The table is gone; also when all of them are, as after `flush ruleset`."""
-    port: int
-    """Of the socket that wrote it."""
     writer: str
     """As `nft (process 4711)`; empty if the kernel does not say."""
 
@@ -81,7 +79,6 @@ class NftMonitor:
             except PermissionError:  # as far as we may: an overrun costs a look, nothing is missed
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
             if but_of_port is not None:
-                # All that one transaction tells carries the port of who wrote it.
                 leave_out(self._socket, but_of_port)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
             undo.pop_all()
@@ -125,7 +122,7 @@ class NftMonitor:
                 continue
             changed, self._changed = self._changed, {}
             for (family, table), removed in changed.items():
-                yield TableChange(family, table, removed, message.port, _writer(found))
+                yield TableChange(family, table, removed, _writer(found))
 
 
 def _writer(generation: dict[int, bytes]) -> str:

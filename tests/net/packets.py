@@ -27,6 +27,7 @@ SOL_RAW, ICMP_FILTER = 255, 1
 SOL_ICMPV6, ICMPV6_FILTER = 58, 1
 UDP_PORT = 7000
 TAKE_S = 0.02
+"""After so long what has come is taken."""
 DRAIN_S = 1.0
 """What has not come so long after the last packet will not come."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -16,7 +15,15 @@ from netplane.subnet.lease import encode_value
 from netplane.subnet.plan import Identity, Wish, plan
 from netplane.subnet.records import Registered
 from tests.netplane.subnet.stores import DUAL, ONLY_IPV6, Store, address6, mac, pair, vxlan
-from tests.netplane.subnet.views import OURS, assert_changes_are_told, builder, peers, viewed
+from tests.netplane.subnet.views import (
+    OURS,
+    applied,
+    assert_changes_are_told,
+    assert_only_second_peer,
+    builder,
+    peers,
+    viewed,
+)
 
 
 @given(st.data())
@@ -66,13 +73,9 @@ def test_a_view_that_goes_on_from_the_last_is_as_one_made_anew(data: st.DataObje
                 continue
             case _:
                 continue
-        registered.apply(store.revision, [change])
-        changed = registered.take_changed()
-        other = copy.copy(registered)
-        other._changed = None
-        registered._changed = changed
+        untold = applied(registered, store, change)
         before, view = view, quick.build(registered)
-        assert view == thorough.build(other)
+        assert view == thorough.build(untold)
         assert_changes_are_told(before.peers, view.peers)
 
 
@@ -179,12 +182,7 @@ def test_what_cannot_be_used_is_named_and_takes_nobody_else_along(
     store.lease(2)
     change = store.lease(1, **fields)
 
-    view = viewed(store)
-
-    assert peers(view) == ["10.5.2.0/24"]
-    [(key, reason)] = view.quarantined.items()
-    assert key == change.key
-    assert words in reason
+    assert_only_second_peer(store, change, words)
 
 
 def test_a_reservation_whose_host_has_not_come_yet_is_neither_peer_nor_junk() -> None:

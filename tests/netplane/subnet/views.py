@@ -1,7 +1,8 @@
-"""What host 100 makes of the registry of a test; asserts only how changes are told."""
+"""What host 100 makes of the registry of a test, and what several tests say of it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from netplane.subnet.config import parse_config
 from netplane.subnet.family import Pair, Subnet
 from netplane.subnet.lease import Lease, Peers, View
+from netplane.subnet.records import Registered
+from netplane.subnet.registry import Change
 from netplane.subnet.view import Local, ViewBuilder
 from tests.netplane.subnet.stores import Store, address6, mac, mac6, pair, six
 
@@ -44,3 +47,22 @@ def assert_changes_are_told(before: Mapping[Subnet, Lease], after: Mapping[Subne
     same = before.keys() & after.keys()
     for subnet in {lease.subnet for lease in found[0]} & same:
         assert before[subnet] is not after[subnet]
+
+
+def assert_only_second_peer(store: Store, change: Change, words: str) -> None:
+    """Check that of two peers the second is there, and what was said of the first is named."""
+    view = viewed(store)
+    assert peers(view) == ["10.5.2.0/24"]
+    [(key, reason)] = view.quarantined.items()
+    assert key == change.key
+    assert words in reason
+
+
+def applied(registered: Registered, store: Store, change: Change) -> Registered:
+    """Apply a change, and return what there is now as one who is not told what changed has it."""
+    registered.apply(store.revision, [change])
+    changed = registered.take_changed()
+    untold = copy.copy(registered)
+    untold._changed = None
+    registered._changed = changed
+    return untold
