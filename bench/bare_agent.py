@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import grpc
 
-from kvstore.pb import kv_pb2, rpc_pb2
+from bench import messages
 
 # linux/netlink.h, rtnetlink.h, neighbour.h
 REQUEST, ACK, REPLACE, CREATE = 0x1, 0x4, 0x100, 0x400
@@ -113,46 +113,32 @@ def peer_of(key: bytes, value: bytes) -> Peer:
 def run(endpoint: str, key: bytes, value: bytes, link: str) -> None:
     """Keep the kernel as the registry says, until killed."""
     channel = grpc.insecure_channel(endpoint)
-    put = channel.unary_unary(
-        "/etcdserverpb.KV/Put", rpc_pb2.PutRequest.SerializeToString, rpc_pb2.PutResponse.FromString
-    )
-    list_ = channel.unary_unary(
-        "/etcdserverpb.KV/Range",
-        rpc_pb2.RangeRequest.SerializeToString,
-        rpc_pb2.RangeResponse.FromString,
-    )
-    watch = channel.stream_stream(
-        "/etcdserverpb.Watch/Watch",
-        rpc_pb2.WatchRequest.SerializeToString,
-        rpc_pb2.WatchResponse.FromString,
-    )
+    put = channel.unary_unary(messages.PUT)
+    list_ = channel.unary_unary(messages.RANGE)
+    watch = channel.stream_stream(messages.WATCH)
     prefix = key[: key.rindex(b"/") + 1]
     end = prefix[:-1] + bytes([prefix[-1] + 1])
     kernel = Kernel(link)
-    put(rpc_pb2.PutRequest(key=key, value=value), wait_for_ready=True)
-    listed = list_(rpc_pb2.RangeRequest(key=prefix, range_end=end))
-    there = {found.key: peer_of(found.key, found.value) for found in listed.kvs if found.key != key}
+    put(messages.put(key, value), wait_for_ready=True)
+    listed = messages.range_reply(list_(messages.range_(prefix, end)))
+    there = {name: peer_of(name, found) for name, found in listed.pairs if name != key}
     if there:
         kernel.write([part for peer in there.values() for part in kernel.came(peer)])
-    asked = rpc_pb2.WatchCreateRequest(
-        key=prefix, range_end=end, start_revision=listed.header.revision + 1
-    )
 
-    def requests() -> Iterator[rpc_pb2.WatchRequest]:
-        yield rpc_pb2.WatchRequest(create_request=asked)
+    def requests() -> Iterator[bytes]:
+        yield messages.watch_create(prefix, end, listed.revision + 1)
         threading.Event().wait()
 
     for response in watch(requests()):
-        for event in response.events:
-            name = event.kv.key
+        for name, found in messages.watch_events(response):
             if name == key:
                 continue
             before = there.pop(name, None)
-            if event.type == kv_pb2.Event.DELETE:
+            if found is None:
                 if before is not None:
                     kernel.write(kernel.went(before))
                 continue
-            there[name] = after = peer_of(name, event.kv.value)
+            there[name] = after = peer_of(name, found)
             kernel.write(kernel.came(after) if before is None else kernel.moved(before, after))
 
 

@@ -71,9 +71,10 @@ def compact(revision: int, *, physical: bool = False) -> bytes:
     return integer(1, revision) + integer(2, physical)
 
 
-def watch_create(key: bytes, range_end: bytes = b"") -> bytes:
+def watch_create(key: bytes, range_end: bytes = b"", start_revision: int = 0) -> bytes:
     """Return a WatchRequest that creates one watcher."""
-    return blob(1, blob(1, key) + (blob(2, range_end) if range_end else b""))
+    end = blob(2, range_end) if range_end else b""
+    return blob(1, blob(1, key) + end + integer(3, start_revision))
 
 
 def framed(message: bytes) -> bytes:
@@ -159,6 +160,17 @@ def range_reply(reply: bytes) -> RangeReply:
     return RangeReply(
         number(decode(data(fields, 1)), 3), pairs, number(fields, 4), bool(number(fields, 3))
     )
+
+
+def watch_events(reply: bytes) -> list[tuple[bytes, bytes | None]]:
+    """Decode a WatchResponse: keys with their new values, None for one that was deleted."""
+    events: list[tuple[bytes, bytes | None]] = []
+    for item in decode(reply).get(11, []):
+        assert isinstance(item, bytes)
+        event = decode(item)
+        pair = decode(data(event, 2))
+        events.append((data(pair, 1), None if number(event, 1) else data(pair, 5)))
+    return events
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,25 @@ def test_replies_are_read_as_protobuf_wrote_them() -> None:
 
 
 def test_watch_and_compaction_requests() -> None:
-    watch = rpc_pb2.WatchRequest.FromString(messages.watch_create(b"a", b"b"))
+    watch = rpc_pb2.WatchRequest.FromString(messages.watch_create(b"a", b"b", 9))
     compaction = rpc_pb2.CompactionRequest.FromString(messages.compact(7, physical=True))
 
-    assert (watch.create_request.key, watch.create_request.range_end) == (b"a", b"b")
+    asked = rpc_pb2.WatchCreateRequest(key=b"a", range_end=b"b", start_revision=9)
+    assert watch == rpc_pb2.WatchRequest(create_request=asked)
     assert (compaction.revision, compaction.physical) == (7, True)
+
+
+def test_events_are_read_as_protobuf_wrote_them() -> None:
+    put = kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"a", value=b"1", mod_revision=4, lease=2**62))
+    empty = kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"b", mod_revision=5))
+    gone = kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=kv_pb2.KeyValue(key=b"a", mod_revision=6))
+    response = rpc_pb2.WatchResponse(watch_id=3, events=[put, empty, gone])
+
+    events = messages.watch_events(response.SerializeToString())
+
+    assert events == [(b"a", b"1"), (b"b", b""), (b"a", None)]
+    created = rpc_pb2.WatchResponse(created=True).SerializeToString()
+    assert messages.watch_events(created) == []
 
 
 def test_the_null_servers_replies_are_as_large_as_real_ones() -> None:
