@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.sim.full.planted import BUGS, FullBug
 # The time is CPU; on a machine that is busy with other things it takes a multiple.
 pytestmark = [pytest.mark.sim, pytest.mark.timeout(600)]
 
+ROOT = Path(__file__).parents[3]
 PROFILES = tuple(name for name in profile.PROFILES if name != "calm")
 
 REACHED_MIN = 3
@@ -127,6 +129,13 @@ def check_bug(bug: FullBug, seeds: tuple[int, ...]) -> None:
             first_seed + hunt.runs - 1, bug.profile, bug.run_events, liveness=bug.liveness
         )
         assert result.failure is None, str(result)
+
+
+def test_the_documentation_lists_the_planted_bugs() -> None:
+    page = (ROOT / "docs" / "simulation.md").read_text()
+    rows = [f"| {bug.name}{' (slow)' if bug.slow else ''} |" for bug in BUGS]
+    assert [row for row in rows if row not in page] == []
+    assert f"| {len(BUGS)} known bugs" in page
 
 
 @pytest.mark.parametrize("bug", [bug for bug in BUGS if not bug.slow], ids=lambda bug: bug.name)
