@@ -155,8 +155,7 @@ def range_reply(reply: bytes) -> RangeReply:
     pairs = []
     for item in fields.get(2, []):
         assert isinstance(item, bytes)
-        pair = decode(item)
-        pairs.append((data(pair, 1), data(pair, 5)))
+        pairs.append(_pair(item))
     return RangeReply(
         number(decode(data(fields, 1)), 3), pairs, number(fields, 4), bool(number(fields, 3))
     )
@@ -168,9 +167,14 @@ def watch_events(reply: bytes) -> list[tuple[bytes, bytes | None]]:
     for item in decode(reply).get(11, []):
         assert isinstance(item, bytes)
         event = decode(item)
-        pair = decode(data(event, 2))
-        events.append((data(pair, 1), None if number(event, 1) else data(pair, 5)))
+        key, value = _pair(data(event, 2))
+        events.append((key, None if number(event, 1) else value))
     return events
+
+
+def _pair(key_value: bytes) -> tuple[bytes, bytes]:
+    fields = decode(key_value)
+    return data(fields, 1), data(fields, 5)
 
 
 @dataclass(frozen=True)
