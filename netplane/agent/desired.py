@@ -157,23 +157,26 @@ def difference(
     ordered = sorted(missing, key=_order)
     if not extra:
         return [Change(item) for item in ordered]
-    replaced = {identity(item): item for item in extra}
-    written = []
-    for item in ordered:
-        before = replaced.get(identity(item))
-        if before is not None and _is_in_its_own_way(item, before):
-            written += [Change(before, removed=True), Change(item)]
-        else:
-            written.append(Change(item, replace=before is not None))
+    left: Iterable[Item] = extra
+    written: list[Change] = []
+    if ordered:
+        # More than one may have an identity: what others have appended.
+        named = [(identity(item), item) for item in extra]
+        replaced = dict(named)
+        kept = set()
+        for item in ordered:
+            name = identity(item)
+            kept.add(name)
+            before = replaced.get(name)
+            if before is not None and _is_in_its_own_way(item, before):
+                written += [Change(before, removed=True), Change(item)]
+            else:
+                written.append(Change(item, replace=before is not None))
+        left = [item for name, item in named if name not in kept]
     if not remove:
         return written
-    kept = {identity(change.item) for change in written}
-    removed = [
-        Change(item, removed=True)
-        for item in sorted(extra, key=_order, reverse=True)
-        if identity(item) not in kept
-    ]
-    return written + removed
+    removed = sorted(left, key=_order, reverse=True)
+    return written + [Change(item, removed=True) for item in removed]
 
 
 def leads_nowhere(change: Change) -> bool:

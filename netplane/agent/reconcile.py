@@ -299,10 +299,12 @@ class Reconciler:
         self._stale = True  # until it is known what became of them; we may be cancelled
         refusals = await self._write(changes, gate)
         self._stale = False
-        failed = {id(refusal.change) for refusal in refusals}
-        for refusal in refusals:
-            done.note_refusal(refusal)
-        ended = [change for change in changes if id(change) not in failed]
+        ended = changes
+        if refusals:
+            failed = {id(refusal.change) for refusal in refusals}
+            ended = [change for change in changes if id(change) not in failed]
+            for refusal in refusals:
+                done.note_refusal(refusal)
         for change in ended:
             (done.removed if change.removed else done.written).append(change.item)
             # Right before and not now; or not there before, and not wanted now.

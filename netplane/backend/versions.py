@@ -59,7 +59,7 @@ class SetVersion(AbstractSet[T]):
         return members
 
     def __contains__(self, member: object) -> bool:
-        return member in self.whole()
+        return member in (self._members if self._next is None else self.whole())
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.whole())

@@ -228,30 +228,24 @@ class VxlanBackend:
         # One peer of a thousand has changed, as a rule.
         last = self._last
         came, gone = Peers.changed(last.peers, peers)
-        served = last.served
-        left = [served.pop(id(peer)) for peer in gone]
-        new = [self._serve(peer) for peer in came]
-        served.update(zip(map(id, came), new, strict=True))
-        macs = last.macs
-        macs.difference_update([one.mac for one in left])
-        new_macs = [one.mac for one in new if one.mac]
+        served, macs = last.served, last.macs
         goes_on = (
-            last.subnet is not None
-            and is_same(last.subnet, subnet)
-            and macs.isdisjoint(new_macs)
-            and len(set(new_macs)) == len(new_macs)
-            and not (last.planned.refused or any(one.reason for one in new))
+            last.subnet is not None and is_same(last.subnet, subnet) and not last.planned.refused
         )
+        before, after = set[KernelObject](), set[KernelObject]()
+        for peer in gone:
+            one = served.pop(id(peer))
+            macs.discard(one.mac)
+            before |= one.objects
+        for peer in came:
+            one = served[id(peer)] = self._serve(peer)
+            goes_on = goes_on and not one.reason and one.mac not in macs
+            if goes_on:
+                macs.update([one.mac] if one.mac else ())
+                after |= one.objects
         if goes_on:
-            macs.update(new_macs)
-            nothing = frozenset[KernelObject]()
-            step = Step.of(
-                last.planned.objects,
-                nothing.union(*[one.objects for one in left]),
-                nothing.union(*[one.objects for one in new]),
-            )
-            vteps = _vteps(last, peers, came, gone)
-            planned = Planned(step.objects, {}, vteps, step)
+            step = Step.of(last.planned.objects, before, after)
+            planned = Planned(step.objects, {}, _vteps(last, peers, came, gone), step)
         else:
             planned, macs = self._planned(subnet, peers, served)
         self._last = _Plan(subnet, peers, served, planned, macs)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +16,7 @@ from netplane.netlink.decode import (
     SUCCESS,
     Message,
     Outcome,
+    is_success,
     messages,
     outcome,
 )
@@ -98,7 +98,7 @@ class Connection:
     ) -> None:
         self._socket = open_socket(namespace, protocol)
         self._timeout_s = timeout_s
-        self._sequences = itertools.count(1)
+        self._sequence = 0
         self._turn = asyncio.Lock()
         self._is_clean = True
         """All that was asked for is answered."""
@@ -126,32 +126,24 @@ class Connection:
         """Give the socket back."""
         self._socket.close()
 
-    async def perform(self, requests: Iterable[Request]) -> list[Outcome]:
+    async def perform(self, requests: Sequence[Request]) -> list[Outcome]:
         """Send requests, in order, and return how each ended; one that fails stops no other.
 
         Those whose answer is lost end with ENOBUFS or ETIMEDOUT: they may have taken effect.
         """
         outcomes: list[Outcome] = []
         async with self._turn:
-            left = iter(requests)
-            while chunk := list(itertools.islice(left, SEND_MAX)):
-                if outcomes:
+            for start in range(0, len(requests), SEND_MAX):
+                if start:
                     await asyncio.sleep(0)  # answers come at once, so nothing else lets others in
-                outcomes += await self._chunk(chunk)
+                outcomes += await self._chunk(requests[start : start + SEND_MAX])
         return outcomes
 
     async def _chunk(self, requests: Sequence[Request]) -> list[Outcome]:
-        numbers = [next(self._sequences) for _ in requests]
-        waiting, last = set(numbers), numbers[-1]
+        numbers = range(self._sequence + 1, self._sequence + 1 + len(requests))
+        self._sequence = last = numbers[-1]
         found: dict[int, Outcome] = {}
-        lost = Outcome(errno.ETIMEDOUT, f"no answer within {self._timeout_s:g} s")
-
-        def take(data: bytes) -> None:
-            for message in messages(data):
-                # Answers to a request that was given up earlier may still come.
-                if message.type == Type.ERROR and message.sequence in waiting:
-                    found[message.sequence] = outcome(message)
-
+        untold = SUCCESS
         # The kernel goes by their order, and tells of each refusal: what has not been refused when
         # the last is answered has succeeded. To make and read each answer takes longer than a
         # third of what the requests do.
@@ -161,23 +153,28 @@ class Connection:
         ]
         try:
             self._send(encoded)
-            with contextlib.suppress(BlockingIOError):
+            try:
                 # Each answer is a read of its own, and all are there already: neither the loop is
                 # to be asked nor a timer to be set.
+                data = self._socket.recv(READ_MAX_BYTES)
+                if is_success(data, last):
+                    self._is_clean = True
+                    return [SUCCESS] * len(requests)
+                _take(data, numbers, found)
                 while last not in found:
-                    take(self._socket.recv(READ_MAX_BYTES))
-            if last not in found:
+                    _take(self._socket.recv(READ_MAX_BYTES), numbers, found)
+            except BlockingIOError:
                 loop = asyncio.get_running_loop()
                 async with asyncio.timeout(self._timeout_s):
                     while last not in found:
-                        take(await loop.sock_recv(self._socket, READ_MAX_BYTES))
+                        data = await loop.sock_recv(self._socket, READ_MAX_BYTES)
+                        _take(data, numbers, found)
+            # An answer for which there was no room is told of before any other is read.
+            self._is_clean = True
         except TimeoutError:
-            pass  # `lost` says so of each request that it concerns
+            untold = Outcome(errno.ETIMEDOUT, f"no answer within {self._timeout_s:g} s")
         except OSError as error:
-            lost = Outcome(error.errno or errno.EIO, f"the answer is lost: {error.strerror}")
-        self._is_clean = last in found
-        # An answer for which there was no room is told of before any other is read.
-        untold = SUCCESS if self._is_clean else lost
+            untold = Outcome(error.errno or errno.EIO, f"the answer is lost: {error.strerror}")
         return [found.get(number, untold) for number in numbers]
 
     async def get(self, request: Request) -> Message | None:
@@ -188,7 +185,7 @@ class Connection:
             NetlinkLostError: no answer.
         """
         async with self._turn, self._deadline():
-            number = next(self._sequences)
+            self._sequence = number = self._sequence + 1
             self._send([request.encode(number)])
             answer = None
             while True:
@@ -225,7 +222,7 @@ class Connection:
         return found
 
     async def _dump_once(self, request: Request) -> tuple[list[Message], bool]:
-        number = next(self._sequences)
+        self._sequence = number = self._sequence + 1
         self._send([request.encode(number)])
         found: list[Message] = []
         disturbed = False
@@ -270,3 +267,11 @@ class Connection:
             raise NetlinkLostError(f"no answer within {self._timeout_s:g} s") from error
         except OSError as error:
             raise NetlinkLostError(f"answers are lost: {error.strerror}") from error
+
+
+def _take(data: bytes, numbers: range, found: dict[int, Outcome]) -> None:
+    """Note how requests with these numbers ended."""
+    for message in messages(data):
+        # Answers to a request that was given up earlier may still come.
+        if message.type == Type.ERROR and message.sequence in numbers:
+            found[message.sequence] = outcome(message)

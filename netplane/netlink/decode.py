@@ -69,6 +69,9 @@ class Outcome:
 
 SUCCESS = Outcome(0, "")
 _CODE = struct.Struct("=i")
+_ACK = struct.Struct(f"{HEADER.format}i16x")
+"""A header, the code, and of the request its header only, as NETLINK_CAP_ACK asks for."""
+_ERROR = int(Type.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,16 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
         found[kind & KIND_MASK] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
+
+
+def is_success(data: bytes, number: int) -> bool:
+    """Tell whether a read gave nothing but word of success, of this request: as nearly all do."""
+    if len(data) != _ACK.size:
+        return False
+    _, kind, flags, sequence, _, code = _ACK.unpack_from(data)
+    return (
+        sequence == number and not code and kind == _ERROR and flags & (CAPPED | ACK_TLVS) == CAPPED
+    )
 
 
 def outcome(message: Message) -> Outcome:

@@ -139,7 +139,8 @@ class Kernel:
             indices: of the links that are named. An object on another one fails by itself.
         """
         refusals: list[Refusal] = []
-        possible: list[tuple[Change, int]] = []
+        possible: list[Change] = []
+        requests: list[Request] = []
         for change in changes:
             item = change.item
             if isinstance(item, VxlanLink):
@@ -153,9 +154,14 @@ class Kernel:
                 text = f"there is no link {item.link}"
                 refusals.append(Refusal(change, errno.ENODEV, text))
                 continue
-            possible.append((change, index))
-        outcomes = await self.connection.perform(_request(*one) for one in possible)
-        for (change, _), outcome in zip(possible, outcomes, strict=True):
+            possible.append(change)
+            requests.append(
+                messages.remove(item, index)
+                if change.removed
+                else messages.add(item, index, replace=change.replace)
+            )
+        outcomes = await self.connection.perform(requests)
+        for change, outcome in zip(possible, outcomes, strict=True):
             if outcome.code and not (change.removed and outcome.code in GONE):
                 refusals.append(Refusal(change, outcome.code, outcome.text))
         return refusals
@@ -182,9 +188,3 @@ class Kernel:
     async def _set(self, item: VxlanLink, requests: Sequence[Request]) -> list[Refusal]:
         outcomes = await self.connection.perform(requests)
         return [Refusal(Change(item), one.code, one.text) for one in outcomes if one.code]
-
-
-def _request(change: Change, index: int) -> Request:
-    if change.removed:
-        return messages.remove(change.item, index)
-    return messages.add(change.item, index, replace=change.replace)

@@ -152,13 +152,17 @@ def _overrun(error: OSError) -> list[Change]:
 
 
 def _changes(data: bytes, names: Mapping[int, str], own_port: int) -> list[Change]:
+    found: list[Change] = []
     try:
-        found = [change(message, names) for message in decode.messages(data, but_of_port=own_port)]
+        for message in decode.messages(data, but_of_port=own_port):
+            told = change(message, names)
+            if told is not None:
+                found.append(told)
     except decode.NetlinkFormatError as error:
         # As good as lost, and as harmless: what is there will be read.
         log.warning("a notification of the kernel is not understood: %s", error)
         return [Overrun()]
-    return [item for item in found if item is not None]
+    return found
 
 
 def change(message: decode.Message, names: Mapping[int, str]) -> Change | None:

@@ -6,13 +6,12 @@ took two thirds of a millisecond of CPU in each of a hundred agents, by this a t
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from netplane.netlink import decode
 from netplane.netlink.connection import (
@@ -124,17 +123,11 @@ def _element(packed: bytes) -> bytes:
 def _outcome(opened: socket.socket, last: int) -> int:
     """Return the errno of the first message that was refused, 0 when all were taken."""
     found = 0
-    for message in _answers(opened):
-        code = -struct.unpack_from("=i", message.body)[0]
-        found = found or code
-        if message.sequence == last and not code:
-            return found
-    return found or errno.ETIMEDOUT
-
-
-def _answers(opened: socket.socket) -> Iterator[decode.Message]:
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            for message in decode.messages(opened.recv(READ_MAX_BYTES)):
+    try:
+        while not decode.is_success(data := opened.recv(READ_MAX_BYTES), last):
+            for message in decode.messages(data):
                 if message.type == Type.ERROR:
-                    yield message
+                    found = found or -struct.unpack_from("=i", message.body)[0]
+    except BlockingIOError:
+        return found or errno.ETIMEDOUT
+    return found

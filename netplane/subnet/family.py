@@ -12,12 +12,32 @@ from ipaddress import (
     IPv6Network,
     ip_interface,
 )
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Subnet: TypeAlias = IPv4Network | IPv6Network
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 VERSION4, VERSION6 = 4, 6
+
+
+class LeasedSubnet(IPv4Network):
+    """A subnet of a lease's key, which is asked for the same again with every change of any lease.
+
+    `ipaddress` works hash and length out anew each time, in four calls and two.
+    """
+
+    version: Literal[4] = 4
+    max_prefixlen: Literal[32] = 32
+    prefixlen = 0
+
+    def __init__(self, address: object, strict: bool = True) -> None:
+        super().__init__(address, strict)
+        self.prefixlen = super().prefixlen
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        """Return its parent's, as it is equal to one of its parent's kind."""
+        return self._hash
 
 
 class Pair(NamedTuple):

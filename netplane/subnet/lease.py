@@ -13,6 +13,7 @@ from netplane.subnet.config import NetworkConfig, Range
 from netplane.subnet.family import (
     VERSION6,
     Address,
+    LeasedSubnet,
     Pair,
     Subnet,
     ipv4_address,
@@ -228,7 +229,7 @@ def _plain_subnet(name: str) -> IPv4Network | None:
     address, _, length = name.partition("-")
     try:
         # Both take one way of writing only.
-        return IPv4Network((socket.inet_pton(socket.AF_INET, address), _LENGTHS[length]))
+        return LeasedSubnet((socket.inet_pton(socket.AF_INET, address), _LENGTHS[length]))
     except (OSError, ValueError, KeyError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +95,14 @@ def test_a_route_that_moves_to_another_link_is_replaced_in_one_step() -> None:
 def test_a_route_with_another_metric_is_another_route() -> None:
     stale = ROUTE._replace(metric=7)
     assert steps(frozenset({ROUTE}), frozenset({stale})) == [("add", ROUTE), ("remove", stale)]
+
+
+@pytest.mark.parametrize("written", [frozenset[Item](), frozenset({NEIGHBOUR})])
+def test_all_that_others_have_appended_to_one_entry_goes(written: frozenset[Item]) -> None:
+    # `bridge fdb append`: one MAC, several hosts.
+    appended = {FDB, FDB._replace(destination=bytes([192, 0, 2, 9]))}
+    found = difference(written, frozenset(appended))
+    assert {change.item for change in found if change.removed} == appended
 
 
 def test_without_removal_only_what_is_in_the_way_goes() -> None:

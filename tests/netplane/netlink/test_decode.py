@@ -51,6 +51,33 @@ def test_an_acknowledgement_is_code_0() -> None:
     assert decode.outcome(error(0)) == Outcome(0, "")
 
 
+def read(message: Message) -> bytes:
+    """Return what a read gives of a message."""
+    head = HEADER.pack(
+        16 + len(message.body), message.type, message.flags, message.sequence, message.port
+    )
+    return head + message.body
+
+
+def test_word_of_success_is_known_by_its_number_and_its_code() -> None:
+    assert decode.is_success(read(error(0)), 9)
+    assert not decode.is_success(read(error(0)), 8)
+    assert not decode.is_success(read(error(errno.EEXIST)), 9)
+
+
+@pytest.mark.parametrize("data", [
+    b"",
+    read(error(0))[:-1],
+    read(error(0)) * 2,
+    read(error(0, TEXT)),
+    read(error(0, capped=False)),
+    read(error(0)._replace(type=Type.DONE)),
+    read(error(0)._replace(flags=decode.CAPPED | decode.ACK_TLVS)),
+])  # fmt: skip
+def test_whatever_else_is_to_be_read_in_full(data: bytes) -> None:
+    assert not decode.is_success(data, 9)
+
+
 def test_the_end_of_a_dump_may_be_an_error() -> None:
     body = struct.pack("=i", -errno.EBUSY)
     assert decode.outcome(Message(Type.DONE, 2, 9, 0, body)).code == errno.EBUSY

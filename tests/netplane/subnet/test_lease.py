@@ -148,6 +148,16 @@ def test_keys_are_flannels() -> None:
     assert parse_name(b"10.5.34.0-24") == Pair(SUBNET)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(0, 32))
+def test_the_subnet_of_a_key_is_as_any_other(address: int, length: int) -> None:
+    plain = IPv4Network((address, length), strict=False)
+    [leased] = {parse_name(subnet_name(plain).encode()).first}
+    assert (leased, plain) == (plain, leased)
+    assert hash(leased) == hash(plain)
+    assert (leased.version, leased.prefixlen, leased.max_prefixlen) == (4, length, 32)
+    assert [str(one) for one in (leased, leased.supernet())] == [str(plain), str(plain.supernet())]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
