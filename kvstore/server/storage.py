@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -115,11 +114,12 @@ class Storage:
         self._thread.shutdown()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while not self._stopping:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(INTERVAL_S):
-                        await self._wake.wait()
+                timer = loop.call_later(INTERVAL_S, self._wake.set)
+                await self._wake.wait()
+                timer.cancel()
                 self._wake.clear()
                 async with self.lock:
                     await self._commit()

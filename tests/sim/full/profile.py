@@ -384,6 +384,8 @@ def _narrow_lease(profile: FullProfile, rng: random.Random) -> None:
     profile.fault_ns = rng.choice((400, 1500, 1500)) * MS
     profile.points = {"leader": rng.choice((0.0, 0.1))}
     profile.lease_patience = rng.choice((0.2, 2.0, 2.0))
+    # Seconds in which little happens: stores that look each millisecond would be most of the work.
+    profile.knobs["INTERVAL_S"] = 0.1
 
 
 def _narrow_rot(profile: FullProfile, rng: random.Random) -> None:
