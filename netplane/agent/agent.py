@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 import secrets
 import time
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from netplane.agent.ports import (
 )
 from netplane.agent.remembered import describe, left, reached_by, remembered_config
 from netplane.agent.settings import Settings
+from netplane.agent.spread import spread
 from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
 from netplane.agent.telling import tell_firewall, tell_key, tell_round
@@ -59,9 +59,9 @@ RETRY_DOWN_MAX_S = 1.0
 go on soon after it is back."""
 
 OCCUPIED_RETRY_S = 1.0
-TIDY_S = 2.0
-"""For what a change of the network brings beside kernel objects: changes that come meanwhile share
-it, and none waits for it."""
+TIDY_S = 5.0
+"""By then is done what a change of the network brings beside kernel objects: changes that come
+meanwhile share it, and none waits for it."""
 
 PATIENCE_S = 5.0
 """How long the registry may keep silent at the start before what is remembered is programmed."""
@@ -278,7 +278,7 @@ class Agent:
                 is_down = isinstance(error, UnavailableError)
                 delay_s = min(delay_s, RETRY_DOWN_MAX_S if is_down else RETRY_MAX_S)
                 # A hundred agents that wait for one registry should not all come at once.
-                await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311
+                await asyncio.sleep(spread(delay_s))
                 delay_s *= 2
             else:
                 self.board.miss("no-lease", "")
@@ -456,7 +456,7 @@ class Agent:
         """Tell files and systemd of what was programmed, some time after it."""
         while True:
             await self._untidy.wait()
-            await asyncio.sleep(TIDY_S)
+            await asyncio.sleep(spread(TIDY_S))
             self._untidy.clear()
             self._note_view()
             if self.board.is_ready:

@@ -19,6 +19,7 @@ from netplane.agent.ports import (
 )
 from netplane.agent.reconcile import Reconciler
 from netplane.agent.settings import Settings
+from netplane.agent.spread import spread
 from netplane.agent.udp import ProcessKeeper, key_of_running
 from netplane.backend import Backend, Planned
 from netplane.backend.udp import SealedUdpBackend, UdpBackend
@@ -28,8 +29,8 @@ from netplane.subnet.lease import Lease
 from netplane.udp.control import Config
 from netplane.udp.path import FOREIGN
 
-TELL_S = 2.0
-"""After this, rounds without trouble are told of, many at once: counts and pages can wait, and each
+TELL_S = 5.0
+"""By then, rounds without trouble are told of, many at once: counts and pages can wait, and each
 costs as much as a third of the round."""
 
 _TURNS_TO_NFT = 2
@@ -221,7 +222,7 @@ class RealDataplane:
         if not (was_quiet and self._is_quiet):
             self._tell()
         elif self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(TELL_S, self._tell)
+            self._telling = asyncio.get_running_loop().call_later(spread(TELL_S), self._tell)
 
     def _tell(self) -> None:
         if self._telling is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from netplane.agent.ports import FirewallLook, FirewallReport
+from netplane.agent.spread import spread
 from netplane.nft.chains import Pair
 from netplane.nft.firewall import Firewall
 from netplane.nft.firewall import FirewallReport as TableReport
@@ -27,8 +28,8 @@ LATER_S = 1.0
 """Who goes is shut out by then: with who comes meanwhile, or with others who go. A transaction for
 each would be most of what an agent does for a host that goes."""
 
-TELL_S = 2.0
-"""After this, members that were written are reported."""
+TELL_S = 5.0
+"""By then members that were written are reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class HostFirewall:
             self._steps += written
             if self._reporting is None:
                 loop = asyncio.get_running_loop()
-                self._reporting = loop.call_later(TELL_S, self._report)
+                self._reporting = loop.call_later(spread(TELL_S), self._report)
         elif not await self._bounded(self._own.apply(self._rules, vteps)):
             self._report(
                 problem=f"nftables have not answered within {PATIENCE_S:g} s; somebody may be"
@@ -128,7 +129,7 @@ class HostFirewall:
         """Shut those out who have gone."""
         while True:
             await self._leaving.wait()
-            await asyncio.sleep(LATER_S)
+            await asyncio.sleep(spread(LATER_S))
             self._leaving.clear()
             if self._told is not None and self._told[1] != self._wanted_vteps:
                 await self._write(self._told[0], self._wanted_vteps)
