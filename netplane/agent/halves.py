@@ -120,11 +120,13 @@ class DualDataplane:
         self._reports[index] = report
         other = self._reports[1 - index]
         if other.failed or other.broken or other.contested:
+            # Always in this order: in that of the reports each would be news, and be logged.
+            both = self._reports
             report = replace(
                 report,
-                failed=(*report.failed, *other.failed),
-                broken=_joined((report.broken, other.broken)),
-                contested=_joined((report.contested, other.contested)),
+                failed=(*both[0].failed, *both[1].failed),
+                broken=_joined(one.broken for one in both),
+                contested=_joined(one.contested for one in both),
             )
         self.on_report(report)
 

@@ -156,6 +156,15 @@ def test_what_one_half_lacks_is_told_until_it_has_it() -> None:
     second.on_report(Report())
     assert (reports[-1].broken, reports[-1].contested) == ("", "routes")
 
+    # Each look of either half is told: in an order that changes it would be logged each time.
+    troubles = [Report(broken=name, failed=((name, "why"),), contested=name) for name in "ab"]
+    for half, report in ((first, troubles[0]), (second, troubles[1]), (first, troubles[0])):
+        half.on_report(report)
+        said = replace(reports[-1], written=Counter())
+    assert said == Report(broken="a; b", failed=(("a", "why"), ("b", "why")), contested="a; b")
+    second.on_report(troubles[1])
+    assert replace(reports[-1], written=Counter()) == said
+
     walls: list[FirewallReport] = []
     both.on_firewall = walls.append
     second.on_firewall(FirewallReport(problem="no nftables", vteps=2))
