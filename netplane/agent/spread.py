@@ -9,6 +9,6 @@ def spread(limit_s: float) -> float:
     """Return a pause of at least half of a limit, and at most all of it.
 
     Agents hear of a change together. Those on one machine that all put off for as long what follows
-    it stand in each other's way then, and in that of the next change: a hundred for half a second.
+    it stand in each other's way then, and in that of the next change.
     """
     return limit_s * random.uniform(0.5, 1)  # noqa: S311 (no secret)

@@ -241,8 +241,9 @@ class VxlanBackend:
             one = served[id(peer)] = self._serve(peer)
             goes_on = goes_on and not one.reason and one.mac not in macs
             if goes_on:
-                macs.update([one.mac] if one.mac else ())
                 after |= one.objects
+                if one.mac:
+                    macs.add(one.mac)
         if goes_on:
             step = Step.of(last.planned.objects, before, after)
             planned = Planned(step.objects, {}, _vteps(last, peers, came, gone), step)

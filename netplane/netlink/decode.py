@@ -71,7 +71,6 @@ SUCCESS = Outcome(0, "")
 _CODE = struct.Struct("=i")
 _ACK = struct.Struct(f"{HEADER.format}i16x")
 """A header, the code, and of the request its header only, as NETLINK_CAP_ACK asks for."""
-_ERROR = int(Type.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +149,8 @@ def is_success(data: bytes, number: int) -> bool:
     if len(data) != _ACK.size:
         return False
     _, kind, flags, sequence, _, code = _ACK.unpack_from(data)
-    return (
-        sequence == number and not code and kind == _ERROR and flags & (CAPPED | ACK_TLVS) == CAPPED
-    )
+    is_plain = kind == Type.ERROR and flags & (CAPPED | ACK_TLVS) == CAPPED
+    return is_plain and sequence == number and not code
 
 
 def outcome(message: Message) -> Outcome:

@@ -152,17 +152,16 @@ def _overrun(error: OSError) -> list[Change]:
 
 
 def _changes(data: bytes, names: Mapping[int, str], own_port: int) -> list[Change]:
-    found: list[Change] = []
     try:
-        for message in decode.messages(data, but_of_port=own_port):
-            told = change(message, names)
-            if told is not None:
-                found.append(told)
+        return [
+            told
+            for message in decode.messages(data, but_of_port=own_port)
+            if (told := change(message, names)) is not None
+        ]
     except decode.NetlinkFormatError as error:
         # As good as lost, and as harmless: what is there will be read.
         log.warning("a notification of the kernel is not understood: %s", error)
         return [Overrun()]
-    return found
 
 
 def change(message: decode.Message, names: Mapping[int, str]) -> Change | None:
