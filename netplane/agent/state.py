@@ -204,7 +204,7 @@ def load(path: Path) -> tuple[State, str]:
         return State(), _set_aside(path, error)
     try:
         return decode(text), ""
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deep
         return State(), _set_aside(path, error)
 
 

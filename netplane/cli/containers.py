@@ -11,7 +11,7 @@ from netplane.agent.errors import AgentError
 from netplane.agent.files import write_whole
 from netplane.agent.settings import check_instance, cni_socket_path
 from netplane.cli.flags import Command, Failed, failed, instance_options
-from netplane.cni.install import is_ours, launcher, network_config, plugin_name
+from netplane.cni.install import launcher, network_config, plugin_name, plugins_of
 from netplane.cni.plugin import VERSIONS, is_name
 
 
@@ -46,7 +46,8 @@ def install_cni(
 ) -> None:
     """Install the CNI plugin of this host's agent, and a network that uses it.
 
-    Both are written again by the next call; a network of another plugin is left alone.
+    Both are written again by the next call. A network of another plugin is left alone, and so is
+    one where you have put other plugins behind this one.
     """
     try:
         check_instance(instance)
@@ -61,15 +62,19 @@ def install_cni(
     config = conf_dir.absolute() / f"10-{name}.conflist"
     text = json.dumps(network_config(name, instance, cni_version), indent=2) + "\n"
     try:
-        if not is_ours(config, instance):
+        there = plugins_of(config)
+        if there is not None and program.name not in there:
             raise Failed(f"{config} is of another plugin", "remove it, or choose another --name")
         socket = cni_socket_path(run_dir.absolute(), instance)
         # The plugin first: a network without one fails for every container.
         write_whole(program, launcher(socket), mode=0o755)
-        write_whole(config, text)
+        is_kept = there is not None and there != [program.name]
+        if not is_kept:
+            write_whole(config, text)
     except OSError as error:
         raise Failed(
             f"cannot write {error.filename or program}: {error.strerror}",
             "run this as root, or choose other folders",
         ) from error
-    click.echo(f"plugin  {program}\nnetwork {config}")
+    kept = f", left as it is: it has {', '.join(there)}" if there and is_kept else ""
+    click.echo(f"plugin  {program}\nnetwork {config}{kept}")

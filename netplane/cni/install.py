@@ -51,13 +51,12 @@ def network_config(name: str, instance: str, version: str) -> dict[str, Any]:
     return {"cniVersion": version, "name": name, "plugins": [only]}
 
 
-def is_ours(path: Path, instance: str) -> bool:
-    """Tell whether a configuration file may be replaced: there is none, or it is of this plugin."""
+def plugins_of(path: Path) -> list[str] | None:
+    """Return the plugins that a network has, none if it is no network; None: there is no file."""
     try:
         found = json.loads(path.read_text())
-        plugins = [each["type"] for each in found["plugins"]]
+        return [each["type"] for each in found["plugins"]]
     except FileNotFoundError:
-        return True
-    except (ValueError, KeyError, TypeError):
-        return False
-    return plugin_name(instance) in plugins
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []

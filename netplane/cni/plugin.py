@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 MAGIC = b"netplane-cni 1"
+CONFIG_BYTES_MAX = 16 * 1024 * 1024
+"""GC lists every attachment of a host."""
 DEFAULT_SOCKET = "/run/netplane/default.cni"
 
 # The specification's codes; from 100 on they are ours.
@@ -72,6 +74,9 @@ def answer(
         return failure(config, ENVIRONMENT, *problem)
     if command == "VERSION":
         return 0, _versions(config)
+    if len(config) > CONFIG_BYTES_MAX:
+        text = f"{len(config)} bytes; at most {CONFIG_BYTES_MAX} are passed on"
+        return failure(config, DECODING, "the configuration is too large", text)
     namespace = -1
     try:
         if environment.get("CNI_NETNS"):
@@ -151,7 +156,7 @@ def _decoded(config: bytes) -> dict[str, object]:
 
     try:
         found = json.loads(config)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested too deep
         return {}  # who reads it for more than its version says what is wrong with it
     return found if isinstance(found, dict) else {}
 

@@ -90,6 +90,8 @@ class Link:
     alias: str = ""
     running: bool = False
     """Whether it is told that its cable is in: packets pass. Of bridges and pairs of devices."""
+    hairpin: bool = False
+    """Whether a bridge lets the packets of this port of it return through it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ def link(body: bytes) -> Link:
         master=_u32(found.get(10)),
         alias=_name(found.get(20)),
         running=found.get(16) == OPERATIONAL,
+        hairpin=_name(info.get(4)) == "bridge" and attributes(info.get(5, b"")).get(4) == b"\1",
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 CLONE_NEWNET = 0x40000000
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 Result = TypeVar("Result")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,6 +47,14 @@ def inside(namespace: str | None, action: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def is_network(descriptor: int) -> bool:
+    """Tell whether a descriptor is one of a network namespace."""
+    try:
+        return fcntl.ioctl(descriptor, NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False
 
 
 def enter(namespace: str) -> None:

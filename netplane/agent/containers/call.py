@@ -53,7 +53,7 @@ def parse(variables: Mapping[str, str], text: bytes) -> Call:
         raise CniError(plugin.ENVIRONMENT, *problem)
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deep
         raise CniError(plugin.DECODING, "the configuration is no JSON", str(error)) from error
     if not isinstance(config, dict):
         raise CniError(plugin.DECODING, "the configuration is no JSON object")
@@ -182,14 +182,18 @@ def _port(fields: object) -> PortMapping:
 
 def valid_attachments(call: Call) -> set[Key]:
     """Return the attachments of this network that there still are, as GC tells. Raises CniError."""
-    listed = call.config.get("cni.dev/valid-attachments") or []
+    listed = call.config.get("cni.dev/valid-attachments")
+    if listed is None:
+        return set()
     try:
-        return {Key(call.network, str(one["containerID"]), str(one["ifname"])) for one in listed}
-    except (TypeError, KeyError) as error:
-        # To take it for an empty list would take all networks away.
-        raise CniError(
-            plugin.CONFIG, "cni.dev/valid-attachments is no list of attachments", f"{listed!r}"
-        ) from error
+        # To take what is none for an empty list would take all networks away.
+        found = {Key(call.network, str(one["containerID"]), str(one["ifname"])) for one in listed}
+    except (TypeError, KeyError):
+        found = None
+    if found is None or not isinstance(listed, list):
+        text = "cni.dev/valid-attachments is no list of attachments"
+        raise CniError(plugin.CONFIG, text, f"{listed!r}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,19 @@ class Previous:
     addresses: tuple[Interface, ...]
     routes: tuple[tuple[Subnet, Address | None], ...]
     """Destination and gateway, if it tells one."""
+
+
+LISTS = "interfaces", "ips", "routes"
+
+
+def earlier(call: Call) -> Mapping[str, Any]:
+    """Return the result of the plugins before this one in a network's list. Raises CniError."""
+    result = call.config.get("prevResult") or {}
+    if not isinstance(result, dict) or not all(
+        isinstance(result.get(name) or [], list) for name in LISTS
+    ):
+        raise CniError(plugin.CONFIG, "prevResult is no result", f"{result!r}")
+    return result
 
 
 def previous(call: Call) -> Previous:

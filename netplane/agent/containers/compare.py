@@ -44,6 +44,8 @@ def _outside(host: Blocking, wanted: Bridge, record: Record) -> list[str]:
         found.append(f"{record.link} is no port of {wanted.name}")
     elif not port.up:
         found.append(f"{record.link} is down")
+    elif not port.hairpin:
+        found.append(f"{record.link} lets no packet return through it (hairpin)")
     return found
 
 

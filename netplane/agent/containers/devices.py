@@ -332,7 +332,7 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
     with failing(f"cannot keep the ports of {wanted.name}"), Blocking() as host:
         for record in records.values():
             link = links.get(record.link)
-            if link is None or (link.master == index and link.up):
+            if link is None or (link.master == index and link.up and link.hairpin):
                 continue
             # The container may end at any time, and its pair with it.
             port = requests.make_port(link.index, index)

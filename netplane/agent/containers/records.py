@@ -123,7 +123,7 @@ class Store:
             records, last, boot = decode(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return ""
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             bad = self.path.with_name(self.path.name + ".bad")
             try:
                 os.replace(self.path, bad)
@@ -223,10 +223,20 @@ def decode(text: str) -> tuple[list[Record], dict[int, Address], str]:
     return records, last, boot
 
 
-def _decoded(fields: dict[str, Any]) -> Record:
+def decode_key(fields: Mapping[str, Any]) -> Key:
+    """Read what an attachment goes by. Raises ValueError, KeyError, TypeError."""
     key = Key(fields["network"], fields["container"], fields["ifname"])
-    if not (plugin.is_name(key.network) and plugin.is_name(key.container) and key.ifname):
+    if (
+        not all(isinstance(one, str) for one in key)
+        or not (plugin.is_name(key.network) and plugin.is_name(key.container))
+        or not key.ifname
+    ):
         raise ValueError(f"{key} is none")
+    return key
+
+
+def _decoded(fields: dict[str, Any]) -> Record:
+    key = decode_key(fields)
     ports = tuple(
         PortMapping(protocol, str(host_ip), int(host_port), int(container_port))
         for protocol, host_ip, host_port, container_port in fields["ports"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netplane.agent.containers.addresses import gateway
+from netplane.agent.containers.call import LISTS
 from netplane.subnet.family import VERSION6, Interface
 
 CONTAINER = 2
@@ -61,6 +62,22 @@ def render(attached: Attached, version: str, dns: object) -> Mapping[str, Any]:
         "ips": ips,
         "routes": routes,
         "dns": dns if isinstance(dns, dict) else {},
+    }
+
+
+def behind(earlier: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a result with that of the plugins before this one in front, if there are any."""
+    if not earlier:
+        return result
+    before = {name: earlier.get(name) or [] for name in LISTS}
+    moved = len(before["interfaces"])
+    ips = [one | {"interface": one["interface"] + moved} for one in result["ips"]]
+    return {
+        **result,
+        "interfaces": [*before["interfaces"], *result["interfaces"]],
+        "ips": [*before["ips"], *ips],
+        "routes": [*before["routes"], *result["routes"]],
+        "dns": result["dns"] or earlier.get("dns") or {},
     }
 
 

@@ -20,8 +20,8 @@ from netplane.cni import plugin
 log = logging.getLogger("netplane.containers")
 
 HEAD_BYTES_MAX = 64
-CALL_BYTES_MAX = 16 * 1024 * 1024
-"""GC lists every attachment of a host."""
+CALL_BYTES_MAX = 2 * plugin.CONFIG_BYTES_MAX
+"""What the plugin passes on, with its environment."""
 
 CALLS_MAX = 256
 RECEIVE_TIMEOUT_S = 5.0

@@ -14,15 +14,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from netplane.agent.containers import addresses, compare, devices, names
-from netplane.agent.containers.call import Call, Wishes, previous, valid_attachments, wishes
+from netplane.agent.containers.call import (
+    Call,
+    Wishes,
+    earlier,
+    previous,
+    valid_attachments,
+    wishes,
+)
 from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.published import Published
-from netplane.agent.containers.records import Key, Record, Store
-from netplane.agent.containers.result import Attached, render
+from netplane.agent.containers.records import Key, Record, Store, decode_key
+from netplane.agent.containers.result import Attached, behind, render
 from netplane.agent.desired import Item
 from netplane.cni import plugin
 from netplane.netlink.decode import Link
+from netplane.netlink.namespace import is_network
 from netplane.netlink.objects import Address
 from netplane.subnet import family
 
@@ -153,15 +161,16 @@ class Containers:
         return None
 
     async def _add(self, call: Call, namespace: int) -> Mapping[str, Any]:
-        _must_have(namespace)
-        wanted = wishes(call)
+        _must_have(call, namespace)
+        wanted, before = wishes(call), earlier(call)
         async with self._turn(call.key):
             await self._must_be_new(call.key)
             situation = self._situation()
             chosen = self._choose(call.key, wanted, situation.must_allow())
             self._promised |= dict.fromkeys((one.ip for one in chosen), call.key)
             try:
-                return await self._attach(call, namespace, wanted, chosen, situation.mtu)
+                made = await self._attach(call, namespace, wanted, chosen, situation.mtu)
+                return behind(before, made)
             finally:
                 for one in chosen:
                     del self._promised[one.ip]
@@ -257,7 +266,7 @@ class Containers:
         await self.store.save()
 
     async def _check(self, call: Call, namespace: int) -> None:
-        _must_have(namespace)
+        _must_have(call, namespace)
         before = previous(call)
         record = self.store.records.get(call.key)
         if record is None:
@@ -380,7 +389,9 @@ class Containers:
         kept = {record.link for record in self.store.records.values()} - self._leaving
         if link.name not in kept:
             return False
-        return removed or not link.up or link.master != index
+        # What a bridge tells of its ports by itself has no kind, and nothing of this either.
+        bent = bool(link.kind) and not link.hairpin
+        return removed or not link.up or link.master != index or bent
 
     def is_item_drift(self, item: Item, *, removed: bool) -> bool:
         """Tell whether a change on the bridge calls for a round."""
@@ -416,20 +427,17 @@ class Containers:
             return
         async with self._burying:
             for path in await self._in_thread(_files, self._tombstones):
+                # What fails here is tried again with the next call or round.
                 try:
-                    fields = json.loads(path.read_text(encoding="utf-8"))
-                    key = Key(fields["network"], fields["container"], fields["ifname"])
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    log.warning("%s is no call that the plugin left: %s", path, error)
+                    key = _buried(path)
+                    if key is None:
+                        log.warning("%s is no call that the plugin left, and is deleted", path)
+                    else:
+                        await self.delete(key)
+                        log.info("%s is taken away: it went while there was no agent", key)
                     path.unlink(missing_ok=True)
-                    continue
-                try:
-                    await self.delete(key)
-                except CniError as error:
-                    log.warning("%s was to go while there was no agent: %s", key, error)
-                    continue  # the next call or round tries again
-                log.info("%s is taken away: it went while there was no agent", key)
-                path.unlink(missing_ok=True)
+                except (CniError, OSError) as error:
+                    log.warning("%s waits from when there was no agent: %s", path, error)
 
     @contextlib.asynccontextmanager
     async def _turn(self, key: Key) -> AsyncIterator[None]:
@@ -448,13 +456,27 @@ class Containers:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _must_have(namespace: int) -> None:
+def _must_have(call: Call, namespace: int) -> None:
     if namespace < 0:
         raise CniError(plugin.ENVIRONMENT, "the call has no namespace")
+    if not is_network(namespace):
+        raise CniError(plugin.ENVIRONMENT, f"{call.netns} is no network namespace")
 
 
 def _files(folder: Path) -> list[Path]:
     # A name that ends so is not whole yet.
     with contextlib.suppress(FileNotFoundError):
-        return [Path(one.path) for one in os.scandir(folder) if not one.name.endswith(".new")]
+        return [
+            Path(one.path)
+            for one in os.scandir(folder)
+            if one.is_file(follow_symlinks=False) and not one.name.endswith(".new")
+        ]
     return []
+
+
+def _buried(path: Path) -> Key | None:
+    """Return which attachment is to go; None: the plugin writes no such file. Raises OSError."""
+    try:
+        return decode_key(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

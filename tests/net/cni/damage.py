@@ -35,6 +35,13 @@ BREAKS = {
     "link": Damage("link set eth0 down", "down", of_family=False),
     "mac": Damage("link set eth0 address 02:00:00:00:00:99", "MAC", of_family=False),
     "port": Damage("link set {port} nomaster", "no port", on_host=True, of_family=False),
+    "hairpin": Damage(
+        "link set {port} type bridge_slave hairpin off",
+        "hairpin",
+        on_host=True,
+        cuts=False,
+        of_family=False,
+    ),
 }
 """What CHECK names."""
 
@@ -47,6 +54,9 @@ HEALED = {
     "another address": Damage("addr add {stranger} dev npb-default", cuts=False),
     "port released": Damage("link set {port} nomaster", of_family=False),
     "port down": Damage("link set {port} down", of_family=False),
+    "hairpin off": Damage(
+        "link set {port} type bridge_slave hairpin off", cuts=False, of_family=False
+    ),
 }
 """What the agent puts right."""
 

@@ -109,6 +109,15 @@ def test_of_parallel_calls_for_one_address_one_wins(runtime: Runtime) -> None:
     assert sum("eth0" in box.links() for box in boxes) == 1
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "/", "/proc/self/ns/mnt"])
+def test_a_path_that_is_no_network_namespace_is_named(runtime: Runtime, path: str) -> None:
+    variables = {"CNI_CONTAINERID": "box", "CNI_IFNAME": "eth0", "CNI_NETNS": path}
+    said = finish(runtime.start("ADD", {}, **variables))
+    assert (said.status, said.content["code"]) == (1, 4)
+    assert f"{path} is no network namespace" in said.text
+    assert runtime.ports() == {}
+
+
 def test_addresses_are_not_given_out_again_at_once(runtime: Runtime) -> None:
     seen = []
     for number in range(3):
@@ -210,6 +219,11 @@ def test_an_agent_that_is_killed_and_started_again_costs_containers_nothing(
         assert (said.status, said.content["code"]) == (1, 11)
         # It goes without an agent; what is left of it goes with the next one.
         assert gone.call("DEL").status == 0
+        # Whatever else is there keeps no agent from its work.
+        left = agent.folder / "default.cni.deleted"
+        (left / "folder").mkdir()
+        (left / "junk").write_text('{"network": 1, "container": [2], "ifname": null}')
+        (left / "deep").write_text("[" * 200_000)
         until(lambda: flow.received > 100, 20, "packets arrive without an agent")
         agent.start()
         agent.wait_ready()
@@ -219,7 +233,8 @@ def test_an_agent_that_is_killed_and_started_again_costs_containers_nothing(
         loss = flow.stop()
     assert loss.missing == ()
     assert gone.links().keys() == {"lo"}
-    assert list((agent.folder / "default.cni.deleted").iterdir()) == []
+    (left / "folder").rmdir()
+    assert list(left.iterdir()) == []
     port = box.result["interfaces"][1]["name"]
     assert state(runtime)["ports"] == {port: before["ports"][port]}
     assert box.call("CHECK").status == 0

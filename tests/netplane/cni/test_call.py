@@ -19,6 +19,7 @@ import pytest
 from netplane.agent.containers.call import (
     Call,
     Previous,
+    earlier,
     parse,
     previous,
     valid_attachments,
@@ -26,7 +27,7 @@ from netplane.agent.containers.call import (
 )
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.records import Key, PortMapping
-from netplane.agent.containers.result import Attached, render
+from netplane.agent.containers.result import Attached, behind, render
 
 VARIABLES = {
     "CNI_COMMAND": "ADD", "CNI_CONTAINERID": "box", "CNI_NETNS": "/n", "CNI_IFNAME": "eth0",
@@ -126,7 +127,7 @@ def test_a_list_of_valid_attachments_that_is_none_takes_nothing_away() -> None:
     assert valid_attachments(call_of()) == set()
     listed = [{"containerID": "box", "ifname": "eth1"}]
     assert valid_attachments(call_of(**{key: listed})) == {Key("net", "box", "eth1")}
-    for junk in ("x", [5], [{}], {"containerID": "box"}):
+    for junk in ("x", "", [5], [{}], {}, False, {"containerID": "box"}):
         with pytest.raises(CniError):
             valid_attachments(call_of(**{key: junk}))
 
@@ -174,6 +175,29 @@ def test_a_result_has_both_families_and_the_default_routes_that_there_are() -> N
         {"version": "6", "address": "fd00:5::2/64", "gateway": "fd00:5::1", "interface": 2},
     ]
     assert result["routes"] == [{"dst": "::/0", "gw": "fd00:5::1"}]
+
+
+def test_what_the_plugins_before_made_stays_in_the_result_and_is_counted_over() -> None:
+    before = {
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": "lo"}, {"name": "ext0", "sandbox": "/n"}],
+        "ips": [{"address": "192.0.2.1/24", "interface": 1}],
+        "routes": [{"dst": "192.0.2.0/24"}],
+        "dns": {"nameservers": ["192.0.2.53"]},
+    }
+    alone = render(ATTACHED, "1.0.0", None)
+    assert behind(earlier(call_of()), alone) == alone
+    both = behind(earlier(call_of(prevResult=before)), alone)
+    assert both["cniVersion"] == "1.0.0"
+    assert both["interfaces"] == [*before["interfaces"], *alone["interfaces"]]
+    [theirs, ours] = both["ips"]
+    assert theirs == before["ips"][0]
+    assert both["interfaces"][ours["interface"]]["name"] == "eth0"
+    assert both["routes"] == [*before["routes"], *alone["routes"]]
+    assert both["dns"] == before["dns"]
+    for junk in ("x", [5], {"ips": {"address": "10.5.1.2"}}):
+        with pytest.raises(CniError):
+            earlier(call_of(prevResult=junk))
 
 
 def test_a_previous_result_is_read_for_the_containers_own_interface() -> None:

@@ -59,6 +59,20 @@ def test_each_instance_has_a_plugin_and_a_network_of_its_own(tmp_path: Path) -> 
     )
 
 
+def test_a_network_where_other_plugins_were_put_behind_ours_is_kept(tmp_path: Path) -> None:
+    assert install(tmp_path).exit_code == 0
+    config, program = tmp_path / "net.d/10-netplane.conflist", tmp_path / "bin/netplane-cni"
+    network = json.loads(config.read_text())
+    network["plugins"].append({"type": "bandwidth"})
+    config.write_text(json.dumps(network))
+    program.unlink()
+    done = install(tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "left as it is: it has netplane-cni, bandwidth" in done.output
+    assert json.loads(config.read_text()) == network
+    assert program.exists()
+
+
 @pytest.mark.parametrize("text", ['{"name":"netplane","plugins":[{"type":"bridge"}]}', "junk"])
 def test_a_network_of_another_plugin_is_left_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / "net.d").mkdir()

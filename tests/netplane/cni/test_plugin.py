@@ -182,6 +182,9 @@ async def test_an_environment_that_makes_no_sense_is_refused_before_the_agent_is
     [
         (b"{", {}, 6),
         (b"[]", {}, 6),
+        (b"[" * 200_000, {}, 6),
+        (b"[" * 200_000, {"CNI_COMMAND": "DEL"}, 6),
+        (b" " * (plugin.CONFIG_BYTES_MAX + 1), {}, 6),
         ({"name": "net"}, {}, 1),
         (CONFIG | {"cniVersion": "0.2.0"}, {}, 1),
         (CONFIG | {"cniVersion": "2.0.0"}, {}, 1),
