@@ -21,6 +21,7 @@ from typing import Any
 
 from netplane.agent import subnet_env
 from netplane.agent.board import Board
+from netplane.agent.doubt import Doubt
 from netplane.agent.errors import AgentError, SettingsError
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.lock import InstanceLock
@@ -44,7 +45,7 @@ from netplane.agent.tasks import end
 from netplane.agent.telling import tell_firewall, tell_key, tell_round
 from netplane.backend.vxlan import random_mac
 from netplane.subnet.config import NetworkConfig
-from netplane.subnet.errors import SubnetError
+from netplane.subnet.errors import ConfigError, SubnetError
 from netplane.subnet.family import Pair
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.registry import RegistryError, UnavailableError
@@ -95,6 +96,7 @@ class Agent:
         self._parts = parts
         self._patience_s = patience_s
         self._guard: Guard
+        self._doubt: Doubt
         self._subnets: Subnets
         self._interface: InterfaceWatch
         self._config: NetworkConfig
@@ -135,7 +137,10 @@ class Agent:
     def accept_view(self) -> bool:
         """Believe the registry as it is now; False when it has not told anything yet."""
         if self.view is None:
-            return False
+            if "registry-regressed" not in self.board.missing:
+                return False
+            self._doubt.accept()
+            return True
         self._guard.accept()
         self._news.set()
         return True
@@ -235,6 +240,7 @@ class Agent:
         remembered = {lease.subnet: lease for lease in state.peers}
         known = Known(state.cluster_id, state.revision, remembered, state.own, state.doubt)
         self._guard = Guard(known if state.cluster_id else None, settings.removal_grace_s)
+        self._doubt = Doubt(self._guard.known, settings.removal_grace_s)
         who = describe(settings, state, external)
         async with (
             self._parts.subnets(settings, who) as self._subnets,
@@ -265,6 +271,9 @@ class Agent:
         while True:
             try:
                 config = await self._subnets.open()
+                if self._is_held_off(config, external):
+                    await self._doubt.wait(RETRY_MAX_S)
+                    continue
                 if not await self._make_way(config):
                     await asyncio.sleep(OCCUPIED_RETRY_S)
                     continue
@@ -273,8 +282,15 @@ class Agent:
                 data = dataplane.lease_data()
                 view = await self._subnets.acquire(data, dataplane.lease_data6())
                 self._lease_data = data
-            except (SubnetError, RegistryError) as error:
-                self.board.miss("no-lease", str(error))
+            except (SubnetError, RegistryError, AgentError) as error:
+                programmed = remembered_config(self.keeper.state)
+                if isinstance(error, AgentError) and programmed is None:
+                    raise
+                text = str(error)
+                if programmed is not None and isinstance(error, ConfigError | AgentError):
+                    text += f" (programmed here is {self.keeper.state.config})"
+                self.board.miss("no-lease", text)
+                self.board.miss("registry-regressed", self._doubt.reason(self._subnets.head()))
                 is_down = isinstance(error, UnavailableError)
                 delay_s = min(delay_s, RETRY_DOWN_MAX_S if is_down else RETRY_MAX_S)
                 # A hundred agents that wait for one registry should not all come at once.
@@ -285,6 +301,27 @@ class Agent:
                 # Another one, if it was changed meanwhile: then what we told of us is of the old.
                 if view.config == config:
                     return config, view
+
+    def _is_held_off(self, config: NetworkConfig, external: ExternalInterface) -> bool:
+        """Tell whether a network has to wait, being another one and the registry in doubt."""
+        reason = self._doubt.reason(self._subnets.head())
+        before = remembered_config(self.keeper.state)
+        if not reason or before is None:
+            return False
+        try:
+            programmed = self._make_dataplane(before, external).scopes
+        except AgentError:
+            return False  # there is no way to keep it
+        if self._make_dataplane(config, external).scopes == programmed or not self._doubt.holds():
+            return False
+        self.board.miss("no-lease", "")
+        self.board.miss(
+            "registry-regressed",
+            f"{reason}. Its network is another, {self._subnets.config_text()}: what is programmed"
+            f" stays, which is {self.keeper.state.config}; to go on with that of the registry, see"
+            " `netplane ctl accept-view`",
+        )
+        return True
 
     async def _make_way(self, config: NetworkConfig) -> bool:
         """Tell whether the network's VNI and port are free here, or Flannel's to be taken over.

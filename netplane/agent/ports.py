@@ -14,6 +14,7 @@ from netplane.agent.settings import Settings
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.family import Address, Pair, Subnet
 from netplane.subnet.lease import Lease, View
+from netplane.subnet.registry import Head
 
 Peers = Mapping[Subnet, Lease]
 
@@ -68,6 +69,9 @@ class Subnets(Protocol):
 
     def config_text(self) -> str:
         """Return that configuration as the registry has it."""
+
+    def head(self) -> Head:
+        """Return which registry it is and how far it is, as last heard; zeros: nothing yet."""
 
     async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
         """Claim our subnet and return the first view. Raises SubnetError, RegistryError."""

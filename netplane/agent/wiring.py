@@ -41,6 +41,7 @@ from netplane.subnet.manager import Standing as ManagerStanding
 from netplane.subnet.manager import SubnetManager
 from netplane.subnet.plan import Identity, Wish
 from netplane.subnet.records import Layout
+from netplane.subnet.registry import Head
 
 
 def make_client(registry: Registry) -> AsyncClient:
@@ -286,6 +287,10 @@ class RealSubnets:
     def config_text(self) -> str:
         """As `Subnets.config_text`."""
         return self._manager.config_value.decode()
+
+    def head(self) -> Head:
+        """As `Subnets.head`."""
+        return self._manager.registered.head
 
     def standing(self) -> Standing:
         """As `Subnets.standing`."""

@@ -90,7 +90,7 @@ class Claimer:
 
         Raises ConfigError.
         """
-        return parse_config(self._config_value())
+        return parse_config(self.current_config())
 
     def outlook(self) -> tuple[bytes, tuple[Address, IPv6Address | None]]:
         """Return by which configuration and with which addresses we would claim now.
@@ -98,9 +98,10 @@ class Claimer:
         Raises ConfigError.
         """
         who = self._who.within(self.config())
-        return self._config_value(), (who.public_ip, who.public_ip6)
+        return self.current_config(), (who.public_ip, who.public_ip6)
 
-    def _config_value(self) -> bytes:
+    def current_config(self) -> bytes:
+        """Return the text of `config`. Raises ConfigError when there is none."""
         if self.config_value:
             return self.config_value
         kv = self._registered.kvs.get(self._layout.config)
@@ -155,7 +156,7 @@ class Claimer:
             meanwhile: Work for the time that the registry takes to write down our leases.
         """
         for _ in range(_TRIES):
-            config_value = self._config_value()
+            config_value = self.current_config()
             config = parse_config(config_value)
             claim = plan(self._registered, config, self._who, wish)
             if claim.why:
@@ -211,7 +212,7 @@ class Claimer:
 
         Raises SubnetError, as `claim`.
         """
-        config_value = self._config_value()
+        config_value = self.current_config()
         config = parse_config(config_value)
         claim = plan(self._registered, config, self._who, wish)
         who = self._who.within(config)

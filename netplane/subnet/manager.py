@@ -270,8 +270,11 @@ class SubnetManager:
 
     @property
     def config_value(self) -> bytes:
-        """The configuration that we go by since we have a subnet; b"": none yet."""
-        return self._claimer.config_value
+        """The configuration: what is registered, or since we have a subnet what was then.
+
+        Raises ConfigError when there is none.
+        """
+        return self._claimer.current_config()
 
     # what is registered
 

@@ -124,7 +124,7 @@ class Guard:
             for lease in gone
             if lease.subnet not in view.peers and lease.subnet not in self._held
         }
-        reason = _step_back(known, view)
+        reason = step_back(known, view.cluster_id, view.revision)
         other = "" if reason else self._other_history(known, view, gone if missing else ())
         if reason or other:
             # In a store that has counted on from an older copy, what is newer than all that we
@@ -193,11 +193,12 @@ class Guard:
             self._untrusted_until = 0
 
 
-def _step_back(known: Known, view: View) -> str:
-    if view.cluster_id != known.cluster_id:
-        return f"the registry is another cluster: {view.cluster_id:x}, it was {known.cluster_id:x}"
-    if view.revision < known.revision:
-        return f"the registry went back from revision {known.revision} to {view.revision}{_ASK}"
+def step_back(known: Known, cluster_id: int, revision: int) -> str:
+    """Say why a registry that tells of these is not the one that was known; "" when it may be."""
+    if cluster_id != known.cluster_id:
+        return f"the registry is another cluster: {cluster_id:x}, it was {known.cluster_id:x}"
+    if revision < known.revision:
+        return f"the registry went back from revision {known.revision} to {revision}{_ASK}"
     return ""
 
 

@@ -19,9 +19,10 @@ from netplane.agent.state import encode, load
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
 from netplane.subnet.family import Pair
-from netplane.subnet.registry import UnavailableError
+from netplane.subnet.registry import Head, UnavailableError
 from tests.netplane.agent.world import (
     CONFIG,
+    CONFIG_TEXT,
     EXTERNAL,
     OWN,
     World,
@@ -359,6 +360,74 @@ async def test_another_network_than_before_takes_the_old_device_and_peers_away(
         assert "set nobody" in world.happened
     kept = [text for text in world.happened if text in {"cleared", "set nobody", "lease"}]
     assert kept == ["lease", "cleared", "set nobody"]
+
+
+@pytest.mark.parametrize("head", [Head(8, 20), Head(7, 8)], ids=["another cluster", "went back"])
+async def test_another_network_of_a_registry_that_lost_its_memory_takes_nothing_away(
+    world: World, head: Head
+) -> None:
+    remember(world, 2, 3)
+    world.config, world.head = OTHER_CONFIG, head
+    world.registry_is_up.set()
+    for turn in range(2):  # a restart in between must not believe it either
+        world.happened.clear()
+        async with running(world, 0.01) as agent:
+            await world.until_last("healing")
+            assert world.happened == ["add 10.5.2.0/24,10.5.3.0/24", "healing"]
+            assert "Its network is another" in agent.board.missing["registry-regressed"]
+            if turn == 1:
+                world.views.put_nowait(replace(view(revision=20), config=OTHER_CONFIG))
+                assert (await call(world, "POST", "/v1/accept-view")).status == 200
+                await world.until_ready(agent)
+                assert world.happened[2:] == [
+                    "lease", "healing ended", "cleared", "set nobody", "healing",
+                ]  # fmt: skip
+
+
+async def test_another_network_is_gone_on_with_when_the_grace_ends(world: World) -> None:
+    remember(world, 2)
+    world.settings = replace(world.settings, removal_grace_s=0.05)
+    world.config, world.head = OTHER_CONFIG, Head(8, 20)
+    world.registry_is_up.set()
+    world.views.put_nowait(replace(view(revision=20), config=OTHER_CONFIG))
+    async with running(world, 60) as agent:
+        await world.until_ready(agent)
+    assert "cleared" in world.happened
+
+
+async def test_a_registry_that_is_put_right_is_gone_on_with(world: World) -> None:
+    remember(world, 2)
+    world.config, world.head = OTHER_CONFIG, Head(8, 20)
+    world.registry_is_up.set()
+    async with running(world, 0.01) as agent:
+        await world.until_last("healing")
+        await world.until(lambda: "registry-regressed" in agent.board.missing)
+        world.config, world.head = CONFIG, Head(7, 10)
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+    assert "cleared" not in world.happened
+
+
+async def test_what_cannot_be_gone_on_with_costs_a_network_that_is_programmed_nothing(
+    world: World,
+) -> None:
+    # The others of the network may be served well by what they remember, too.
+    remember(world, 2)
+    world.registry_is_up.set()
+    world.head = Head(8, 20)
+    world.refusals = [ConfigError("there is no network configuration")] * 1000
+    async with running(world, 0.01) as agent:
+        await world.until(lambda: "no-lease" in agent.board.missing)
+        assert CONFIG_TEXT in agent.board.missing["no-lease"]
+        assert "another cluster" in agent.board.missing["registry-regressed"]
+        await world.until_last("healing")
+        world.refusals.clear()
+        world.no_dataplane = SettingsError("the network's backend is 'ipsec'", "write another")
+        await world.until(lambda: "ipsec" in agent.board.missing["no-lease"])
+        world.no_dataplane, world.head = None, Head(7, 10)
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+    assert world.happened.count("healing") == 1
 
 
 async def test_a_network_that_only_divides_otherwise_keeps_what_is_programmed(

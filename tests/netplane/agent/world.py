@@ -29,6 +29,7 @@ from netplane.agent.state import State, encode
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.family import Address
 from netplane.subnet.lease import Lease, View
+from netplane.subnet.registry import Head
 
 CONFIG_TEXT = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
 CONFIG = parse_config(CONFIG_TEXT.encode())
@@ -69,6 +70,7 @@ class World:
     standing: Standing = field(default_factory=lambda: Standing("", ""))
     stood: asyncio.Event = field(default_factory=asyncio.Event)
     config: NetworkConfig = CONFIG
+    head: Head = field(default_factory=lambda: Head(7, 10))
     occupied: list[Occupant] = field(default_factory=list)
     who: list[Who] = field(default_factory=list)
     data: list[object] = field(default_factory=list)
@@ -162,6 +164,9 @@ class FakeSubnets:
 
     def config_text(self) -> str:
         return CONFIG_TEXT
+
+    def head(self) -> Head:
+        return self.world.head
 
     async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
         self.world.data.append(backend_data)
