@@ -78,6 +78,8 @@ class Agent:
         self.board.on_ready = self._tell_systemd
         self.on_subnets: Callable[[], None] = lambda: None
         """Called when what containers go by, our subnets and the MTU, has become another."""
+        self.has_containers: Callable[[], bool] = lambda: False
+        """Tells whether there are any that have addresses of our subnet."""
         # Not by `miss`, which would log a warning of what is as it should be.
         self.board.missing["starting"] = "the agent has only just begun"
         self.counts = Counts()
@@ -280,7 +282,9 @@ class Agent:
                 # Writes nothing: only what it would say to the others is needed here.
                 dataplane = self._make_dataplane(config, external)
                 data = dataplane.lease_data()
-                view = await self._subnets.acquire(data, dataplane.lease_data6())
+                view = await self._subnets.acquire(
+                    data, dataplane.lease_data6(), keep=self.has_containers()
+                )
                 self._lease_data = data
             except (SubnetError, RegistryError, AgentError) as error:
                 programmed = remembered_config(self.keeper.state)

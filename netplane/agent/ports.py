@@ -73,8 +73,13 @@ class Subnets(Protocol):
     def head(self) -> Head:
         """Return which registry it is and how far it is, as last heard; zeros: nothing yet."""
 
-    async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
-        """Claim our subnet and return the first view. Raises SubnetError, RegistryError."""
+    async def acquire(
+        self, backend_data: object, backend_data6: object = None, *, keep: bool = False
+    ) -> View:
+        """Claim our subnet and return the first view. Raises SubnetError, RegistryError.
+
+        `keep`: containers use that of before, and no other will do while the network has it.
+        """
 
     async def run(self, on_view: Callable[[View], None]) -> None:
         """Keep lease and view until cancelled, which gives nothing back.

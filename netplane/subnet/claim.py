@@ -205,6 +205,11 @@ class Claimer:
         self._is_disputed = self._registered.had_before(self.pair) is not None
         return not self._is_disputed
 
+    def want_back(self, pair: Pair) -> None:
+        """Have nothing, and want what somebody else has by now as soon as it is free."""
+        self.config_value, self.addresses = self.outlook()
+        self.pair = pair
+
     def go_on(self, wish: Wish) -> bool:
         """Go by our lease as it is registered, where nothing can be written; False: none is ours.
 

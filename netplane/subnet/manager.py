@@ -21,13 +21,18 @@ import enum
 import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, IPv6Network
 
 from netplane.subnet.claim import Claimer
 from netplane.subnet.clock import Clock, LoopClock
 from netplane.subnet.config import NetworkConfig, parse_config
-from netplane.subnet.errors import IdentityError, SubnetError, SubnetTakenError
+from netplane.subnet.errors import (
+    IdentityError,
+    SubnetError,
+    SubnetMisfitError,
+    SubnetTakenError,
+)
 from netplane.subnet.family import Address, Subnet
 from netplane.subnet.lease import Lease, View
 from netplane.subnet.plan import Identity, Wish
@@ -154,12 +159,16 @@ class SubnetManager:
         self._registered.load(listing)
         return self._claimer.config()
 
-    async def acquire(self, backend_data: object = None, backend_data6: object = None) -> View:
+    async def acquire(
+        self, backend_data: object = None, backend_data6: object = None, *, keep: bool = False
+    ) -> View:
         """Claim this host's subnet and return the first view.
 
         Args:
             backend_data: JSON that peers need to reach us, such as {"VNI": 1, "VtepMAC": "..."}.
             backend_data6: The same over IPv6, in a network of both families.
+            keep: Whether containers use the subnet of before, if the network still has it: while
+                another host has it, the view is one without a lease of ours.
 
         Raises:
             SubnetError: See `netplane.subnet.errors`; nothing of ours is left in the registry.
@@ -172,7 +181,7 @@ class SubnetManager:
             outlook = claimer.outlook()
             builder = self._new_builder(*outlook, *macs)
             # All the others are looked at while the registry writes down what is ours.
-            await claimer.claim(self._wish, lambda: builder.build(self._registered))
+            standing = await self._claim_first(keep, lambda: builder.build(self._registered))
         except SubnetError:
             await claimer.give_up()
             raise
@@ -181,10 +190,28 @@ class SubnetManager:
             if not claimer.go_on(self._wish):
                 raise
             self._note("keep", _unwritten(error))
-        self._stand(Standing.HELD)
+            standing = Standing.HELD, ""
+        self._stand(*standing)
         found = claimer.config_value, claimer.addresses
         self._builder = builder if found == outlook else self._new_builder(*found, *macs)
         return self._publish()
+
+    async def _claim_first(
+        self, keep: bool, meanwhile: Callable[[], object]
+    ) -> tuple[Standing, str]:
+        claimer, wish = self._claimer, self._wish
+        if keep and wish.pair is not None:
+            try:
+                await claimer.claim(replace(wish, keep=True), meanwhile)
+            except SubnetTakenError as error:
+                claimer.want_back(wish.pair)
+                return Standing.TAKEN, str(error)
+            except SubnetMisfitError:
+                pass  # the network was made another: what was started anew goes by that
+            else:
+                return Standing.HELD, ""
+        await claimer.claim(wish, meanwhile)
+        return Standing.HELD, ""
 
     def _new_builder(
         self,

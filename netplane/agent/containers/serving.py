@@ -66,6 +66,7 @@ async def serving_containers(agent: Agent) -> AsyncIterator[None]:
     ):
         try:
             agent.board.note("containers-file", await containers.start())
+            agent.has_containers = lambda: bool(containers.store.records)
         except CniError as error:
             raise AgentError(str(error), "try again") from error
         try:

@@ -11,7 +11,7 @@ import pytest
 from tests.net.cni.damage import BREAKS, HEALED, is_named_by_check, is_put_right, state
 from tests.net.cni.runtime import Runtime, finish
 from tests.net.namespaces import missing
-from tests.net.overlay import Overlay, until
+from tests.net.overlay import PREFIX, Overlay, until
 from tests.net.packets import Flow, mesh, ping, ping_all
 
 pytestmark = [
@@ -240,6 +240,35 @@ def test_an_agent_that_is_killed_and_started_again_costs_containers_nothing(
     assert box.call("CHECK").status == 0
     new = runtime.box("new").add()
     assert new.address not in (box.address, gone.address)
+
+
+def test_containers_keep_a_subnet_that_was_taken_while_there_was_no_agent(
+    overlay: Overlay, runtimes: list[Runtime]
+) -> None:
+    runtime, other = runtimes
+    agent, gone = runtime.agent, runtime.box("gone")
+    box, far = runtime.box("box").add(), other.box("far").add()
+    before = state(runtime)
+    key = f"{PREFIX}subnets/{str(agent.subnet).replace('/', '-')}"
+    theirs = overlay.registered()[key].decode().replace(agent.host.address, "10.77.0.77")
+    agent.terminate()
+    overlay.kvctl("put", key, theirs)
+    agent.start()
+    until(agent.socket.exists, 20, "it answers")
+    until(lambda: "no-subnet" in agent.missing(), 20, "it says that its subnet is another's")
+    assert "PublicIP 10.77.0.77" in agent.missing()
+    said = gone.call("ADD")
+    assert (said.status, said.content["code"]) == (1, 11)
+    assert "10.77.0.77" in said.text
+    assert (box.call("CHECK").status, state(runtime)) == (0, before)
+    assert overlay.registered()[key].decode() == theirs
+    # It follows the others as always, and has its own back when it is free.
+    assert str(other.agent.subnet) in {
+        route["dst"] for route in runtime.host.namespace.json("ip", "-j", "route")
+    }
+    overlay.kvctl("del", key)
+    agent.wait_ready()
+    until(lambda: None not in ping_all(mesh([box, far])), 20, "they reach each other again")
 
 
 def test_without_its_file_the_kernel_tells_the_agent_what_there_is(runtime: Runtime) -> None:

@@ -244,6 +244,19 @@ async def test_the_subnet_of_our_containers_is_asked_for_again(world: World) -> 
     assert world.who[1].previous == OWN.pair
 
 
+async def test_where_there_are_containers_no_other_subnet_will_do(world: World) -> None:
+    remember(world, 2)
+    world.registry_is_up.set()
+    async with running(world) as agent:
+        agent.has_containers = lambda: True
+        await world.until(lambda: "lease of before" in world.happened)
+        # It was taken meanwhile.
+        world.stand("our subnet belongs to host 'b' now", "", "")
+        world.views.put_nowait(replace(view(2), own=None))
+        await world.until(lambda: list(agent.board.missing) == ["no-subnet"])
+        assert (agent.own, list(agent.peers)) == (OWN, [lease(2).subnet])
+
+
 async def test_a_registry_that_lost_its_memory_removes_nothing_until_accepted(world: World) -> None:
     remember(world, 2, 3)
     world.registry_is_up.set()

@@ -168,9 +168,11 @@ class FakeSubnets:
     def head(self) -> Head:
         return self.world.head
 
-    async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
+    async def acquire(
+        self, backend_data: object, backend_data6: object = None, *, keep: bool = False
+    ) -> View:
         self.world.data.append(backend_data)
-        self.world.note("lease")
+        self.world.note("lease of before" if keep else "lease")
         return await self.world.views.get()
 
     async def run(self, on_view: Callable[[View], None]) -> None:

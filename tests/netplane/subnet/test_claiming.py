@@ -241,6 +241,14 @@ async def test_a_host_whose_containers_subnet_was_taken_writes_nothing(network: 
     assert (await network.registry.list(network.layout.everything)).head == before
 
 
+async def test_a_host_whose_network_was_made_another_takes_what_fits_it(network: Network) -> None:
+    # Its containers are lost to the others either way.
+    manager = network.manager(1, wish=Wish(IPv4Network("10.99.1.0/24")))
+    await manager.open()
+    view = await manager.acquire(vxlan(1), keep=True)
+    assert subnet_of(view) != IPv4Network("10.99.1.0/24")
+
+
 # identity
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from netplane.subnet.lease import encode_value
 from netplane.subnet.manager import Standing
+from netplane.subnet.plan import Wish
 from netplane.subnet.registry import (
     Attempt,
     Grant,
@@ -120,6 +121,32 @@ async def test_a_subnet_that_was_taken_is_not_stolen_and_its_owner_is_named(
         network.clock.advance(1)
         assert await manager.next_standing(Standing.TAKEN) is Standing.HELD
     assert await network.value(key) == encode_value(IPv4Address("192.0.2.1"), "vxlan", vxlan(1))
+
+
+async def test_a_host_that_starts_with_containers_waits_for_their_subnet(
+    network: Network,
+) -> None:
+    _, before = await network.join(1)
+    _, other = await network.join(2)
+    await network.die(1)
+    subnet, key = subnet_of(before), network.layout.lease(subnet_of(before))
+    theirs = encode_value(IPv4Address("192.0.2.99"), "vxlan", vxlan(99))
+    await network.client.put(key, theirs)
+    manager = network.manager(1, wish=Wish(subnet))
+    await manager.open()
+    view = await manager.acquire(vxlan(1), keep=True)
+
+    assert manager.status().standing is Standing.TAKEN
+    assert "PublicIP 192.0.2.99" in manager.status().detail
+    # The others are as they are: its containers still reach them.
+    assert (view.own, list(view.peers)) == (None, [subnet_of(other)])
+    assert await network.value(key) == theirs
+    async with running(manager):
+        await network.client.delete(key)
+        await view_where(manager, view, lambda view: key not in view.quarantined)
+        network.clock.advance(1)
+        assert await manager.next_standing(Standing.TAKEN) is Standing.HELD
+    assert manager.status().subnet == subnet
 
 
 async def test_an_agent_that_was_superseded_writes_no_more(network: Network) -> None:
