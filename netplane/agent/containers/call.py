@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any
 
 from netplane.agent.containers.errors import CniError
@@ -12,6 +13,8 @@ from netplane.agent.containers.records import PROTOCOLS, Key, PortMapping
 from netplane.cni import plugin
 from netplane.subnet.family import Address, Interface, Subnet, parse_address, parse_interface
 from netplane.subnet.lease import packed_mac
+
+BROADCAST = IPv4Address("255.255.255.255")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +171,20 @@ def _port(fields: object) -> PortMapping:
         raise CniError(plugin.CONFIG, "portMappings has an unknown protocol", text)
     ports = [fields.get("hostPort"), fields.get("containerPort")]
     for port in ports:
-        if not isinstance(port, int) or not 0 < port < 1 << 16:
+        # JSON's true is an instance of int, too.
+        if type(port) is not int or not 0 < port < 1 << 16:
             raise CniError(plugin.CONFIG, "portMappings has what is no port", f"{port!r}")
     host_ip = str(fields.get("hostIP") or "")
     if host_ip:
         try:
-            host_ip = str(parse_address(host_ip))
+            address = parse_address(host_ip)
         except ValueError as error:
             text = f"{host_ip!r}"
             raise CniError(plugin.CONFIG, "portMappings has no usable hostIP", text) from error
+        if address.is_multicast or address == BROADCAST:
+            text = f"{address} is of many hosts"
+            raise CniError(plugin.CONFIG, "portMappings has no usable hostIP", text)
+        host_ip = str(address)
     return PortMapping(protocol, host_ip, int(ports[0] or 0), int(ports[1] or 0))
 
 

@@ -89,9 +89,14 @@ def test_port_mappings_are_read_as_runtimes_write_them() -> None:
         ({"portMappings": [{"hostPort": "80", "containerPort": 80}]}, 7),
         ({"portMappings": [{"hostPort": 0, "containerPort": 80}]}, 7),
         ({"portMappings": [{"hostPort": 80, "containerPort": 65536}]}, 7),
+        ({"portMappings": [{"hostPort": True, "containerPort": 80}]}, 7),
+        ({"portMappings": [{"hostPort": 80, "containerPort": True}]}, 7),
         ({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]}, 7),
         ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "x"}]}, 7),
         ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "fe80::1%a"}]}, 7),
+        ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "224.0.0.1"}]}, 7),
+        ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "ff02::1"}]}, 7),
+        ({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "255.255.255.255"}]}, 7),
         (
             {
                 "portMappings": [
