@@ -152,3 +152,17 @@ def test_published_ports_outlive_the_agent_and_are_healed(
 
 def tables(runtime: Runtime) -> str:
     return runtime.host.namespace.run("nft", "list", "tables")
+
+
+def test_check_names_a_published_port_that_is_lost(runtimes: list[Runtime]) -> None:
+    here, _ = runtimes
+    box = here.box("box").add(runtimeConfig=published(8090))
+    assert box.call("CHECK").status == 0
+
+    def is_named() -> bool:
+        here.host.namespace.run("nft", "flush", "map", "ip", TABLE, "ports")
+        said = box.call("CHECK")
+        return said.content.get("code") == 103 and "8090" in said.text
+
+    # It is put right sooner than CHECK looks, until that was in vain time and again.
+    until(is_named, 30, "CHECK names it")
