@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -235,29 +235,44 @@ def _try(port: PortMapping, kind: int, version: int) -> None:
             trying.bind((str(port.host_ips[version]), port.host_port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise _taken(port, listener(port)) from error
+                raise _taken(port, _holder(port, version)) from error
             text = f"{port}: {error.strerror}"
             raise CniError(plugin.CONFIG, "no port of this host", text) from error
 
 
-def listener(port: PortMapping) -> str:
+def _holder(port: PortMapping, version: int) -> str:
     """Return which program has a port of this host, in words."""
-    state = TCP_LISTEN if port.protocol == "tcp" else UDP_BOUND
-    links = set()
-    for name in (port.protocol, f"{port.protocol}6"):
-        with contextlib.suppress(OSError):  # a kernel without IPv6
-            lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
-            rows = (line.split() for line in lines)
-            links |= {
-                f"socket:[{row[9]}]"
-                for row in rows
-                if row[3] == state and int(row[1].rpartition(":")[2], 16) == port.host_port
-            }
+    sockets = _sockets(port, version)
+    found: dict[str, bool] = {}
     for process in Path("/proc").glob("[0-9]*"):
         # Others end while they are looked at.
         with contextlib.suppress(OSError):
-            for one in os.scandir(process / "fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(one.path) in links:
-                        return f"{(process / 'comm').read_text().strip()} (process {process.name})"
-    return "a program that cannot be found"
+            theirs = sockets.keys() & set(_descriptors(process))
+            if theirs:
+                name = f"{(process / 'comm').read_text().strip()} (process {process.name})"
+                found[name] = any(sockets[one] for one in theirs)
+    return max(found, key=lambda name: found[name], default="a program that cannot be found")
+
+
+def _sockets(port: PortMapping, version: int) -> dict[str, bool]:
+    """Return the sockets at a port, as descriptors link to them, and whether each listens.
+
+    Others have been accepted by one that does, or have called from this port by chance.
+    """
+    listens = TCP_LISTEN if port.protocol == "tcp" else UDP_BOUND
+    # A socket of IPv6 may have the port of IPv4 as well.
+    names = (f"{port.protocol}6", *([port.protocol] if version == VERSION4 else ()))
+    found = {}
+    for name in names:
+        with contextlib.suppress(OSError):  # a kernel without IPv6
+            lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
+            for row in map(str.split, lines):
+                if int(row[1].rpartition(":")[2], 16) == port.host_port:
+                    found[f"socket:[{row[9]}]"] = row[3] == listens
+    return found
+
+
+def _descriptors(process: Path) -> Iterator[str]:
+    for one in os.scandir(process / "fd"):
+        with contextlib.suppress(OSError):
+            yield os.readlink(one.path)

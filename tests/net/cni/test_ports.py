@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -95,6 +98,45 @@ def test_a_port_in_use_is_refused_with_who_has_it(runtimes: list[Runtime]) -> No
     assert box.call("ADD", config={"runtimeConfig": published(8084)}).status == 0
     first.call("DEL")
     assert here.box("third").call("ADD", config={"runtimeConfig": published(8083)}).status == 0
+
+
+def test_a_port_that_nobody_listens_on_is_refused_with_who_has_it(
+    runtimes: list[Runtime],
+) -> None:
+    here, there = runtimes
+    box, place = here.box("box"), here.host.namespace
+
+    def is_refused(port: int, protocol: str) -> bool:
+        said = box.call("ADD", config={"runtimeConfig": published(port, protocol=protocol)})
+        return said.status == 1 and f"(process {os.getpid()})" in said.text
+
+    with place.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+        holder.bind(("0.0.0.0", 8091))
+        assert is_refused(8091, "udp")
+        holder.connect((there.host.address, 9))
+        assert is_refused(8091, "udp")
+    with (
+        Listener(there.host.namespace, 9001),
+        place.socket(socket.AF_INET, socket.SOCK_STREAM) as caller,
+    ):
+        caller.connect((there.host.address, 9001))
+        assert is_refused(caller.getsockname()[1], "tcp")
+
+
+def test_who_listens_is_named_and_not_who_talks(runtimes: list[Runtime]) -> None:
+    here, _ = runtimes
+    place = here.host.namespace
+    with contextlib.ExitStack() as stack:
+        with Listener(place, 8092) as listener:
+            caller = stack.enter_context(place.socket(socket.AF_INET, socket.SOCK_STREAM))
+            caller.connect(("127.0.0.1", 8092))
+            stack.enter_context(listener.socket.accept()[0])
+            other = subprocess.Popen(["sleep", "60"], stdin=listener.socket)
+        stack.enter_context(other)
+        stack.callback(other.kill)
+        said = here.box("box").call("ADD", config={"runtimeConfig": published(8092)})
+    assert said.content["code"] == 101
+    assert f"sleep (process {other.pid})" in said.text
 
 
 def test_parallel_calls_for_one_port_have_one_winner(runtimes: list[Runtime]) -> None:
