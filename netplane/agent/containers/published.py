@@ -137,7 +137,7 @@ class Published:
                 # Of this name, but of another time: it is published instead of that.
                 if holder is not None and holder != _name(record.key):
                     raise _taken(mapping, f"container {holder}")
-        await asyncio.to_thread(_must_be_free, record.ports, versions)
+        await asyncio.to_thread(_must_be_free, record, versions)
         for address in record.addresses:
             mappings = _mappings(record, address)
             if not mappings:
@@ -214,16 +214,16 @@ def _taken(port: object, holder: str) -> CniError:
     return CniError(plugin.IN_USE, "a port of the host is in use", f"{port} by {holder}")
 
 
-def _must_be_free(ports: Iterable[PortMapping], versions: Iterable[int]) -> None:
+def _must_be_free(record: Record, versions: Iterable[int]) -> None:
     """Raise CniError when a program of this host listens there: it would hear nothing more."""
-    for port in ports:
+    for port in record.ports:
         kind = KINDS.get(port.protocol)
         for version in versions:
             if kind is not None and version in port.host_ips:
-                _try(port, kind, version)
+                _try(port, kind, version, record.key.container)
 
 
-def _try(port: PortMapping, kind: int, version: int) -> None:
+def _try(port: PortMapping, kind: int, version: int, container: str) -> None:
     with socket.socket(FAMILIES[version], kind) as trying:
         if version == VERSION6:
             # What is published over IPv4 is tried by itself.
@@ -234,23 +234,32 @@ def _try(port: PortMapping, kind: int, version: int) -> None:
         try:
             trying.bind((str(port.host_ips[version]), port.host_port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise _taken(port, _holder(port, version)) from error
-            text = f"{port}: {error.strerror}"
-            raise CniError(plugin.CONFIG, "no port of this host", text) from error
+            if error.errno != errno.EADDRINUSE:
+                text = f"{port}: {error.strerror}"
+                raise CniError(plugin.CONFIG, "no port of this host", text) from error
+            holder = _holder(port, version, container)
+            if holder is not None:
+                raise _taken(port, holder) from error
 
 
-def _holder(port: PortMapping, version: int) -> str:
-    """Return which program has a port of this host, in words."""
+def _holder(port: PortMapping, version: int, container: str) -> str | None:
+    """Return which program has a port of this host, in words; None: the container's own runtime.
+
+    podman's conmon keeps each published port as long as its container runs, and has the container's
+    id as an argument: `podman network reload` and `connect` add a container that runs.
+    """
     sockets = _sockets(port, version)
     found: dict[str, bool] = {}
     for process in Path("/proc").glob("[0-9]*"):
         # Others end while they are looked at.
         with contextlib.suppress(OSError):
             theirs = sockets.keys() & set(_descriptors(process))
-            if theirs:
-                name = f"{(process / 'comm').read_text().strip()} (process {process.name})"
-                found[name] = any(sockets[one] for one in theirs)
+            if not theirs:
+                continue
+            if container.encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                return None
+            name = f"{(process / 'comm').read_text().strip()} (process {process.name})"
+            found[name] = any(sockets[one] for one in theirs)
     return max(found, key=lambda name: found[name], default="a program that cannot be found")
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from tests.net.namespaces import Namespace
@@ -61,3 +65,30 @@ def refuses(source: Namespace, address: str, port: int) -> bool:
         except (ConnectionRefusedError, TimeoutError):
             return True
     return False
+
+
+KEEP = """
+import socket, sys
+with socket.socket(type=socket.SocketKind[sys.argv[2]]) as kept:
+    kept.bind(("0.0.0.0", int(sys.argv[1])))
+    if kept.type == socket.SOCK_STREAM:
+        kept.listen()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def keeping(
+    place: Namespace, port: int, protocol: str, container: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Have a program keep a port of IPv4 for a container, as podman's conmon does."""
+    kind = {"tcp": "SOCK_STREAM", "udp": "SOCK_DGRAM"}[protocol]
+    command = place.command(sys.executable, "-c", KEEP, str(port), kind, "-c", container)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline()
+        yield keeper
+        keeper.communicate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv6Network, ip_address
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.net.cni.callers import Listener, published, reach, refuses
+from tests.net.cni.callers import Listener, keeping, published, reach, refuses
 from tests.net.cni.damage import (
     BREAKS,
     BREAKS_OF_FAMILY,
@@ -256,6 +257,18 @@ def test_a_port_of_ipv6_is_of_its_address_and_has_one_holder(runtimes: list[Runt
     else:
         assert (said.status, said.content["code"]) == (1, 7)
         assert box.links().keys() == {"lo"}
+
+
+def test_a_port_that_the_runtime_keeps_of_ipv4_is_not_free_of_ipv6(runtime: Runtime) -> None:
+    # podman keeps what is for all addresses of IPv4 alone.
+    box, place = runtime.box("box"), runtime.host.namespace
+    config = {"runtimeConfig": published(8093)}
+    with keeping(place, 8093, "tcp", box.name):
+        with Listener(place, 8093, "::1"):
+            said = box.call("ADD", config=config)
+        assert (said.status, said.content["code"]) == (1, 101)
+        assert f"(process {os.getpid()})" in said.text
+        assert box.call("ADD", config=config).status == 0
 
 
 def test_a_flow_of_udp_goes_to_the_container_that_has_the_port_now(

@@ -97,6 +97,25 @@ def test_a_published_port_leads_to_the_container_until_that_is_gone(
         host.namespace.within(fetch, "http://127.0.0.1:8080/data")
 
 
+@on_vxlan
+def test_a_container_that_runs_keeps_its_port_when_it_is_added_again(
+    overlay: Overlay, podmans: list[Podman]
+) -> None:
+    # As long as it runs, podman itself listens at its port of the host.
+    podman = podmans[0]
+    host, other = (agent.host for agent in overlay.agents)
+    url = f"http://{host.address}:8081/data"
+    podman.run(
+        "-d", "--name", "web", "-p", "8081:80", "--", "httpd", "-f", "-p", "80", "-h", "/www"
+    )
+    podman("network", "reload", "web")
+    until(lambda: other.namespace.within(answers, url), 20, "the server serves")
+    podman("network", "disconnect", "netplane", "web")
+    podman("network", "connect", "netplane", "web")
+    until(lambda: other.namespace.within(answers, url), 20, "it is reached again")
+    podman("rm", "--force", "--time", "0", "web")
+
+
 def answers(url: str) -> bool:
     try:
         return bool(fetch(url))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.net.cni.callers import Listener, published, reach, refuses
+from tests.net.cni.callers import Listener, keeping, published, reach, refuses
 from tests.net.cni.runtime import Runtime, finish
 from tests.net.namespaces import missing
 from tests.net.overlay import Overlay, until
@@ -137,6 +137,21 @@ def test_who_listens_is_named_and_not_who_talks(runtimes: list[Runtime]) -> None
         said = here.box("box").call("ADD", config={"runtimeConfig": published(8092)})
     assert said.content["code"] == 101
     assert f"sleep (process {other.pid})" in said.text
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_port_that_the_runtime_keeps_for_the_container_is_free_for_it(
+    runtimes: list[Runtime], protocol: str
+) -> None:
+    # podman's conmon does, and podman adds a running container again: `network reload`.
+    here, _ = runtimes
+    box, other = here.box("box"), here.box("other")
+    config = {"runtimeConfig": published(8093, protocol=protocol)}
+    with keeping(here.host.namespace, 8093, protocol, box.name) as keeper:
+        said = other.call("ADD", config=config)
+        assert (said.status, said.content["code"]) == (1, 101)
+        assert f"(process {keeper.pid})" in said.text
+        assert box.call("ADD", config=config).status == 0
 
 
 def test_parallel_calls_for_one_port_have_one_winner(runtimes: list[Runtime]) -> None:
