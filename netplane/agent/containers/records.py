@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -139,6 +139,19 @@ class Store:
         elif records:
             log.info("%d containers of an earlier boot are gone", len(records))
         return ""
+
+    def unpublished(self, key: Key, ports: Iterable[PortMapping]) -> tuple[PortMapping, ...]:
+        """Return the ports that lead to the container by none of its other interfaces.
+
+        podman hands the ports of a container to each network that it is on.
+        """
+        others = {
+            port
+            for other, record in self.records.items()
+            if other.container == key.container and other != key
+            for port in record.ports
+        }
+        return tuple(port for port in ports if port not in others)
 
     def put(self, record: Record) -> None:
         """Note an attachment; `save` writes it."""

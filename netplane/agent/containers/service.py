@@ -219,7 +219,8 @@ class Containers:
         link = names.port_name(self._instance, call.key)
         attachment = devices.Attachment(call.key, link, chosen, mac)
         bridge = self._bridge(mtu, *chosen)
-        record = Record(call.key, chosen, link, mac.hex(":"), wanted.ports)
+        ports = self.store.unpublished(call.key, wanted.ports)
+        record = Record(call.key, chosen, link, mac.hex(":"), ports)
         try:
             made = await self._in_thread(devices.attach, bridge, attachment, namespace)
             self._know(bridge, made.bridge)

@@ -56,18 +56,14 @@ class Podman:
         # podman takes no path of more than 50 characters.
         self._temporary = tempfile.TemporaryDirectory(prefix="podman-")
         self._folder = Path(self._temporary.name)
-        bin_dir, conf_dir = agent.folder / "bin", agent.folder / "net.d"
-        agent.host.namespace.run(
-            *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "install-cni"),
-            *("--bin-dir", str(bin_dir), "--conf-dir", str(conf_dir)),
-            *("--run-dir", str(agent.folder)),
-        )
+        self._bin_dir, self._conf_dir = agent.folder / "bin", agent.folder / "net.d"
+        self.install("netplane")
         config = self._folder / "containers.conf"
         config.write_text(
             "[network]\n"
             'network_backend = "cni"\n'
-            f'cni_plugin_dirs = ["{bin_dir}", "{LOOPBACK.parent}"]\n'
-            f'network_config_dir = "{conf_dir}"\n'
+            f'cni_plugin_dirs = ["{self._bin_dir}", "{LOOPBACK.parent}"]\n'
+            f'network_config_dir = "{self._conf_dir}"\n'
             'default_network = "netplane"\n'
             "[engine]\n"
             'events_logger = "none"\n'
@@ -86,6 +82,14 @@ class Podman:
     def __call__(self, *arguments: str) -> str:
         """Run podman and return what it prints. Raises CommandError."""
         return self._call(*arguments)
+
+    def install(self, network: str) -> None:
+        """Install our plugin and a network that uses it."""
+        self._agent.host.namespace.run(
+            *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "install-cni"),
+            *("--bin-dir", str(self._bin_dir), "--conf-dir", str(self._conf_dir)),
+            *("--run-dir", str(self._agent.folder), "--name", network),
+        )
 
     def run(self, *arguments: str) -> str:
         """Run a container: options, then what runs in it behind `--`. Raises CommandError."""

@@ -116,6 +116,25 @@ def test_a_container_that_runs_keeps_its_port_when_it_is_added_again(
     podman("rm", "--force", "--time", "0", "web")
 
 
+@on_vxlan
+def test_a_container_on_two_networks_publishes_a_port_once(
+    overlay: Overlay, podmans: list[Podman]
+) -> None:
+    podman = podmans[0]
+    host, other = (agent.host for agent in overlay.agents)
+    url = f"http://{host.address}:8082/data"
+    podman.install("second")
+    podman.run(
+        *("-d", "--name", "web", "--network", "netplane,second", "-p", "8082:80"),
+        *("--", "httpd", "-f", "-p", "80", "-h", "/www"),
+    )
+    assert "eth1" in podman("exec", "web", "ip", "addr")
+    until(lambda: other.namespace.within(answers, url), 20, "the server serves")
+    podman("network", "reload", "web")
+    assert other.namespace.within(answers, url)
+    podman("rm", "--force", "--time", "0", "web")
+
+
 def answers(url: str) -> bool:
     try:
         return bool(fetch(url))

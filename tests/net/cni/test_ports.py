@@ -154,6 +154,33 @@ def test_a_port_that_the_runtime_keeps_for_the_container_is_free_for_it(
         assert box.call("ADD", config=config).status == 0
 
 
+def test_a_container_on_two_networks_has_its_port_by_the_first_interface(
+    runtimes: list[Runtime],
+) -> None:
+    # podman hands the ports of a container to each network.
+    here, there = runtimes
+    box = here.box("box")
+    first = {"runtimeConfig": published(8094)}
+    second = {**first, "name": "second"}
+    address = here.host.address
+    for config, ifname in ((first, "eth0"), (second, "eth1")):
+        said = box.call("ADD", ifname, config=config)
+        assert said.status == 0, said.text
+        config["prevResult"] = said.content
+    with Listener(box.namespace) as listener:
+        reach(there.host.namespace, listener, address, 8094)
+    for config, ifname in ((first, "eth0"), (second, "eth1")):
+        assert box.call("CHECK", ifname, config=config).status == 0
+    # What leads elsewhere in the container is not the same.
+    other = {"name": "third", "runtimeConfig": published(8094, 81)}
+    said = box.call("ADD", "eth2", config=other)
+    assert (said.status, said.content["code"]) == (1, 101)
+    assert box.call("DEL", "eth0").status == 0
+    assert refuses(there.host.namespace, address, 8094)
+    assert box.call("CHECK", "eth1", config=second).status == 0
+    assert box.call("DEL", "eth1", config=second).status == 0
+
+
 def test_parallel_calls_for_one_port_have_one_winner(runtimes: list[Runtime]) -> None:
     here, _ = runtimes
     boxes = [here.box(f"box-{number}") for number in range(5)]
