@@ -112,6 +112,8 @@ class Containers:
         self._wanted: devices.Bridge | None = None
         """The bridge as the last round made it."""
         self._threads = ThreadPoolExecutor(THREADS, "netplane-cni")
+        self.on_less: Callable[[], None] = lambda: None
+        """Called when `left` has less to tell."""
 
     async def start(self) -> str:
         """Learn what there is of earlier agents; return a complaint when a memory is of no use."""
@@ -264,6 +266,8 @@ class Containers:
             self.store.remove(record.key)
         finally:
             self._leaving.discard(record.link)
+        if any(one.network not in self._situation().subnets for one in record.addresses):
+            self.on_less()
         await self.store.save()
 
     async def _check(self, call: Call, namespace: int) -> None:
@@ -366,14 +370,21 @@ class Containers:
         return tuple(one for one in record.addresses if versions and one.version not in versions)
 
     def left(self) -> str:
-        """Say which containers have lost a family with the network; empty: none has."""
-        lost = [one for each in self.store.records.values() for one in self._lost(each)]
-        if not lost:
-            return ""
-        return (
-            f"the network has no IPv{lost[0].version} any more: addresses of it that containers"
-            f" still have ({len(lost)}) lead nowhere; make these anew"
-        )
+        """Say which containers have addresses that are not this host's any more; empty: none."""
+        records, subnets = self.store.records.values(), self._situation().subnets
+        lost = [one for each in records for one in self._lost(each)]
+        if lost:
+            return (
+                f"the network has no IPv{lost[0].version} any more: addresses of it that containers"
+                f" still have ({len(lost)}) lead nowhere; make these anew"
+            )
+        old = [one for each in records for one in each.addresses if one.network not in subnets]
+        if old and subnets:
+            return (
+                f"{old[0].network} is not this host's any more: others do not reach the containers"
+                f" that have addresses of it ({len(old)}); make these anew"
+            )
+        return ""
 
     def _know(self, bridge: devices.Bridge, index: int) -> None:
         self._wanted = bridge

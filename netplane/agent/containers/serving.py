@@ -72,7 +72,7 @@ async def serving_containers(agent: Agent) -> AsyncIterator[None]:
         try:
             server.listen(socket)
             keeper = Keeper(containers, agent.board, settings.heal_interval_s)
-            agent.on_subnets = keeper.wake
+            agent.on_subnets = containers.on_less = keeper.wake
             tasks = [asyncio.create_task(keeper.run(monitor)), asyncio.create_task(published.run())]
             for task in tasks:
                 # None ends by itself: then something is wrong with it, and the agent starts anew.

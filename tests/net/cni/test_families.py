@@ -13,7 +13,7 @@ from tests.net.cni.callers import Listener, published, reach, refuses
 from tests.net.cni.runtime import Box, Runtime
 from tests.net.namespaces import missing
 from tests.net.overlay import DUAL, NETWORK, ONLY_IPV6, Overlay, until
-from tests.net.packets import Flow, ping_all
+from tests.net.packets import Flow, ping, ping_all
 from tests.net.rig import Host
 
 pytestmark = [
@@ -211,3 +211,20 @@ def test_a_bridge_of_an_earlier_subnet_is_in_nobodys_way() -> None:
 
 def inet(runtime: Runtime) -> list[dict[str, str]]:
     return [one for one in runtime.bridge()["addr_info"] if one["family"] == "inet"]
+
+
+def test_containers_of_a_subnet_that_does_not_fit_any_more_are_named(
+    overlay: Overlay, runtimes: list[Runtime]
+) -> None:
+    here, there = runtimes
+    box, near = here.box("box").add(), here.box("near").add()
+    old = here.agent.subnet
+    overlay.reconfigure(DUAL.replace('"Network"', '"SubnetLen":25,"Network"'))
+    assert here.agent.subnet.prefixlen == 25
+    until(lambda: f"{old} is not this host's any more" in here.agent.missing(), 10, "a note")
+    assert ping(box, near.of(4)) is not None
+    new, far = here.box("new").add(), there.box("far").add()
+    assert ping(new, far.of(4)) is not None
+    for one in (box, near):
+        one.delete()
+    until(lambda: str(old) not in here.agent.missing(), 10, "no note")
