@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import replace
+from ipaddress import IPv4Interface, IPv6Interface
 
-from netplane.agent.errors import AgentError
+from netplane.agent.errors import AgentError, InterfaceError
+from netplane.agent.interface import ExternalInterface
 from netplane.agent.lock import InstanceLock
 from netplane.agent.ports import FirewallReport, Parts, Report
 from netplane.agent.remembered import remembered_config
 from netplane.agent.settings import Settings
-from netplane.agent.state import load, save
+from netplane.agent.state import State, load, save
+
+log = logging.getLogger("netplane.agent")
+
+NOWHERE = ExternalInterface(1, "lo", 1500, IPv4Interface("127.0.0.1/8"), IPv6Interface("::1/128"))
 
 
 async def clean(settings: Settings, parts: Parts) -> str:
@@ -31,9 +38,10 @@ async def clean(settings: Settings, parts: Parts) -> str:
             raise AgentError(
                 complaint or f"{settings.state_file} tells of no network that was programmed",
                 "name the agent's --state-dir and --instance, or remove what is left by hand:"
-                " `ip link del np.VNI`",
+                " `ip link del` the devices np* and npb-*, `nft delete table` those that begin with"
+                " netplane, and the rules of FORWARD or DOCKER-USER with that comment",
             )
-        external = await parts.external(settings)
+        external = await _external(settings, parts, state)
         dataplane = parts.dataplane(settings, config, external, state.macs, state.sysctls)
         reports: list[Report] = []
         dataplane.on_report = reports.append
@@ -72,3 +80,20 @@ async def clean(settings: Settings, parts: Parts) -> str:
             if kind != "sysctl"
         )
         return f"{removed} objects removed, {back} settings set back"
+
+
+async def _external(settings: Settings, parts: Parts, state: State) -> ExternalInterface:
+    """Return the interface that our routes leave by, also where nothing tells it any more.
+
+    What else there is of ours has a name, a protocol number or a comment of its own.
+    """
+    try:
+        return await parts.external(settings)
+    except InterfaceError as error:
+        ours = () if state.own is None else state.own.addresses
+        for address in ours:
+            with contextlib.suppress(InterfaceError):
+                by_address = replace(settings, iface=(str(address),), iface_regex=())
+                return await parts.external(by_address)
+        log.warning("%s: routes over it that had no device of ours stay", error.problem)
+    return NOWHERE

@@ -108,10 +108,20 @@ def test_a_drained_host_goes_from_the_others_and_leaves_nothing(overlay: Overlay
     assert str(subnet) not in {lease["subnet"] for lease in leases}
 
 
-def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(overlay: Overlay) -> None:
+@pytest.mark.parametrize("lost", ["", "default route", "address"])
+def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(
+    overlay: Overlay, lost: str
+) -> None:
     agent = overlay.agents[0]
     give_forward_chain(agent)
     agent.kill()
+    namespace = agent.host.namespace
+    addresses = namespace.json("ip", "-j", "-4", "addr", "show", "dev", "eth0")[0]["addr_info"]
+    routes = namespace.run("ip", "route", "show", "default").split()
+    if lost:
+        namespace.run("ip", "route", "del", "default")
+    if lost == "address":
+        namespace.run("ip", "-4", "addr", "flush", "dev", "eth0")
     said = agent.host.namespace.run(
         *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
         *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
@@ -121,6 +131,11 @@ def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(overlay: Overlay
     assert firewall_of(agent.host) == FORWARD_CHAIN
     assert agent.host.namespace.sysctl("ipv4.ip_forward") == "0"
     # ... and the next agent has the same subnet and MAC.
+    if lost == "address":
+        [one] = addresses
+        namespace.run("ip", "addr", "add", f"{one['local']}/{one['prefixlen']}", "dev", "eth0")
+    if lost:
+        namespace.run("ip", "route", "add", *routes)
     before = agent.subnet
     agent.start()
     agent.wait_ready()
