@@ -43,6 +43,8 @@ class Wanted:
     masquerade: bool = False
     fully_random: bool = True
     forward_rules: bool = True
+    devices: tuple[str, ...] = ()
+    """What only packets of the network come over."""
 
     def rules(self, subnet: Subnet) -> Rules:
         """Return the rules of our table."""
@@ -87,7 +89,7 @@ class HostFirewall:
         self._late: set[asyncio.Task[Any]] = set()
         """What nobody waits for any longer."""
         self._foreign = ForwardRules(
-            Pair(wanted.table, wanted.network),
+            Pair(wanted.table, wanted.network, wanted.devices),
             wanted=wanted.forward_rules,
             interval_s=interval_s,
             on_report=self._take_foreign,
@@ -157,7 +159,7 @@ class HostFirewall:
         wrong = await self._own.read()
         sight = await self._foreign.read()
         unseen = (sight.problem,) if sight.problem and not wrong else ()
-        return FirewallLook((*wrong, *sight.missing), sight.kept, sight.drops, unseen)
+        return FirewallLook((*wrong, *sight.missing), sight.kept, sight.drops, unseen, sight.unsure)
 
     async def dropped(self) -> int | None:
         """Return the count of packets from unknown hosts; None: it cannot be read now."""

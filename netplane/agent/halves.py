@@ -89,6 +89,7 @@ class DualDataplane:
             one.accepted_in + other.accepted_in,
             one.drops + other.drops,
             one.unseen + other.unseen,
+            one.unsure + other.unsure,
         )
 
     async def counters(self) -> dict[str, Any] | None:

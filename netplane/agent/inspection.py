@@ -168,7 +168,8 @@ def look_at_firewall(look: Mapping[str, Any] | None, *, forwarded: bool = True) 
             Finding("forward", State.OK, f"accepted in front of chain {chain}") for chain in chains
         ]
         found += [Finding("forward", State.HINT, text) for text in look["drops"]]
-        if not (chains or look["drops"] or look["unseen"] or look["wrong"]):
+        found += [Finding("forward", State.UNSEEN, text) for text in look["unsure"]]
+        if not any(look.values()):
             text = "no chain drops what no rule of it accepts"
             found.append(Finding("forward", State.OK, text))
     return found + [Finding("firewall", State.UNSEEN, text) for text in look["unseen"]]

@@ -156,6 +156,8 @@ class FirewallLook:
     """Chains of others that drop, and what helps."""
     unseen: tuple[str, ...]
     """What could not be read, and why."""
+    unsure: tuple[str, ...] = ()
+    """What cannot be told of chains of others."""
 
 
 class Dataplane(Protocol):

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from kvstore.client import AsyncClient, Tls
 from netplane.agent.containers.cleaning import clear
 from netplane.agent.containers.errors import CniError
+from netplane.agent.containers.names import bridge_name
 from netplane.agent.containers.records import Store
 from netplane.agent.dataplane import RealDataplane
 from netplane.agent.desired import occupant, occupied_text
@@ -164,6 +165,7 @@ class RealParts:
             masquerade=settings.ip_masq,
             fully_random=not settings.ip_masq_fully_random_disable,
             forward_rules=settings.iptables_forward_rules,
+            devices=tuple(filter(None, (bridge_name(settings.instance), backend.scope.link))),
         )
         return RealDataplane(backend, firewall, settings, sysctls)
 

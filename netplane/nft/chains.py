@@ -8,36 +8,59 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from netplane.nft.fate import BOTH, FROM, NONE, TO, Chain, Does, Line
 from netplane.nft.rules import family_of
-from netplane.subnet.family import Subnet, is_within, parse_subnet
+from netplane.subnet.family import Subnet, is_within, overlap, parse_subnet
 
 FORWARD, DOCKER = "FORWARD", "DOCKER-USER"
 FIREWALLD = "firewalld"
 
-FROM, TO = "from", "to"
 SIDES = {FROM: ("saddr", "-s"), TO: ("daddr", "-d")}
+DEVICES = {"iif", "iifname", "oif", "oifname", "-i", "-o"}
 OURS = re.compile(r"netplane(-[a-z0-9-]+)?: ")
 """How the comments of all agents of a host begin."""
 
+ASKS_NOTHING = {"log", "mangle", "notrack", "ct helper", "ct timeout"}
+"""What of nft is true of every packet, beside counters."""
+GOES_ON = ASKS_NOTHING | {"match", "limit", "quota", "set", "flow", "dup"}
+"""What lets the next rule be asked when it is the end of one."""
+VERDICTS = {
+    "accept": Does.ACCEPT,
+    "drop": Does.DROP,
+    "reject": Does.DROP,
+    "return": Does.RETURN,
+    "jump": Does.JUMP,
+    "goto": Does.GOTO,
+    "continue": Does.NOTHING,
+}
+TARGETS = {
+    "ACCEPT": Does.ACCEPT,
+    "DROP": Does.DROP,
+    "REJECT": Does.DROP,
+    "RETURN": Does.RETURN,
+    **dict.fromkeys(
+        ("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "DSCP", "HL", "LOG", "MARK")
+        + ("NFLOG", "SECMARK", "SET", "TCPMSS", "TEE", "TOS", "TRACE", "TTL"),
+        Does.NOTHING,
+    ),
+}
+"""Of iptables (man iptables-extensions), where nft shows no more than a name."""
 
-class Line(NamedTuple):
-    """One rule, as far as it matters here."""
 
-    name: str
-    """By which it is deleted: its handle, or its own words."""
-    comment: str = ""
-    accepts: str = ""
-    """`from` or `to` when it does no more than accept what comes from, or goes to, our network."""
-    jumps: str = ""
-    """To which chain."""
-    drops: bool = False
-    """All that comes to it."""
-    hides_comment: bool = False
-    """It has one that nft does not show: iptables write theirs so."""
+class Condition(NamedTuple):
+    """What a rule asks of a packet."""
+
+    sides: frozenset[str] = NONE
+    """It is true of packets of these; none: not known."""
+    is_whole: bool = False
+    """Of all of them."""
+
+
+UNREADABLE = Condition()
 
 
 def iptables_of(network: Subnet) -> tuple[str, str, str]:
@@ -46,39 +69,17 @@ def iptables_of(network: Subnet) -> tuple[str, str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    """A base chain of forwarded packets, and what it may jump to first."""
-
-    name: str
-    """For people, and in the commands of nft: `ip filter FORWARD`."""
-    policy: str
-    own: Sequence[Line]
-    docker: Sequence[Line] | None = None
-    """Of the chain DOCKER-USER beside it."""
-    is_iptables: bool = False
-    """It is where our rules go."""
-
-    @property
-    def drops(self) -> bool:
-        """Whether it drops or refuses what no rule of it accepts."""
-        return self.policy == "drop" or any(line.drops for line in self.own)
-
-    @property
-    def accepts(self) -> bool:
-        """Whether it has rules that accept all packets of our network, whatever is before them."""
-        return {FROM, TO} <= {line.accepts for line in self.own}
-
-
-@dataclass(frozen=True, slots=True)
 class Pair:
     """The two rules that accept what comes from the network and what goes to it.
 
     Args:
         owner: the name of our table, which their comments begin with.
+        devices: what only packets of the network come over.
     """
 
     owner: str
     network: Subnet
+    devices: tuple[str, ...] = ()
 
     def comment(self, side: str) -> str:
         """Return the comment of the rule of one side."""
@@ -109,8 +110,10 @@ def place(chain: Chain, pair: Pair, *, wanted: bool) -> Placing:
     Docker's chain for users is the first one that its own ask; what stands in FORWARD itself is
     behind Docker's rules after its next start.
     """
-    docker = chain.docker or ()
-    has_docker = chain.docker is not None and any(line.jumps == DOCKER for line in chain.own)
+    docker = chain.others.get(DOCKER, ())
+    has_docker = DOCKER in chain.others and any(
+        line.does is Does.JUMP and line.target == DOCKER for line in chain.own
+    )
     where, lines = (DOCKER, docker) if has_docker else (FORWARD, chain.own)
     ours = [
         (name, line)
@@ -136,29 +139,44 @@ def _leading(lines: Sequence[Line]) -> int:
     return len(lines)
 
 
-def in_the_way(chains: Iterable[Chain], pair: Pair, *, kept: bool) -> list[str]:
-    """Say which chains drop packets of the network, as far as can be known, and what helps.
+def in_the_way(chains: Iterable[Chain], pair: Pair, *, wanted: bool) -> tuple[list[str], list[str]]:
+    """Say which chains drop packets of the network and what helps, and of which it is not known.
 
     Args:
-        chains: all base chains of the hook but our own.
+        chains: all base chains of the hook but our own, read as far as packets come.
         pair: the rules that would help.
-        kept: whether they are in the chain that is iptables' own.
+        wanted: whether they are kept in the chains that are iptables' own.
     """
     network = pair.network
-    found = []
+    drops, unsure = [], []
     for chain in chains:
-        if not chain.drops or chain.accepts or (chain.is_iptables and kept):
-            continue
-        if chain.is_iptables:
-            helps = f"let packets from and to {network} pass, or start the agent with"
-            helps += " --iptables-forward-rules"
-        elif chain.name.split()[1] == FIREWALLD:
-            helps = f"firewall-cmd --permanent --zone=trusted --add-source={network}, and --reload"
-        else:
-            helps = f"nft insert rule {chain.name} {family_of(network)} saddr {network} accept,"
-            helps += " and so for daddr"
-        found.append(f"chain {chain.name} drops what no rule of it accepts: {helps}")
-    return found
+        fate = chain.fate()
+        where = [*fate.drops, *fate.drops_some]
+        if where:
+            what = "what" if fate.drops else f"packets of {network} that"
+            inside = f", in {where[0]}" if where[0] else ""
+            drops.append(
+                f"chain {chain.name} drops {what} no rule of it accepts{inside}:"
+                f" {_what_helps(chain, network, wanted=wanted)}"
+            )
+        elif fate.is_unsure:
+            unsure.append(f"whether rules of chain {chain.name} drop packets of {network}")
+    return drops, unsure
+
+
+def _what_helps(chain: Chain, network: Subnet, *, wanted: bool) -> str:
+    if chain.is_iptables:
+        helps = f"let packets from and to {network} pass"
+        # With them it is what stands before the chain that they are in.
+        return helps if wanted else f"{helps}, or start the agent with --iptables-forward-rules"
+    if chain.command:
+        return f"{chain.command} -I {FORWARD} -s {network} -j ACCEPT, and so for -d"
+    if chain.name.split()[1] == FIREWALLD:
+        return f"firewall-cmd --permanent --zone=trusted --add-source={network}, and --reload"
+    return (
+        f"nft insert rule {chain.name} {family_of(network)} saddr {network} accept,"
+        " and so for daddr"
+    )
 
 
 # nftables
@@ -190,31 +208,118 @@ def has_chain(listed: Mapping[str, Any], family: str, table: str, name: str) -> 
     )
 
 
-def nft_lines(listed: Mapping[str, Any], network: Subnet) -> list[Line]:
+def nft_lines(listed: Mapping[str, Any], pair: Pair) -> list[Line]:
     """Read the rules in the answer to `list chain`, or `list table`."""
-    return [_nft_line(entry["rule"], network) for entry in listed["nftables"] if "rule" in entry]
+    return [_nft_line(entry["rule"], pair) for entry in listed["nftables"] if "rule" in entry]
 
 
-def _nft_line(rule: Mapping[str, Any], network: Subnet) -> Line:
+def _nft_line(rule: Mapping[str, Any], pair: Pair) -> Line:
     hidden = {"xt": {"type": "match", "name": "comment"}}
     expressions = rule.get("expr", ())
-    parts = [part for part in expressions if "counter" not in part and part != hidden]
-    verdict = parts[-1] if parts else {}
-    tests = parts[:-1]
-    target = verdict.get("jump") or {}
+    parts = [part for part in expressions if _kind(part) != "counter" and part != hidden]
+    does, target = _does(parts[-1]) if parts else (Does.NOTHING, "")
+    # What a map or a chain without a name takes depends on what is in it.
+    tests = parts if parts and _kind(parts[-1]) in {"vmap", ""} else parts[:-1]
+    takes, some = _taken(
+        [_nft_test(part, pair) for part in tests if _kind(part) not in ASKS_NOTHING]
+    )
     return Line(
         str(rule["handle"]),
         rule.get("comment", ""),
-        _side(tests[0], network) if "accept" in verdict and len(tests) == 1 else "",
-        target.get("target", ""),
-        not tests and ("drop" in verdict or "reject" in verdict),
+        does,
+        takes,
+        some,
+        target,
         hidden in expressions,
     )
 
 
-def with_comments(lines: list[Line], printed: str, network: Subnet) -> list[Line]:
+def _kind(part: Mapping[str, Any] | str) -> str:
+    # nft has no JSON for a chain without a name, and prints it as text: `jump { accept }`.
+    return "" if isinstance(part, str) else next(iter(part))
+
+
+def _does(part: Mapping[str, Any] | str) -> tuple[Does, str]:
+    """Read the end of a rule: what it does, and to which chain it leads."""
+    if isinstance(part, str):
+        return Does.JUMP if part.startswith("jump ") else Does.UNKNOWN, ""
+    kind = _kind(part)
+    if kind == "xt":
+        found = part[kind] or {}  # older nft tell nothing more
+        if found.get("type") == "match":
+            return Does.NOTHING, ""
+        return TARGETS.get(found.get("name", ""), Does.UNKNOWN), ""
+    if kind == "vmap":
+        found = part[kind]["data"]
+        verdicts = {_kind(one) for _, one in found["set"]} if "set" in found else {"goto"}
+        if verdicts <= {"accept", "continue"}:
+            return Does.ACCEPT, ""
+        return Does.UNKNOWN if verdicts & {"goto", "return"} else Does.DROP, ""
+    if kind in VERDICTS:
+        return VERDICTS[kind], (part[kind] or {}).get("target", "")
+    return Does.NOTHING if kind in GOES_ON else Does.UNKNOWN, ""
+
+
+def _taken(tests: Sequence[Condition]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return `takes` and `some` of a rule."""
+    if not tests:
+        return BOTH, NONE
+    all_whole = all(test.is_whole for test in tests)
+    if len(tests) == 1:
+        return (tests[0].sides, NONE) if all_whole else (NONE, tests[0].sides)
+    # Two that are each true of some packets may be true of none together.
+    return NONE, NONE.union(*(test.sides for test in tests)) if all_whole else NONE
+
+
+def _nft_test(part: Mapping[str, Any] | str, pair: Pair) -> Condition:
+    test = {} if isinstance(part, str) else part.get("match") or {}
+    if test.get("op") not in {"==", "in"}:
+        return UNREADABLE
+    left = test.get("left")
+    for side, (name, _) in SIDES.items():
+        if left == {"payload": {"protocol": family_of(pair.network), "field": name}}:
+            return _address_test(side, _texts(test.get("right")), pair)
+    if isinstance(left, Mapping) and (left.get("meta") or {}).get("key") in DEVICES:
+        return _device_test(_texts(test.get("right")), pair)
+    return UNREADABLE
+
+
+def _texts(right: object) -> list[str]:
+    """Return the addresses, prefixes or names that are compared with."""
+    if isinstance(right, Mapping):
+        if "set" in right:
+            return [text for one in right["set"] for text in _texts(one)]
+        prefix = right.get("prefix")
+        return [f"{prefix['addr']}/{prefix['len']}"] if prefix else []
+    return [right] if isinstance(right, str) else []
+
+
+def _address_test(side: str, texts: Iterable[str], pair: Pair) -> Condition:
+    found = UNREADABLE
+    for text in texts:
+        try:
+            subnet = parse_subnet(text)
+        except ValueError:  # the name of a set
+            continue
+        if is_within(pair.network, subnet):
+            return Condition(frozenset({side}), is_whole=True)
+        if overlap(pair.network, subnet):
+            found = Condition(frozenset({side}))
+    return found
+
+
+def _device_test(texts: Iterable[str], pair: Pair) -> Condition:
+    for text in texts:
+        begins = text.rstrip("*+") if text.endswith(("*", "+")) else ""
+        for device in pair.devices:
+            if device == text or (begins and device.startswith(begins)):
+                return Condition(BOTH)
+    return UNREADABLE
+
+
+def with_comments(lines: list[Line], printed: str, name: str, pair: Pair) -> list[Line]:
     """Return rules of nft with the comments that `iptables -S` shows of the same chain."""
-    _, shown = legacy_lines(printed, network)
+    shown = legacy_lines(printed, name, pair)
     if len(shown) != len(lines):  # somebody wrote in between; that is told, and looked at anew
         return lines
     return [
@@ -223,37 +328,11 @@ def with_comments(lines: list[Line], printed: str, network: Subnet) -> list[Line
     ]
 
 
-def names_network(listed: Mapping[str, Any], network: Subnet) -> bool:
+def names_network(listed: Mapping[str, Any], pair: Pair) -> bool:
     """Tell whether any rule of a table looks for packets from the network, whatever it does."""
     rules = [entry["rule"] for entry in listed["nftables"] if "rule" in entry]
-    return any(_side(part, network) == FROM for rule in rules for part in rule.get("expr", ()))
-
-
-def _side(part: Mapping[str, Any], network: Subnet) -> str:
-    test = part.get("match") or {}
-    if test.get("op") not in ("==", "in"):
-        return ""
-    for side, (name, _) in SIDES.items():
-        if test.get("left") == {"payload": {"protocol": family_of(network), "field": name}}:
-            return side if _holds(test.get("right"), network) else ""
-    return ""
-
-
-def _holds(right: object, network: Subnet) -> bool:
-    """Tell whether an address, prefix or set has the whole network in it."""
-    if isinstance(right, Mapping):
-        if "set" in right:
-            return any(_holds(one, network) for one in right["set"])
-        prefix = right.get("prefix")
-        return prefix is not None and _is_within(network, f"{prefix['addr']}/{prefix['len']}")
-    return isinstance(right, str) and _is_within(network, right)
-
-
-def _is_within(network: Subnet, text: str) -> bool:
-    try:
-        return is_within(network, parse_subnet(text))
-    except ValueError:  # the name of a set
-        return False
+    wanted = Condition(frozenset({FROM}), is_whole=True)
+    return any(_nft_test(part, pair) == wanted for rule in rules for part in rule.get("expr", ()))
 
 
 def nft_commands(placing: Placing, pair: Pair) -> str:
@@ -277,39 +356,54 @@ def nft_commands(placing: Placing, pair: Pair) -> str:
 # iptables without nftables
 
 
-def legacy_lines(printed: str, network: Subnet) -> tuple[str, list[Line]]:
-    """Read what `iptables -S CHAIN` prints; returns the policy, empty for a chain without one."""
-    policy, lines = "", []
-    for text in printed.splitlines():
-        words = shlex.split(text)
-        if words[0] == "-P":
-            policy = words[2].lower()
-        elif words[0] == "-A":
-            lines.append(_legacy_line(text, words[2:], network))
-    return policy, lines
+def legacy_policy(printed: str) -> str:
+    """Return the policy of the chain of forwarded packets, of what `iptables -S` prints."""
+    [policy] = [
+        line.split()[2].lower()
+        for line in printed.splitlines()
+        if line.startswith(f"-P {FORWARD} ")
+    ]
+    return policy
 
 
-def _legacy_line(text: str, words: Sequence[str], network: Subnet) -> Line:
-    comment, tests, target = "", [], ""
+def legacy_lines(printed: str, name: str, pair: Pair) -> list[Line]:
+    """Read the rules of one chain, of what `iptables -S` prints."""
+    lines = printed.splitlines()
+    chains = {line.split()[1] for line in lines if line.startswith("-N ")}
+    return [
+        _legacy_line(line, shlex.split(line)[2:], chains, pair)
+        for line in lines
+        if line.startswith(f"-A {name} ")
+    ]
+
+
+def _legacy_line(text: str, words: Sequence[str], chains: Container[str], pair: Pair) -> Line:
+    comment, target = "", ""
+    does = Does.NOTHING
+    tests: list[Condition] = []
+    sides = {flag: side for side, (_, flag) in SIDES.items()}
     options = iter(words)
     for option in options:
         if option == "-m":
-            if (module := next(options)) != "comment":
-                tests.append(module)
+            if next(options) != "comment":
+                tests.append(UNREADABLE)
         elif option == "--comment":
             comment = next(options)
-        elif option == "-j":
+        elif option in sides:
+            tests.append(_address_test(sides[option], [next(options)], pair))
+        elif option in DEVICES:
+            tests.append(_device_test([next(options)], pair))
+        elif option in {"-j", "-g"}:
             target = next(options)
+            if target in chains:
+                does = Does.JUMP if option == "-j" else Does.GOTO
+            else:
+                does, target = TARGETS.get(target, Does.UNKNOWN), ""
             break  # what follows is about the target
         else:
-            tests.append(option)
-    accepts = ""
-    if target == "ACCEPT" and len(tests) == 2:
-        for side, (_, flag) in SIDES.items():
-            if tests[0] == flag and _is_within(network, tests[1]):
-                accepts = side
-    ends = not tests and target in {"DROP", "REJECT"}
-    return Line(text.removeprefix("-A "), comment, accepts, target, ends)
+            tests.append(UNREADABLE)
+    takes, some = _taken(tests)
+    return Line(text.removeprefix("-A "), comment, does, takes, some, target)
 
 
 def legacy_commands(placing: Placing, pair: Pair) -> str:

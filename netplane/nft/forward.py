@@ -22,8 +22,6 @@ from netplane.nft.chains import (
     FIREWALLD,
     FORWARD,
     OURS,
-    Chain,
-    Line,
     Pair,
     Placing,
     forward_chains,
@@ -37,6 +35,7 @@ from netplane.nft.chains import (
     place,
     with_comments,
 )
+from netplane.nft.fate import Chain, Does, Line
 from netplane.nft.iptables import IptablesError
 from netplane.nft.library import Nft
 from netplane.nft.monitor import TableChange
@@ -80,6 +79,8 @@ class Sight:
     """Chains that have them."""
     drops: tuple[str, ...]
     problem: str
+    unsure: tuple[str, ...] = ()
+    """What cannot be told from the chains, in words."""
 
 
 @dataclass(slots=True)
@@ -183,8 +184,9 @@ class ForwardRules:
                 )
             elif self._wanted:
                 kept.append(_place_name(chain, placing))
-        drops = in_the_way(chains, self._pair, kept=bool(kept) and not missing)
-        return Sight(tuple(missing), tuple(kept), tuple(drops), "; ".join(problems))
+        drops, unsure = in_the_way(chains, self._pair, wanted=self._wanted)
+        problem = "; ".join(problems)
+        return Sight(tuple(missing), tuple(kept), tuple(drops), problem, tuple(unsure))
 
     async def _pass(self, cause: str) -> ForwardReport:
         async with self._lock:
@@ -201,8 +203,7 @@ class ForwardRules:
                 chains, _ = await self._look()
             drops: list[str] = []
             if self._names_drops:
-                kept = self._wanted and not done.problems
-                drops = in_the_way(chains, self._pair, kept=kept)
+                drops, _ = in_the_way(chains, self._pair, wanted=self._wanted)
             problem = "; ".join(dict.fromkeys(done.problems))
             report = ForwardReport(
                 cause, done.written, done.removed, done.healed, problem, tuple(drops)
@@ -245,47 +246,49 @@ class ForwardRules:
         else:
             for name in forward_chains(listed, family_of(self._pair.network)):
                 try:
-                    chains += await self._look_at_nft(listed, *name)
+                    chains.append(await self._look_at_nft(listed, *name))
                 except (NftError, IptablesError) as error:
                     problems.append(str(error))
         try:
-            found = await self._inside(partial(iptables.look_at_legacy, self._pair.network))
+            chains += await self._inside(partial(iptables.look_at_legacy, self._pair))
         except IptablesError as error:
             problems.append(str(error))
-        else:
-            chains += [] if found is None else [found]
         # One that is gone, or is there again as another, was not right.
         self._right &= {chain.name for chain in chains}
         return chains, problems
 
     async def _look_at_nft(
         self, listed: dict[str, Any], family: str, table: str, name: str, policy: str
-    ) -> list[Chain]:
-        """Return a chain, none where it is known to let the network pass."""
-        network = self._pair.network
-        lines = await self._lines(family, table, name)
-        is_iptables = (family, table, name) == iptables_of(network)
-        docker = None
-        if is_iptables and has_chain(listed, family, table, DOCKER):
-            docker = await self._lines(family, table, DOCKER)
+    ) -> Chain:
+        named = f"{family} {table} {name}"
         # Its chains ask zone after zone: whether it knows the network is all that can be seen.
         if table == FIREWALLD and names_network(
-            await self._nft.ask(f"list table {family} {table}"), network
+            await self._nft.ask(f"list table {family} {table}"), self._pair
         ):
-            return []
-        return [Chain(f"{family} {table} {name}", policy, lines, docker, is_iptables)]
+            return Chain(named, policy, [Line("", does=Does.UNKNOWN)])
+        is_iptables = (family, table, name) == iptables_of(self._pair.network)
+        others = {}
+        if is_iptables and has_chain(listed, family, table, DOCKER):
+            others[DOCKER] = await self._lines(family, table, DOCKER)
+        own = await self._lines(family, table, name)
+        chain = Chain(named, policy, own, others, is_iptables)
+        while unread := chain.fate().unread:
+            for one in unread:
+                others[one] = await self._lines(family, table, one)
+        return chain
 
     async def _lines(self, family: str, table: str, name: str) -> list[Line]:
-        network = self._pair.network
-        lines = nft_lines(await self._nft.ask(f"list chain {family} {table} {name}"), network)
-        if any(line.accepts and line.hides_comment for line in lines):
+        pair = self._pair
+        lines = nft_lines(await self._nft.ask(f"list chain {family} {table} {name}"), pair)
+        is_ours = name in {FORWARD, DOCKER} and (family, table) == iptables_of(pair.network)[:2]
+        if is_ours and any(line.accepts and line.hides_comment for line in lines):
             # They may be ours, saved by iptables and restored.
-            printed = await self._inside(partial(iptables.print_chain, name, network))
-            lines = with_comments(lines, printed, network)
+            printed = await self._inside(partial(iptables.print_chain, name, pair.network))
+            lines = with_comments(lines, printed, name, pair)
         return lines
 
     async def _write(self, chain: Chain, placing: Placing) -> None:
-        if chain.name == iptables.name_of(self._pair.network):
+        if chain.command:
             commands = legacy_commands(placing, self._pair)
             await self._inside(partial(iptables.write_legacy, commands, self._pair.network))
         else:

@@ -9,11 +9,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from netplane.nft.chains import DOCKER, FORWARD, Chain, legacy_lines
+from netplane.nft.chains import DOCKER, FORWARD, Pair, legacy_lines, legacy_policy
+from netplane.nft.fate import Chain
 from netplane.nft.rules import family_of
 from netplane.subnet.family import VERSION6, Subnet
 
 TABLES = Path("/proc/thread-self/net/")
+SEE_FORWARDED = ("filter",)
+"""The tables with a chain of forwarded packets; our rules go to the first."""
 TIMEOUT_S = 10.0
 LOCK_S = "5"
 """How long the program waits for another one that writes."""
@@ -23,33 +26,37 @@ class IptablesError(Exception):
     """The program is missing, or failed; the text tells what helps."""
 
 
-def name_of(network: Subnet) -> str:
-    """Return the name of the chain that the form of its own keeps, for people."""
-    return f"{FORWARD} of {_short(network)}-legacy"
-
-
-def look_at_legacy(network: Subnet) -> Chain | None:
-    """Return the chain of forwarded packets; None where the kernel has no such table.
+def look_at_legacy(pair: Pair) -> list[Chain]:
+    """Return the chains of forwarded packets, of the tables that the kernel has.
 
     To ask for a table that is not there would make it. Raises IptablesError.
     """
+    network = pair.network
     try:
         tables = (TABLES / f"{family_of(network)}_tables_names").read_text().split()
     except OSError:  # no such module: nothing can drop there
-        return None
-    if "filter" not in tables:
-        return None
-    program = _legacy(network)
-    policy, own = legacy_lines(_run(program, "-w", LOCK_S, "-S", FORWARD), network)
-    docker = None
-    if any(line.jumps == DOCKER for line in own):
-        _, docker = legacy_lines(_run(program, "-w", LOCK_S, "-S", DOCKER), network)
-    return Chain(name_of(network), policy, own, docker, is_iptables=True)
+        return []
+    return [_look_at_table(table, pair) for table in SEE_FORWARDED if table in tables]
+
+
+def _look_at_table(table: str, pair: Pair) -> Chain:
+    network = pair.network
+    is_filter = table == SEE_FORWARDED[0]
+    printed = _run(_legacy(network, table), "-w", LOCK_S, "-t", table, "-S")
+    command = f"{_short(network)}-legacy" + ("" if is_filter else f" -t {table}")
+    others = {DOCKER: legacy_lines(printed, DOCKER, pair)} if f"-N {DOCKER}\n" in printed else {}
+    own = legacy_lines(printed, FORWARD, pair)
+    chain = Chain(
+        f"{FORWARD} of {command}", legacy_policy(printed), own, others, is_filter, command
+    )
+    while unread := chain.fate().unread:
+        others |= {name: legacy_lines(printed, name, pair) for name in unread}
+    return chain
 
 
 def write_legacy(commands: str, network: Subnet) -> None:
     """Do what `iptables-restore --noflush` reads, all or nothing. Raises IptablesError."""
-    _run(f"{_legacy(network)}-restore", "-w", LOCK_S, "--noflush", text=commands)
+    _run(f"{_legacy(network, SEE_FORWARDED[0])}-restore", "-w", LOCK_S, "--noflush", text=commands)
 
 
 def print_chain(chain: str, network: Subnet) -> str:
@@ -65,13 +72,13 @@ def _short(network: Subnet) -> str:
     return "ip6tables" if network.version == VERSION6 else "iptables"
 
 
-def _legacy(network: Subnet) -> str:
+def _legacy(network: Subnet, table: str) -> str:
     name = _program(_short(network), "legacy", uses_nft=False)
     if name:
         return name
     raise IptablesError(
-        "the kernel has iptables' table filter, and there is no program to read it: install"
-        " iptables, or rmmod iptable_filter"
+        f"the kernel has iptables' table {table}, and there is no program to read it: install"
+        f" iptables, or rmmod {_short(network).removesuffix('s')}_{table}"
     )
 
 

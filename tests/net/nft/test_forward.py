@@ -264,6 +264,66 @@ async def test_without_them_who_drops_is_named(
     assert good(await rules.apply()).drops == ()
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["-A FORWARD -j REJECT --reject-with icmp-host-prohibited"],
+        ["-N BLOCK", "-A BLOCK -j DROP", "-A FORWARD -j BLOCK"],
+        ["-N BLOCK", "-A BLOCK -j REJECT", "-A FORWARD -g BLOCK"],
+        ["-N DOCKER-USER", "-A DOCKER-USER -j DROP", "-A FORWARD -j DOCKER-USER"],
+        ["-A FORWARD -d 10.128.0.0/9 -j DROP"],
+        ["-A FORWARD -i npb-default -j REJECT"],
+    ],
+    ids=lambda rules: rules[-1],
+)
+async def test_without_a_policy_who_drops_is_named(
+    iptables: Tables, make: Callable[..., ForwardRules], rules: list[str]
+) -> None:
+    for words in rules:
+        iptables.do(*words.split())
+    pair = Pair("netplane", NETWORK, ("npb-default",))
+    looks = make(pair, wanted=False)
+    [text] = good(await looks.apply()).drops
+    assert "FORWARD" in text
+    assert list((await looks.read()).drops) == [text]
+    assert good(await make(pair).apply()).drops == ()
+
+
+@pytest.mark.parametrize(
+    ("rules", "unsure"),
+    [
+        (["-A FORWARD -m conntrack --ctstate INVALID -j DROP"], 1),
+        (["-N BLOCK", "-A BLOCK -j DROP", "-A FORWARD -p tcp -j BLOCK"], 1),
+        (["-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT", "-A FORWARD -j LOG"], 0),
+        (["-N BLOCK", "-A BLOCK -j RETURN", "-A BLOCK -j DROP", "-A FORWARD -j BLOCK"], 0),
+    ],
+    ids=lambda rules: rules[-1] if isinstance(rules, list) else "",
+)
+async def test_what_may_drop_is_not_said_to_nor_that_nothing_does(
+    iptables: Tables, make: Callable[..., ForwardRules], rules: list[str], unsure: int
+) -> None:
+    for words in rules:
+        iptables.do(*words.split())
+    sight = await make(wanted=False).read()
+    assert (sight.drops, len(sight.unsure)) == ((), unsure)
+
+
+async def test_a_chain_without_a_name_is_not_known(
+    host: Host, make: Callable[..., ForwardRules]
+) -> None:
+    # nft has no JSON for it.
+    host.run(
+        "nft",
+        "add table inet mine; add chain inet mine through"
+        " { type filter hook forward priority 0; policy accept; };"
+        " add rule inet mine through jump { counter drop; }",
+    )
+    sight = await make().read()
+    assert (sight.drops, sight.unsure) == (
+        (), ("whether rules of chain inet mine through drop packets of 10.128.0.0/9",),
+    )  # fmt: skip
+
+
 async def test_a_chain_of_neither_kind_is_named_until_it_lets_the_network_pass(
     host: Host, make: Callable[..., ForwardRules]
 ) -> None:
@@ -310,3 +370,7 @@ async def test_firewalld_is_told_by_its_own_words(
         *("ip", "saddr", str(NETWORK), "goto", "filter_FWD_trusted"),
     )
     assert good(await rules.apply()).drops == ()
+    # It may as well be a zone that drops.
+    assert (await rules.read()).unsure == (
+        "whether rules of chain inet firewalld filter_FORWARD drop packets of 10.128.0.0/9",
+    )

@@ -123,11 +123,18 @@ async def test_a_look_tells_of_both(wall: HostFirewall, monkeypatch: pytest.Monk
         return ["table ip netplane is missing"]
 
     async def sight(self: ForwardRules) -> Sight:
-        return Sight(("the rules are not in front",), (), ("chain x drops",), "no answer")
+        return Sight(
+            ("the rules are not in front",),
+            (),
+            ("chain x drops",),
+            "no answer",
+            ("whether y drops",),
+        )
 
     monkeypatch.setattr(Firewall, "read", wrong)
     monkeypatch.setattr(ForwardRules, "read", sight)
     look = await wall.look()
     assert look.wrong == ("table ip netplane is missing", "the rules are not in front")
     assert look.drops == ("chain x drops",)
+    assert look.unsure == ("whether y drops",)
     assert look.unseen == ()  # one trouble, and told

@@ -38,7 +38,8 @@ class Half:
         return
 
     async def look(self) -> FirewallLook:
-        return FirewallLook(tuple(map(str, self.scopes)), (), (), ())
+        names = tuple(map(str, self.scopes))
+        return FirewallLook(names, (), (), (), names)
 
     async def dropped(self) -> int | None:
         return self.count
@@ -136,7 +137,8 @@ async def test_both_speak_as_one() -> None:
     assert both.scopes == {"4", "6"}
     assert both.sysctls == {"ipv4/a": "0", "ipv6/b": "1"}
     assert (both.lease_data(), both.lease_data6()) == ({"mtu": 1450}, {"mtu": 1430})
-    assert (await both.look()).wrong == ("4", "6")
+    look = await both.look()
+    assert look.wrong == look.unsure == ("4", "6")
     assert await both.dropped() is None
     second.count = 2
     assert await both.dropped() == 2

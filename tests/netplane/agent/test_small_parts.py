@@ -303,6 +303,11 @@ def test_what_is_said_of_the_firewall() -> None:
     assert said(FirewallLook((), (), (), ("Operation not permitted",))) == [
         table, ("firewall", "unseen", "Operation not permitted"),
     ]  # fmt: skip
+    may = FirewallLook((), (), (), (), ("whether rules of chain inet mine through drop",))
+    assert said(may) == [
+        table, ("forward", "unseen", "whether rules of chain inet mine through drop"),
+    ]  # fmt: skip
+    assert said(may, forwarded=False) == [table]
     assert [state for _, state, _ in said(None)] == ["unseen"]
 
 
