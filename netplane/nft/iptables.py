@@ -15,7 +15,7 @@ from netplane.nft.rules import family_of
 from netplane.subnet.family import VERSION6, Subnet
 
 TABLES = Path("/proc/thread-self/net/")
-SEE_FORWARDED = ("filter",)
+SEE_FORWARDED = ("filter", "mangle", "security")
 """The tables with a chain of forwarded packets; our rules go to the first."""
 TIMEOUT_S = 10.0
 LOCK_S = "5"
