@@ -32,6 +32,7 @@ pytestmark = [
 ]
 HEALED_WITHIN_S = 0.1
 RATE = 1200
+NETWORK = "10.5.0.0/16"
 PROBE_PORT = 7001
 VXLAN_PORT = 8472
 DROPPING = (
@@ -436,6 +437,65 @@ def test_iptables_without_nftables_let_the_overlay_pass_too(overlay: Overlay) ->
         agent.flags = flags
         iptables("-P", "FORWARD", "ACCEPT")
         iptables("-F", "FORWARD")
+        if agent.is_running:
+            agent.kill()
+        agent.start()
+        agent.wait_ready()
+
+
+@pytest.mark.skipif(
+    shutil.which("iptables-nft") is None, reason="no iptables (Debian package iptables)"
+)
+def test_without_forward_rules_none_is_written_and_who_drops_is_named(overlay: Overlay) -> None:
+    here, there = pair(overlay)
+    agent = overlay.agents[0]
+    nft, iptables = (
+        partial(agent.host.namespace.run, program) for program in ("nft", "iptables-nft")
+    )
+    ways = (["check"], ["trace", here.address, there.address])
+    agent.terminate()
+    flags, agent.flags = agent.flags, (*agent.flags, "--iptables-forward-rules=false")
+    try:
+        iptables("-P", "FORWARD", "DROP")
+        agent.start()
+        agent.wait_ready()
+        for rules in (
+            ["-P FORWARD DROP"],
+            ["-A FORWARD -j REJECT --reject-with icmp-host-prohibited"],
+            ["-N BLOCK", "-A BLOCK -j DROP", "-A FORWARD -j BLOCK"],
+            [f"-A FORWARD -d {NETWORK} -j DROP"],
+            ["-A FORWARD -o np.1 -j DROP"],
+        ):
+            iptables("-P", "FORWARD", "ACCEPT")
+            iptables("-F")
+            until(lambda: "forward:" not in agent.missing(), 20, "nobody drops")
+            assert ping(here, there.address) is not None
+            for words in rules:
+                iptables(*words.split())
+            until(
+                lambda: "note forward: chain ip filter FORWARD drops" in agent.missing(),
+                20,
+                "it is named",
+            )
+            for command in ways:
+                _, rows = inspect(agent, *command)
+                [(state, text)] = [row[1:] for row in rows if row[0] == "forward"]
+                assert state == "hint"
+                assert text.startswith("chain ip filter FORWARD drops ")
+                assert text.endswith("or start the agent with --iptables-forward-rules")
+            assert ping(here, there.address, timeout_s=0.2) is None
+            assert "netplane" not in iptables("-S")
+            assert "netplane: " not in nft("-j", "list", "table", "ip", "filter")
+        # What may drop is not said to, and neither that nothing does.
+        iptables("-F", "FORWARD")
+        iptables("-A", "FORWARD", "-p", "tcp", "-j", "DROP")
+        until(lambda: "forward:" not in agent.missing(), 20, "nobody drops for certain")
+        for command in ways:
+            _, rows = inspect(agent, *command)
+            assert [row[1] for row in rows if row[0] == "forward"] == ["unseen"]
+    finally:
+        nft("delete", "table", "ip", "filter")
+        agent.flags = flags
         if agent.is_running:
             agent.kill()
         agent.start()
