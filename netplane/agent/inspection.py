@@ -168,7 +168,7 @@ def look_at_firewall(look: Mapping[str, Any] | None, *, forwarded: bool = True) 
             Finding("forward", State.OK, f"accepted in front of chain {chain}") for chain in chains
         ]
         found += [Finding("forward", State.HINT, text) for text in look["drops"]]
-        found += [Finding("forward", State.UNSEEN, text) for text in look["unsure"]]
+        found += [Finding("forward", State.UNSEEN, text) for text in look.get("unsure", ())]
         if not any(look.values()):
             text = "no chain drops what no rule of it accepts"
             found.append(Finding("forward", State.OK, text))
