@@ -198,6 +198,16 @@ def _is_in_its_own_way(item: Item, before: Item) -> bool:
     )
 
 
+def is_rival(found: Route, refused: Route) -> bool:
+    """Tell whether the route that leads to a destination now is why the kernel refuses ours."""
+    if found.protocol == PROTOCOL:
+        return False
+    if (found.destination, found.prefix_len) == (refused.destination, refused.prefix_len):
+        return True
+    # One that leads to more than that has the gateway behind it, too; the kernel excepts defaults.
+    return 0 < found.prefix_len < refused.prefix_len and _is_in_its_own_way(refused, found)
+
+
 @dataclass(frozen=True, slots=True)
 class LinkPlan:
     """What is to be done about our link."""

@@ -6,8 +6,9 @@ What there should be is handed in; the comparison itself is pure and in `desired
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import takewhile
 from types import TracebackType
@@ -19,10 +20,19 @@ from netplane.agent.desired import (
     is_drift,
     is_flannels,
     is_ours,
+    is_rival,
     leads_nowhere,
 )
 from netplane.agent.device import LinkKeeper
-from netplane.agent.report import Contest, Failure, PassLog, Report, warn, writer_name
+from netplane.agent.report import (
+    LINES_MAX,
+    Contest,
+    Failure,
+    PassLog,
+    Report,
+    warn,
+    writer_name,
+)
 from netplane.agent.sysctls import Sysctls
 from netplane.backend import Scope, Step
 from netplane.netlink import monitor as events
@@ -30,11 +40,12 @@ from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostErr
 from netplane.netlink.decode import NetlinkFormatError
 from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import Change, Kernel, Refusal
-from netplane.netlink.messages import IPV6_BYTES
+from netplane.netlink.messages import IPV6_BYTES, NetObject
 from netplane.netlink.monitor import Monitor
 from netplane.netlink.objects import (
     Identity,
     KernelObject,
+    Route,
     identity,
 )
 
@@ -90,6 +101,8 @@ class Reconciler:
         self._remove = False
         self._known: AbstractSet[Item] | None = None
         """What was there at the end of the last pass; None: there was none yet."""
+        self._lost: frozenset[Item] = frozenset()
+        """What was there and somebody took away or replaced, until it is back."""
         self._stale = True
         """What is there has to be read before anything is written."""
         self._adopting = bool(scope.adopts or scope.adopts_routes)
@@ -241,8 +254,9 @@ class Reconciler:
                 ):
                     self._sysctls.keep(wanted.sysctls, done, remove=self._remove)
                     found = await self._read(wanted)
+                    others = await self._in_place_of_ours(wanted, found)
                     self._stale = False
-                    await self._keep_items(wanted, found, done, gate)
+                    await self._keep_items(wanted, found, done, gate, others)
                     if self._remove and not (done.failed or done.contested):
                         self._adopting = False
         except (NetlinkError, NetlinkLostError, NetlinkFormatError) as error:
@@ -280,16 +294,33 @@ class Reconciler:
             or (self._adopting and is_flannels(item, self._scope))
         )
 
+    async def _in_place_of_ours(self, desired: Desired, found: frozenset[Item]) -> frozenset[Item]:
+        """Return the routes of others that are where ours were at the end of the last pass.
+
+        Where ours never were they stay: a host may have them for a reason.
+        """
+        wanted = desired.items.whole()
+        self._lost = frozenset(wanted & self._lost.union(self._known or ())) - found
+        places = {identity(item) for item in self._lost if isinstance(item, Route)}
+        if not places:
+            return frozenset()
+        routes = await self._kernel.routes(self._links.family, self._links.names, any_writer=True)
+        return frozenset(route for route in routes if identity(route) in places)
+
     async def _keep_items(
         self,
         desired: Desired,
         found: AbstractSet[Item],
         done: PassLog,
         gate: asyncio.Event | None,
+        others: frozenset[Item] = frozenset(),
     ) -> None:
-        """Write the difference between what was found and what is desired."""
+        """Write the difference between what was found and what is desired.
+
+        `others` give way to what is desired, and are not ours to remove when nothing is.
+        """
         before, self._known = self._known, found
-        changes = desired.changes(found, remove=self._remove)
+        changes = desired.changes(others.union(found) if others else found, remove=self._remove)
         if self._heals.any_contested:
             changes = [change for change in changes if not done.must_wait(change.item)]
         if not changes:
@@ -303,15 +334,12 @@ class Reconciler:
         if refusals:
             failed = {id(refusal.change) for refusal in refusals}
             ended = [change for change in changes if id(change) not in failed]
+            rivals = await self._rivals(refusals)
             for refusal in refusals:
-                done.note_refusal(refusal)
+                done.note_refusal(refusal, rivals.get(refusal.change.item))
         for change in ended:
             (done.removed if change.removed else done.written).append(change.item)
-            # Right before and not now; or not there before, and not wanted now.
-            if before is None or found is before:
-                continue  # nothing known yet, or nothing read now
-            if (change.item in before) is not change.removed:
-                done.note_heal(change.item)
+        self._note_heals(ended, None if found is before else before, others, done)
         if len(ended) == len(changes) and not done.contested and self._remove:
             # As desired. By the very set, so that the next change is not looked for in all of it.
             self._known = desired.items
@@ -324,6 +352,46 @@ class Reconciler:
             settled = {identity(change.item) for change in ended}
             known |= {item for item in left if identity(item) not in settled}
         self._known = known  # type: ignore[assignment]  # links are written apart
+
+    def _note_heals(
+        self,
+        ended: list[Change],
+        before: AbstractSet[Item] | None,
+        others: frozenset[Item],
+        done: PassLog,
+    ) -> None:
+        """Note what was right before and was not now; or was not there before, nor wanted now.
+
+        `before` is None where nothing was known yet, or nothing was read now.
+        """
+        if before is None and not self._lost:
+            return
+        for change in ended:
+            item = change.item
+            if change.removed:
+                # What made room for ours is told of with that.
+                if before is not None and item not in before and item not in others:
+                    done.note_heal(item)
+            elif item in self._lost:
+                done.note_heal(item)
+        self._lost = self._lost.difference(change.item for change in ended)
+
+    async def _rivals(self, refusals: Iterable[Refusal]) -> dict[NetObject, Route]:
+        """Find out which routes of others are in the way of refused ones; of many, of a few."""
+        refused = [
+            item
+            for (item, *_), code, _ in refusals
+            if code in {errno.EEXIST, errno.EINVAL} and isinstance(item, Route)
+        ]
+        if not refused:
+            return {}
+        names = {link.index: link.name for link in await self._kernel.links()}
+        found: dict[NetObject, Route] = {}
+        for item in refused[:LINES_MAX]:
+            route = await self._kernel.lookup(item.destination, names)
+            if route is not None and is_rival(route, item):
+                found[item] = route
+        return found
 
     async def _write(self, changes: list[Change], gate: asyncio.Event | None) -> list[Refusal]:
         """Write changes, as much as may be before the gate is set; see `apply`."""

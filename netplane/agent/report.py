@@ -12,7 +12,7 @@ from pathlib import Path
 
 from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import UNKNOWN, Refusal
-from netplane.netlink.objects import KernelObject, Route, identity
+from netplane.netlink.objects import Identity, KernelObject, Route, identity
 
 LINES_MAX = 5
 """Of one kind in the log, in one pass."""
@@ -74,7 +74,8 @@ class PassLog:
         self.removed: list[KernelObject] = []
         self.healed: list[KernelObject] = []
         self.failed: list[Failure] = []
-        self.contested: list[Contest] = []
+        self.contested: dict[Identity, Contest] = {}
+        """One of each, though what is in its place is to be removed first."""
         self.started = time.perf_counter()
 
     def report(self) -> Report:
@@ -85,7 +86,7 @@ class PassLog:
             tuple(self.removed),
             tuple(self.healed),
             tuple(self.failed),
-            tuple(self.contested),
+            tuple(self.contested.values()),
             (time.perf_counter() - self.started) * 1000,
         )
 
@@ -94,8 +95,9 @@ class PassLog:
         key = identity(item)
         if not self._heals.held(key, time.monotonic()):
             return False
-        contest = Contest(item, self._heals.count(key), self._heals.writers.get(key, ""))
-        self.contested.append(contest)
+        self.contested[key] = Contest(
+            item, self._heals.count(key), self._heals.writers.get(key, "")
+        )
         return True
 
     def note_heal(self, item: KernelObject) -> None:
@@ -110,15 +112,15 @@ class PassLog:
                 " and tell it to leave that alone"
             )
 
-    def note_refusal(self, refusal: Refusal) -> None:
-        """Note what the kernel refused to write."""
+    def note_refusal(self, refusal: Refusal, rival: Route | None = None) -> None:
+        """Note what the kernel refused to write, and the route of others that is why."""
         item, text = refusal.change.item, refusal.text
         self.lost = self.lost or refusal.code in UNKNOWN
-        if refusal.code == errno.EEXIST and isinstance(item, Route):
-            text += (
-                "; a route that is not ours is in its place: remove it, or give --adopt-flannel if"
-                " Flannel has made it"
-            )
+        if isinstance(item, Route) and (rival is not None or refusal.code == errno.EEXIST):
+            covers = rival is not None and rival.prefix_len < item.prefix_len
+            text += f"; a route that is not ours is in its {'way' if covers else 'place'}: "
+            text += f"{rival}; " if rival is not None else ""
+            text += "remove it, or give --adopt-flannel if Flannel has made it"
         if refusal.code == errno.ENETUNREACH and isinstance(item, Route) and item.gateway:
             gateway = ipaddress.ip_address(item.gateway)
             text += f"; make a route that says where it is: ip route add {gateway} dev {item.link}"

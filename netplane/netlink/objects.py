@@ -97,8 +97,9 @@ class Route(NamedTuple):
         if self.kind == BLACKHOLE:
             return f"route blackhole {_text(self.destination)}/{self.prefix_len}"
         via = f" via {_text(self.gateway)}" if self.gateway else ""
+        dev = f" dev {self.link}" if self.link else ""
         onlink = " onlink" if self.onlink else ""
-        return f"route {_text(self.destination)}/{self.prefix_len}{via} dev {self.link}{onlink}"
+        return f"route {_text(self.destination)}/{self.prefix_len}{via}{dev}{onlink}"
 
 
 class Uplink(NamedTuple):

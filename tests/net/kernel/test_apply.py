@@ -159,8 +159,14 @@ async def test_a_foreign_route_in_a_peers_place_is_named_and_delays_no_other(hos
         report = await here.apply(host.plan(peers(2, 3, 4)).objects)
         [failure] = report.failed
         assert str(failure).startswith("route 10.128.3.0/24 via 10.128.3.0 dev np.1 onlink: ")
-        assert "a route that is not ours is in its place" in failure.text
+        assert (
+            "a route that is not ours is in its place: route 10.128.3.0/24 via 10.77.0.2 dev eth0;"
+            " remove it, or give --adopt-flannel"
+        ) in failure.text
         assert set(host.routes()) == {"10.128.2.0/24", "10.128.4.0/24"}
+        # Also for who looks again: it was there first.
+        [failure] = (await here._pass("timer", read=True)).failed
+        assert "10.128.3.0/24 via 10.77.0.2 dev eth0 proto static" in host.run("ip", "route")
         assert "10.128.3.0/24 via 10.77.0.2 dev eth0 proto static" in host.run("ip", "route")
         # Once it is gone the next pass succeeds; nothing remembers the failure.
         host.run("ip", "route", "del", "10.128.3.0/24")

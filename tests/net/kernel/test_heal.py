@@ -62,6 +62,10 @@ DRIFTS = {
     "a route leads elsewhere": [
         "ip route replace 10.128.2.0/24 via 10.128.3.0 dev np.1 onlink proto 181",
     ],
+    "routes of others take the places of ours": [
+        "ip route replace 10.128.2.0/24 via 10.77.0.9 dev eth0",
+        "ip route replace unreachable 10.128.4.0/24",
+    ],
     "the device's address is removed": ["ip addr flush dev np.1"],
     "the underlay's address is removed and put back": [
         "ip addr del 10.77.0.1/16 dev eth0", "ip addr add 10.77.0.1/16 dev eth0",
@@ -384,6 +388,45 @@ async def test_who_fights_over_an_object_is_slowed_down_and_named(
         await here.until(lambda: "10.128.2.0/24" in host.routes())
         assert time.monotonic() - healed_at >= 1.4
         assert here.reports[-1].cause == "retry"
+
+
+async def test_who_keeps_taking_the_place_of_a_route_is_slowed_down_and_then_still_undone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While ours waits for its turn theirs is there; that ours was there first is to be known yet.
+    monkeypatch.setattr(Heals, "PAUSE_S", 1.0)
+    monkeypatch.setattr(Heals, "COUNT_MAX", 2)
+    async with watched(host, interval_s=HOUR_S) as here, running(here.reconciler):
+        clean(await here.reconciler.apply(host.plan(peers(2, 3)).objects))
+
+        async def take() -> Report:
+            seen = len(here.reports)
+            host.do("ip route replace 10.128.2.0/24 via 10.77.0.9 dev eth0")
+            await here.until(lambda: len(here.reports) > seen)
+            return here.reports[-1]
+
+        for _ in range(Heals.COUNT_MAX + 1):
+            assert kinds((await take()).healed) == {"Route": 1}
+        for _ in range(2):
+            report = await take()
+            [contest] = report.contested
+            assert (str(contest.item), report.failed) == (
+                "route 10.128.2.0/24 via 10.128.2.0 dev np.1 onlink",
+                (),
+            )
+            # Nor does a peer that comes meanwhile change that.
+            assert (await here.reconciler.apply(host.plan(peers(2, 3, 4)).objects)).failed == ()
+            await here.reconciler.apply(host.plan(peers(2, 3)).objects)
+            await here.until(lambda: "10.128.2.0/24" in host.routes())
+            assert (here.reports[-1].cause, kinds(here.reports[-1].healed)) == (
+                "retry",
+                {"Route": 1},
+            )
+        # Once nobody wants ours there, theirs is not ours to remove.
+        await take()
+        await here.reconciler.apply(host.plan(peers(3)).objects)
+        await here.reconciler._pass("timer", read=True)
+        assert "10.128.2.0/24 via 10.77.0.9 dev eth0" in host.run("ip", "route")
 
 
 async def test_a_thousand_objects_in_one_trouble_are_not_a_thousand_lines(
