@@ -86,6 +86,7 @@ class Reconciler:
     ) -> None:
         self._sysctls = Sysctls(scope.link, namespace, previous_sysctls or {})
         self._scope = scope
+        self._namespace = namespace
         self._interval_s = interval_s
         self._on_report = on_report
         # Before anything is read, or a change right behind the reading is not told.
@@ -205,15 +206,20 @@ class Reconciler:
             case events.LinkChange(link, removed, port):
                 if not self._links.may_have_taken(link, self._desired.link, removed=removed):
                     return ""
-                self._heals.writers[Identity("link", link.name)] = writer_name(port)
+                self._note_writer(Identity("link", link.name), port)
                 return "link"
             case events.SettingsChange():
                 return "sysctl" if self._sysctls.wrong(self._desired.sysctls) else ""
             case events.ObjectChange(item, _, port):
                 if not is_drift(change, self._desired, self._scope):
                     return ""
-                self._heals.writers[identity(item)] = writer_name(port)
+                self._note_writer(identity(item), port)
                 return type(item).__name__.lower()
+
+    def _note_writer(self, key: Identity, port: int) -> None:
+        # To find out who it is takes a while, and at first nobody asks.
+        if self._heals.is_near_fight(key):
+            self._heals.writers[key] = writer_name(port, self._namespace)
 
     async def _heal(self) -> None:
         said: tuple[Failure, ...] = ()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from netplane.netlink.connection import NETLINK_ROUTE
 from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import UNKNOWN, Refusal
+from netplane.netlink.namespace import inside
 from netplane.netlink.objects import Identity, KernelObject, Route, identity
 
 LINES_MAX = 5
@@ -41,7 +45,7 @@ class Contest:
     heals: int
     """In the last minute."""
     writer: str
-    """Who changed it last, as `port 4711 (ip)`; empty if the kernel does not say."""
+    """Who changed it last, see `writer_name`; empty if the kernel does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +142,36 @@ def warn(texts: Sequence[str]) -> None:
         log.warning("... and %d more like these", len(texts) - LINES_MAX)
 
 
-def writer_name(port: int) -> str:
-    """Return who has a netlink port: by custom a process's first one is its id."""
+def writer_name(port: int, namespace: str | None) -> str:
+    """Return who has a netlink port in a namespace; "" for none.
+
+    By custom a process's first one is its id, though as its own PID namespace has it: the process
+    that we know by this id is named only if it holds the very socket.
+    """
     if not port:
         return ""
+    process = Path(f"/proc/{port}")
     try:
-        return f"port {port} ({Path(f'/proc/{port}/comm').read_text().strip()})"
+        held = set(_descriptors(process))
+        if not held.isdisjoint(inside(namespace, lambda: _sockets(port))):
+            return f"process {port} ({(process / 'comm').read_text().strip()})"
     except OSError:
-        return f"port {port}"
+        pass  # it has ended, or is not ours to see
+    return f"netlink port id {port}"
+
+
+def _descriptors(process: Path) -> Iterator[str]:
+    for descriptor in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield os.readlink(descriptor)
+
+
+def _sockets(port: int) -> list[str]:
+    """Return the sockets with a port in this thread's network namespace, as descriptors of them."""
+    lines = Path("/proc/thread-self/net/netlink").read_text().splitlines()
+    rows = (line.split() for line in lines[1:])
+    return [
+        f"socket:[{inode}]"
+        for _, protocol, has, *_, inode in rows
+        if (protocol, has) == (str(NETLINK_ROUTE), str(port))
+    ]

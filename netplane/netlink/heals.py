@@ -21,7 +21,7 @@ class Heals:
         self._times: dict[Identity, deque[float]] = {}
         self._contested: set[Identity] = set()
         self.writers: dict[Identity, str] = {}
-        """Who changed what last, as far as the kernel tells."""
+        """Who changed last what is fought over, as far as the kernel tells."""
 
     def note(self, key: Identity, now: float) -> bool:
         """Count a heal; true if from now on the object is contested."""
@@ -33,6 +33,10 @@ class Heals:
             return False
         self._contested.add(key)
         return True
+
+    def is_near_fight(self, key: Identity) -> bool:
+        """Tell whether the next heal makes an object contested, if it is not yet."""
+        return key in self._contested or self.count(key) >= self.COUNT_MAX
 
     @property
     def any_contested(self) -> bool:

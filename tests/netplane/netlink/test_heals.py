@@ -8,11 +8,14 @@ from netplane.netlink.objects import Identity
 
 def test_ten_heals_a_minute_are_let_pass_and_the_eleventh_makes_a_fight() -> None:
     heals, key, other = Heals(), Identity("route", "np.1"), Identity("route", "np.2")
-    assert [heals.note(key, float(second)) for second in range(11)] == [False] * 10 + [True]
+    assert [heals.note(key, float(second)) for second in range(10)] == [False] * 10
+    assert heals.is_near_fight(key)
+    assert heals.note(key, 10.0)
     assert heals.held(key, 10.0)
     assert heals.held(key, 19.9)
     assert not heals.held(key, 20.0)
     assert not heals.held(other, 10.0)
+    assert not heals.is_near_fight(other)
     assert heals.due_s(12.0) == 8.0
     assert heals.due_s(20.0) is None
 
@@ -27,7 +30,7 @@ def test_a_fight_lasts_until_a_quiet_minute() -> None:
     heals, key = Heals(), Identity("route", "np.1")
     for second in range(11):
         heals.note(key, float(second))
-    heals.writers[key] = "port 7 (ip)"
+    heals.writers[key] = "process 7 (ip)"
     now = 10.0
     for _ in range(12):
         now += 10.0
@@ -36,7 +39,8 @@ def test_a_fight_lasts_until_a_quiet_minute() -> None:
         heals.forget(now)
         assert heals.held(key, now + 9.9)
     assert heals.count(key) == 6
-    assert heals.writers == {key: "port 7 (ip)"}
+    assert heals.is_near_fight(key)
+    assert heals.writers == {key: "process 7 (ip)"}
     heals.forget(now + 60.0)
     assert not heals.held(key, now + 60.0)
     assert (heals.count(key), heals.writers) == (0, {})
