@@ -332,7 +332,7 @@ class Agent:
 
         Before the lease is claimed, as that tells the others which MAC is behind our address.
         """
-        found = await self._parts.occupants(config)
+        found = await self._parts.occupants(config, self.keeper.state.macs)
         adopted = [one for one in found if one.is_flannels and self.settings.adopt_flannel]
         in_the_way = [one.problem for one in found if one not in adopted]
         if self._dataplane is None:

@@ -238,7 +238,7 @@ class RealDataplane:
         broken = [
             str(failure)
             for failure in report.failed
-            if failure.item is None or isinstance(failure.item, _HOSTS_OWN)
+            if failure.item is None or self._is_hosts_own(failure.item)
         ]
         self._report = Report(
             _kinds(chain(*(chain(one.written, one.removed) for one in reports))),
@@ -248,7 +248,7 @@ class RealDataplane:
                 *(
                     (str(failure.item), failure.text)
                     for failure in report.failed
-                    if failure.item is not None and not isinstance(failure.item, _HOSTS_OWN)
+                    if failure.item is not None and not self._is_hosts_own(failure.item)
                 ),
             ),
             "; ".join(broken),
@@ -261,6 +261,13 @@ class RealDataplane:
             tuple(one.milliseconds for one in reports),
         )
         return self._with_process(self._report)
+
+    def _is_hosts_own(self, item: KernelObject) -> bool:
+        """Tell whether no peer is reached without an object, and not only one."""
+        if isinstance(item, VxlanLink | Sysctl | Uplink):
+            return True
+        # Behind a process all are, by one route; what is on no link is for none of them.
+        return self._process is not None and bool(item.link)
 
     def _take_process(self) -> None:
         """Tell what became of the process since a round; the objects are as they were then."""
@@ -279,10 +286,6 @@ class RealDataplane:
     def _with_process(self, report: Report) -> Report:
         trouble = "" if self._process is None else self._process.trouble
         return replace(report, broken="; ".join(filter(None, (trouble, report.broken))))
-
-
-_HOSTS_OWN = VxlanLink | Sysctl | Uplink
-"""Without one of these no peer is reached."""
 
 
 def _kinds(items: Iterable[KernelObject]) -> Counter[str]:

@@ -215,7 +215,7 @@ class LinkPlan:
     remove: bool = False
     make: bool = False
     adopt: Link | None = None
-    """This one becomes ours; what else is to be done is planned after it."""
+    """This one gets the name of ours; what else is to be done is planned after it."""
     set: bool = False
     refused: str = ""
     """In words for an operator. Nothing is to be done then."""
@@ -227,12 +227,14 @@ def plan_link(
     parent: Link | None,
     others: Iterable[Link],
     adopts: str = "",
+    index: int = 0,
 ) -> LinkPlan:
     """Compare our link with the one that has its name.
 
     Args:
         others: all vxlan devices; ours may be among them.
         adopts: the name of one that may become ours.
+        index: of ours, whatever its name is by now; 0: not known.
     """
     if parent is None:
         return LinkPlan(refused=f"there is no interface {desired.parent}")
@@ -242,9 +244,9 @@ def plan_link(
         )
     other = occupant(others, desired.name, desired.vni, desired.port, len(desired.local))
     if other is not None:
-        if own is None and other.name == adopts:
+        if own is None and (other.name == adopts or other.index == index):
             return LinkPlan(adopt=other)
-        return LinkPlan(refused=occupied_text(other))
+        return LinkPlan(refused=occupied_text(other, desired.name, desired.mac))
     if own is None:
         return LinkPlan(make=True)
     found = own.vxlan
@@ -314,13 +316,18 @@ def occupant(
     return None
 
 
-def occupied_text(link: Link) -> str:
-    """Say of a device with our VNI and port that it is in the way, and what helps."""
+def occupied_text(link: Link, name: str, mac: bytes) -> str:
+    """Say of a device with our VNI and port that it is in the way of ours, and what helps."""
     vxlan = link.vxlan
     assert vxlan is not None
     text = f"device {link.name} has VNI {vxlan.vni} and port {vxlan.port} already;"
     if link.name in {f"flannel.{vxlan.vni}", f"flannel-v6.{vxlan.vni}"}:
         text += " to go on with what Flannel has there, stop flanneld and give --adopt-flannel;"
+    elif link.mac == mac:
+        return (
+            f"{text} by its MAC it is {name}, renamed: give it its name back (ip link set"
+            f" {link.name} name {name}; Linux before 6.2 wants it down for that)"
+        )
     return f"{text} remove it (ip link del {link.name}) or choose another VNI"
 
 

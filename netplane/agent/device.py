@@ -21,6 +21,8 @@ class LinkKeeper:
         self.indices: dict[str, int] = {}
         self.names: dict[int, str] = {}
         """The other way round; always the same object, who listens has it in hand."""
+        self._index = 0
+        """Of our link when it was seen last: if it is renamed it keeps that."""
         self._external: Link | None = None
         self._own: Link | None = None
         """As it was read; what is done to it since is not seen in it."""
@@ -69,11 +71,15 @@ class LinkKeeper:
                 await self._write(_as_object(own), done, removed=True)
             return uplink is None or await self._is_usable(uplink, external, done)
         others = await self._kernel.vxlan_links()
-        plan = plan_link(wanted, own, external, others, self._scope.adopts)
+        plan = plan_link(wanted, own, external, others, self._scope.adopts, self._index)
         if plan.adopt is not None:
+            if done.must_wait(wanted):
+                return False
             own = await self._take_over(plan.adopt, wanted, done)
             if own is None:
                 return False
+            if wanted in self._right:
+                done.note_heal(wanted)
             self._see(external, own)
             plan = plan_link(wanted, own, external, ())
         if plan.refused:
@@ -143,6 +149,7 @@ class LinkKeeper:
     def _see(self, *links: Link | None) -> None:
         """Note which links there are."""
         self.indices = {link.name: link.index for link in links if link is not None}
+        self._index = self.indices.get(self._scope.link, self._index)
         self.names.clear()
         self.names.update({index: name for name, index in self.indices.items()})
 

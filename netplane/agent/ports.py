@@ -230,7 +230,7 @@ class Parts(Protocol):
         Raises AgentError for a configuration it cannot serve, or a device that another has.
         """
 
-    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+    async def occupants(self, config: NetworkConfig, macs: tuple[str, str]) -> list[Occupant]:
         """Find out who else has the network's VNI and port, one for each family at most."""
 
     async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:

@@ -206,7 +206,8 @@ class Reconciler:
             case events.LinkChange(link, removed, port):
                 if not self._links.may_have_taken(link, self._desired.link, removed=removed):
                     return ""
-                self._note_writer(Identity("link", link.name), port)
+                name = self._links.names.get(link.index, link.name)  # it may have another now
+                self._note_writer(Identity("link", name), port)
                 return "link"
             case events.SettingsChange():
                 return "sysctl" if self._sysctls.wrong(self._desired.sysctls) else ""

@@ -177,7 +177,7 @@ class RealParts:
         if config.network not in self._routes:
             self._routes[config.network] = RoutesLock(config.network, self._routes)
 
-    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+    async def occupants(self, config: NetworkConfig, macs: tuple[str, str]) -> list[Occupant]:
         """As `Parts.occupants`."""
         try:
             wanted = choose.vxlan(config)
@@ -198,7 +198,8 @@ class RealParts:
             found = occupant(links, link, wanted.vni, wanted.port, address_bytes)
             if found is not None:
                 flannels = wanted.flannels_link6 if is_ipv6 else wanted.flannels_link
-                text = occupied_text(found)
+                mac = bytes.fromhex(macs[one is config.second].replace(":", ""))
+                text = occupied_text(found, link, mac)
                 there.append(
                     Occupant(
                         found.name,

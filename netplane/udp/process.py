@@ -86,7 +86,7 @@ class Process:
             self.sealed = _sealed_path(device, udp, icmp, own, secret)
         self.path = self.sealed or DataPath(device, udp, icmp, own)
         self.restored = 0
-        """How often the device was gone, down, or had another MTU."""
+        """How often the device was gone, down, or had another name or MTU."""
         self.is_handed_over = False
         """Another process goes on with all."""
         self._config = config
@@ -103,7 +103,7 @@ class Process:
         for number in udp.fileno(), listener.fileno(), self._news.fileno(), device:
             self._poll.register(number, select.EPOLLIN)
         # What happened to it before we listened.
-        tun.keep(config.device, config.mtu)
+        tun.keep(device, config.device, config.mtu)
 
     def own_listener(self) -> None:
         """Be who others find behind the socket: the kernel tells them who called listen() last."""
@@ -141,7 +141,7 @@ class Process:
         os.close(self.path.device)
         self.path.device = tun.attach(self._config.device)
         with contextlib.suppress(OSError):  # gone again: who reads it will see
-            tun.keep(self._config.device, self._config.mtu)
+            tun.keep(self.path.device, self._config.device, self._config.mtu)
         self._poll.register(self.path.device, select.EPOLLIN)
         self.restored += 1
 
@@ -152,7 +152,7 @@ class Process:
                 self._news.recv(NEWS_BYTES)
         # A device that is gone is seen by the one who reads it.
         with contextlib.suppress(OSError):
-            self.restored += tun.keep(self._config.device, self._config.mtu)
+            self.restored += tun.keep(self.path.device, self._config.device, self._config.mtu)
 
     def _accept(self) -> None:
         try:

@@ -137,6 +137,28 @@ def test_a_device_that_is_up_again_late_gets_its_route(overlay: Overlay) -> None
     until(overlay.everybody_answers, 10, "every container answers every other")
 
 
+def test_a_renamed_device_gets_its_name_back_and_until_then_the_agent_is_not_ready(
+    overlay: Overlay,
+) -> None:
+    # All peers are behind the one route over it.
+    agent = overlay.agents[0]
+    process = process_of(agent)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        agent.host.namespace.ip(f"link set {DEVICE} down", f"link set {DEVICE} name foo")
+        text = f"dev {DEVICE}: there is no link {DEVICE}"
+        until(
+            lambda: agent.missing().startswith("kernel: ") and text in agent.missing(),
+            10, "it is not ready",
+        )  # fmt: skip
+    finally:
+        os.kill(process, signal.SIGCONT)
+    until(lambda: kernel_of(agent) == wanted_kernel(agent), 10, "all is there again")
+    until(overlay.everybody_answers, 10, "every container answers every other")
+    agent.wait_ready()
+    assert process_of(agent) == process
+
+
 def test_a_peer_that_goes_is_forgotten_by_the_processes(overlay: Overlay) -> None:
     agent, other, leaving = overlay.agents
     leaving.ctl("drain")

@@ -133,7 +133,7 @@ class World:
         self.externals.append(external)
         return FakeDataplane(self, config, macs, sysctls)
 
-    async def occupants(self, config: NetworkConfig) -> list[Occupant]:
+    async def occupants(self, config: NetworkConfig, macs: tuple[str, str]) -> list[Occupant]:
         return self.occupied
 
     async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
