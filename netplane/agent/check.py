@@ -10,6 +10,7 @@ import fcntl
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from netplane.agent.desired import Item, is_ours
@@ -22,6 +23,7 @@ from netplane.agent.inspection import (
     look_at_firewall,
     look_at_source_address,
     reading,
+    routes_to,
 )
 from netplane.backend.vxlan import VxlanBackend
 from netplane.netlink import sysctl
@@ -84,9 +86,11 @@ async def _look_at_objects(kernel: Kernel, known: Known, links: Iterable[Link]) 
     there += await kernel.routes(known.family, names)
     wanted = known.desired.items.whole()
     missing = wanted - set(there)
+    elsewhere = await _find_rivals(kernel, known, names, missing)
     extra = [item for item in there if item not in wanted and is_ours(item, known.backend.scope)]
     found = [
         *_some("objects", State.WRONG, [f"{item} is missing" for item in missing]),
+        *_some("route", State.WRONG, elsewhere),
         *_some("objects", State.HINT, [f"{item} is left over" for item in extra]),
         *_some(
             "objects",
@@ -98,6 +102,26 @@ async def _look_at_objects(kernel: Kernel, known: Known, links: Iterable[Link]) 
     return found or [
         Finding("objects", State.OK, f"{len(wanted)} as they should be, {peers} peers")
     ]
+
+
+async def _find_rivals(
+    kernel: Kernel, known: Known, names: Mapping[int, str], missing: AbstractSet[Item]
+) -> list[str]:
+    """Say which peers the kernel leads packets for elsewhere, though our routes may be there.
+
+    Asked for the first and the last address of each: what leads to less than half may go unseen.
+    """
+    texts = set()
+    for subnet, wanted in routes_to(known, known.peers).items():
+        for address in (subnet[0], subnet[-1]):
+            route = await kernel.lookup(address.packed, names)
+            if route == wanted:
+                continue
+            if route is not None and route.prefix_len >= wanted.prefix_len:
+                texts.add(f"{route} is in the way of {wanted}")
+            elif wanted not in missing:  # of those that are, this is no more than what follows
+                texts.add(f"{address} is led by {route or 'nothing'} in spite of {wanted}")
+    return list(texts)
 
 
 def _some(subject: str, state: State, texts: list[str]) -> list[Finding]:

@@ -21,7 +21,7 @@ from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostErr
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.messages import AF_OF_LENGTH
-from netplane.netlink.objects import VxlanLink
+from netplane.netlink.objects import Route, VxlanLink
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.family import (
     Subnet,
@@ -148,6 +148,23 @@ def _lease(fields: Mapping[str, Any]) -> Lease:
         public_ip6=ipv6_address(fields["public_ip6"]) if fields.get("public_ip6") else None,
         backend_data6=fields.get("data6"),
     )
+
+
+def routes_to(known: Known, subnets: Iterable[Subnet]) -> dict[Subnet, Route]:
+    """Return which route should lead to each of these peers; none to those that others see to."""
+    planned = {
+        (item.destination, item.prefix_len): item
+        for item in known.desired.items
+        if isinstance(item, Route)
+    }
+    found = {}
+    for subnet in subnets:
+        # One route for all with a process, which knows the rest.
+        target = known.config.network if isinstance(known.backend, UdpBackend) else subnet
+        route = planned.get((target.network_address.packed, target.prefixlen))
+        if route is not None:
+            found[subnet] = route
+    return found
 
 
 def look_at_firewall(look: Mapping[str, Any] | None, *, forwarded: bool = True) -> list[Finding]:

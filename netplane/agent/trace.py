@@ -14,15 +14,15 @@ from netplane.agent.inspection import (
     look_at_firewall,
     look_at_source_address,
     reading,
+    routes_to,
 )
 from netplane.backend import FORWARDING, FORWARDING6, choose
-from netplane.backend.udp import UdpBackend
 from netplane.backend.vxlan import VxlanBackend
 from netplane.netlink import sysctl
 from netplane.netlink.decode import Link
 from netplane.netlink.kernel import Kernel
 from netplane.netlink.objects import LOCAL, FdbEntry, Neighbour, Route, identity
-from netplane.subnet.family import VERSION6, Address, Subnet
+from netplane.subnet.family import VERSION6, Address
 from netplane.subnet.jsontext import FormatError
 from netplane.subnet.lease import Lease, parse_name
 
@@ -175,7 +175,7 @@ class _Trace:
             self._add("lease", State.WRONG, f"{text}, which cannot be served: {reason}")
             return
         self._add("lease", State.OK, text)
-        wanted = _wanted_route(known, peer.subnet)
+        wanted = routes_to(known, [peer.subnet]).get(peer.subnet)
         if wanted is None:
             self._add_route(route)
             text = f"how packets get to host {peer.public_ip}, which others see to"
@@ -262,18 +262,3 @@ class _Trace:
             f"whether what is between lets packets of containers through to {address}, and what its"
             " kernel has: trace the way back there",
         )
-
-
-def _wanted_route(known: Known, subnet: Subnet) -> Route | None:
-    if isinstance(known.backend, UdpBackend):
-        subnet = known.config.network  # one route for all, and the process knows the rest
-    packed = subnet.network_address.packed
-    return next(
-        (
-            item
-            for item in known.desired.items
-            if isinstance(item, Route)
-            and (item.destination, item.prefix_len) == (packed, subnet.prefixlen)
-        ),
-        None,
-    )

@@ -220,6 +220,51 @@ def test_what_is_missing_is_named_by_both(
     assert IN_CHECK.get(what, what) in {subject for subject, _ in wrong(checked[1])}, checked[1]
 
 
+RIVALS = {
+    "in front of ours": (
+        ["route prepend {subnet} via 10.77.0.9 dev eth0"],
+        ["route del {subnet} via 10.77.0.9 dev eth0"],
+        "route {subnet} via 10.77.0.9 dev eth0 is in the way of {ours}",
+    ),
+    "to a half": (
+        ["route add {half} via 10.77.0.9 dev eth0"],
+        ["route del {half}"],
+        "route {half} via 10.77.0.9 dev eth0 is in the way of {ours}",
+    ),
+    "by a rule": (
+        ["route add default via 10.77.0.9 dev eth0 table 99", "rule add to {subnet} lookup 99"],
+        ["rule del to {subnet} lookup 99", "route flush table 99"],
+        "{last} is led by route 0.0.0.0/0 via 10.77.0.9 dev eth0 in spite of {ours}",
+    ),
+    "that refuses": (
+        ["route add unreachable {half}"],
+        ["route del unreachable {half}"],
+        "{last} is led by nothing in spite of {ours}",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", RIVALS)
+def test_a_route_of_others_that_comes_before_ours_is_named_by_check(
+    overlay: Overlay, words: tuple[Path, dict[str, str]], where: str
+) -> None:
+    # All of ours is there, and the peer is not reached.
+    host = overlay.agents[0].host.namespace
+    folder, names = words
+    subnet = overlay.agents[1].subnet
+    half, last = str(list(subnet.subnets(1))[1]), str(subnet[-1])
+    names = {**names, "half": half, "last": last, "ours": ROUTE_TEXT.format(**names)}
+    breaking, mending, said = RIVALS[where]
+    host.ip(*(line.format(**names) for line in breaking))
+    try:
+        code, rows = inspect(overlay.agents[0], "check", folder=folder)
+    finally:
+        host.ip(*(line.format(**names) for line in mending))
+    assert code == 1
+    assert ("route", said.format(**names)) in wrong(rows)
+    assert {subject for subject, _ in wrong(rows)} == {"route"}
+
+
 def test_without_an_agent_trace_says_so_and_shows_what_the_kernel_does(
     overlay: Overlay, words: tuple[Path, dict[str, str]]
 ) -> None:
