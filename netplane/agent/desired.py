@@ -173,6 +173,13 @@ def difference(
             else:
                 written.append(Change(item, replace=before is not None))
         left = [item for name, item in named if name not in kept]
+        # The kernel takes no address of this host for a gateway: not our own one of before, whose
+        # subnet has come to be another host's.
+        gateways = {item.gateway for item in ordered if isinstance(item, Route)}
+        first = [item for item in left if isinstance(item, Address) and item.address in gateways]
+        if first:
+            written[:0] = [Change(item, removed=True) for item in first]
+            left = [item for item in left if item not in first]
     if not remove:
         return written
     removed = sorted(left, key=_order, reverse=True)

@@ -108,6 +108,25 @@ def test_a_drained_host_goes_from_the_others_and_leaves_nothing(overlay: Overlay
     assert str(subnet) not in {lease["subnet"] for lease in leases}
 
 
+def test_a_host_that_finds_its_subnet_taken_has_a_route_to_who_has_it(overlay: Overlay) -> None:
+    # One without containers of ours, which takes another at its start.
+    agent = overlay.agents[0]
+    before = agent.subnet
+    key = f"{PREFIX}subnets/{str(before).replace('/', '-')}"
+    theirs = overlay.registered()[key].decode().replace(agent.host.address, "10.77.0.77")
+    agent.terminate()
+    agent.host.namespace.run("ip", "link", "del", "br0")  # where there were containers
+    overlay.kvctl("del", key)
+    overlay.kvctl("put", key, theirs.replace(kernel_of(agent.host)["mac"], "02:00:00:00:00:77"))
+    agent.start()
+    agent.wait_ready()
+    assert agent.subnet != before
+    assert str(before) in {subnet for subnet, *_ in kernel_of(agent.host)["routes"]}
+    assert "kernel-refused" not in agent.missing()
+    overlay.kvctl("del", key)
+    until(lambda: str(before) not in routes_of(agent.host), 10, "who is gone is removed")
+
+
 @pytest.mark.parametrize("lost", ["", "default route", "address"])
 def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(
     overlay: Overlay, lost: str

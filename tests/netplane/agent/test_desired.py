@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netplane.agent.desired import ORDER, Desired, Item, difference, is_flannels, is_ours
+from netplane.agent.desired import ORDER, Change, Desired, Item, difference, is_flannels, is_ours
 from netplane.backend import Scope, Step
 from netplane.backend.versions import SetVersion
 from netplane.netlink.objects import (
@@ -78,6 +78,15 @@ def test_the_route_comes_last_and_goes_first() -> None:
     # Else packets would be sent to where nothing answers, and the kernel would ask for the MAC.
     assert steps(PEER, frozenset()) == [("add", NEIGHBOUR), ("add", FDB), ("add", ROUTE)]
     assert steps(frozenset(), PEER) == [("remove", ROUTE), ("remove", FDB), ("remove", NEIGHBOUR)]
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_our_own_subnet_of_before_can_be_another_hosts(remove: bool) -> None:
+    # The kernel takes no address of its own host for a gateway.
+    before, now = Address("np.1", GATEWAY, 32), Address("np.1", bytes([10, 5, 3, 0]), 32)
+    changes = difference(PEER | {now}, frozenset({before}), remove=remove)
+    assert changes[0] == Change(before, removed=True)
+    assert {change.item for change in changes[1:]} == PEER | {now}
 
 
 def test_what_is_new_is_there_before_what_is_old_goes() -> None:
