@@ -34,6 +34,8 @@ from netplane.udp.owner import Owner
 log = logging.getLogger("netplane.udp")
 
 START_S = 20.0
+SHOW_S = 0.1
+"""How often it is looked whether its file is there again."""
 END_S = 5.0
 ASK_S = 1.0
 PULSE_S = 5.0
@@ -247,6 +249,31 @@ class ProcessKeeper:
         return False
 
     async def _connect(self) -> None:
+        """Be connected; raises FileNotFoundError or ConnectionRefusedError where none runs."""
+        try:
+            await self._reach()
+        except (FileNotFoundError, ConnectionRefusedError) as absent:
+            try:
+                owner = await asyncio.to_thread(Owner.listening_at, self._path)
+            except OSError:
+                raise absent from None
+            # Others have removed its file, and it puts it back: see `Process`.
+            self._set_owner(owner)
+            await self._reach_again()
+
+    async def _reach_again(self) -> None:
+        """Be connected once the file is there. Raises SilentError."""
+        log.warning("%s is gone, and the process that moves packets is to put it back", self._path)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                while self._client is None:
+                    await asyncio.sleep(SHOW_S)
+                    with contextlib.suppress(FileNotFoundError):
+                        await self._reach()
+        except TimeoutError:
+            raise SilentError(f"{self._path} is gone, and it does not put it back") from None
+
+    async def _reach(self) -> None:
         client = Client()
         try:
             await client.connect(str(self._path))

@@ -31,6 +31,7 @@ from netplane.agent.settings import Registry, Settings, containers_path
 from netplane.agent.state import read_boot_id
 from netplane.backend import Backend, BackendError, External, choose
 from netplane.backend.host_gw import HostGwBackend
+from netplane.backend.udp import with_key
 from netplane.netlink.connection import Connection, NetlinkError, NetlinkLostError
 from netplane.netlink.kernel import Kernel
 from netplane.nft import library
@@ -107,7 +108,7 @@ class RealParts:
                 Wish.of(who.previous),
                 known=who.known,
             )
-            yield RealSubnets(manager, client)
+            yield RealSubnets(manager, client, who.host_id)
 
     def dataplane(
         self,
@@ -268,15 +269,30 @@ def _check_public_ip(
 class RealSubnets:
     """`Subnets` on a manager."""
 
-    def __init__(self, manager: SubnetManager, client: AsyncClient) -> None:
+    def __init__(self, manager: SubnetManager, client: AsyncClient, host_id: str) -> None:
         self._manager = manager
         self._client = client
+        self._host_id = host_id
         self.changed = manager.changed
         self.open = manager.open
-        self.acquire = manager.acquire
         self.drain = manager.drain
         self.move = manager.move
-        self.describe = manager.describe
+
+    async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
+        """As `Subnets.acquire`."""
+        return await self._manager.acquire(self._with_key(backend_data), backend_data6)
+
+    def describe(self, backend_data: object) -> None:
+        """As `Subnets.describe`."""
+        self._manager.describe(self._with_key(backend_data))
+
+    def _with_key(self, data: object) -> object:
+        registered = self._manager.registered
+        record = registered.hosts.get(self._host_id)
+        lease = None if record is None else registered.at(record.pair)
+        if record is None or lease is None or record.public_ip != lease.public_ip:
+            return data  # somebody else may have our subnet by now
+        return with_key(data, lease)
 
     async def run(self, on_view: Callable[[View], None]) -> None:
         """As `Subnets.run`."""

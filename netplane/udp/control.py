@@ -112,6 +112,14 @@ def answer(data: bytes) -> dict[str, Any]:
     return found
 
 
+def bound_name(path: str) -> str:
+    """Return what the process binds its socket to, before agents find that at a path.
+
+    The kernel knows it by this name, whatever becomes of the file.
+    """
+    return f"{path}.new"
+
+
 def make_socket() -> socket.socket:
     """Return a socket that the longest message goes through in one piece."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

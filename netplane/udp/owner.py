@@ -10,9 +10,12 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+
+from netplane.udp.control import bound_name
+from netplane.udp.sockets import open_sockets, socket_in
 
 _CREDENTIALS = struct.Struct("3i")
 """Process, user, group: of who called listen()."""
@@ -21,13 +24,16 @@ _CREDENTIALS = struct.Struct("3i")
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
 NLM_F_REQUEST, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 1, 0x300, 2, 3
 LISTENING = 1 << 10
-UDIAG_SHOW_VFS, UNIX_DIAG_VFS = 2, 1
+UDIAG_SHOW_NAME, UDIAG_SHOW_VFS = 1, 2
+UNIX_DIAG_NAME, UNIX_DIAG_VFS = 0, 1
 _MESSAGE = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=B3xII I8x")
 _SOCKET = struct.Struct("=4xI8x")
 """Its inode."""
-_ATTRIBUTE = struct.Struct("=HHII")
-"""Length, type; of UNIX_DIAG_VFS, the only one asked for: inode and device of a socket's file."""
+_ATTRIBUTE = struct.Struct("=HH")
+"""Length, type."""
+_FILE = struct.Struct("=II")
+"""Inode and device: UNIX_DIAG_VFS."""
 MINOR_BITS = 20
 ANSWER_BYTES = 1 << 16
 ANSWER_S = 5.0
@@ -67,20 +73,23 @@ class Owner:
     def listening_at(cls, path: Path) -> Self:
         """Return who listens at a path, and takes no connection that would tell it.
 
-        That is who has the socket open that is bound to this file. Looks at the descriptors of all
-        processes: that may take some hundredths of a second.
+        That is who has the socket open that is bound to this file; where the file is gone, to the
+        name that a process of ours has bound it to. Looks at the descriptors of all processes: that
+        may take some hundredths of a second.
 
         Raises OSError as above, and where nobody or more than one has it.
         """
         if os.readlink("/proc/self") != str(os.getpid()):
             raise ProcessLookupError(errno.ESRCH, "/proc is of another PID namespace")
-        inodes = _listening_at(os.stat(path))
-        found = {pid: place for pid, place, inode in _open_sockets() if inode in inodes}
+        inodes = _listening_at(path)
+        if not inodes:
+            raise ProcessLookupError(errno.ESRCH, f"0 processes listen at {path}")
+        found = {pid: place for pid, place, inode in open_sockets() if inode in inodes}
         if len(found) != 1:
             raise ProcessLookupError(errno.ESRCH, f"{len(found)} processes listen at {path}")
         [(pid, place)] = found.items()
         _check_user(pid, os.stat(f"/proc/{pid}").st_uid)
-        return cls(pid, lambda: _socket_in(place) in inodes)
+        return cls(pid, lambda: socket_in(place) in inodes)
 
     async def kill(self, timeout_s: float) -> None:
         """End it. Raises TimeoutError: the kernel does not let it go in this time."""
@@ -105,11 +114,14 @@ def _check_user(pid: int, user: int) -> None:
         raise PermissionError(errno.EPERM, f"process {pid} runs as user {user}")
 
 
-def _listening_at(file: os.stat_result) -> set[int]:
-    """Return the inodes of the sockets that listen and are bound to a file. Raises OSError."""
-    device = os.major(file.st_dev) << MINOR_BITS | os.minor(file.st_dev)
-    wanted = file.st_ino & 0xFFFFFFFF, device
-    request = _REQUEST.pack(socket.AF_UNIX, LISTENING, 0, UDIAG_SHOW_VFS)
+def _listening_at(path: Path) -> set[int]:
+    """Return the inodes of the sockets that listen at a path. Raises OSError."""
+    attribute, wanted = UNIX_DIAG_NAME, os.fsencode(bound_name(os.path.abspath(path)))
+    with contextlib.suppress(FileNotFoundError):
+        file = os.stat(path)
+        device = os.major(file.st_dev) << MINOR_BITS | os.minor(file.st_dev)
+        attribute, wanted = UNIX_DIAG_VFS, _FILE.pack(file.st_ino & 0xFFFFFFFF, device)
+    request = _REQUEST.pack(socket.AF_UNIX, LISTENING, 0, UDIAG_SHOW_NAME | UDIAG_SHOW_VFS)
     flags = NLM_F_REQUEST | NLM_F_DUMP
     head = _MESSAGE.pack(_MESSAGE.size + len(request), SOCK_DIAG_BY_FAMILY, flags, 0, 0)
     found: set[int] = set()
@@ -125,30 +137,18 @@ def _listening_at(file: os.stat_result) -> set[int]:
                 if kind == NLMSG_ERROR:
                     raise OSError(errno.EOPNOTSUPP, "this kernel has no unix_diag")
                 told = data[_MESSAGE.size : length]
-                # A socket without a name has no file.
-                if len(told) >= _SOCKET.size + _ATTRIBUTE.size:
-                    _, attribute, *bound_to = _ATTRIBUTE.unpack_from(told, _SOCKET.size)
-                    if attribute == UNIX_DIAG_VFS and tuple(bound_to) == wanted:
-                        found.add(_SOCKET.unpack_from(told)[0])
+                # A socket without a name has neither.
+                if _attributes(told[_SOCKET.size :]).get(attribute) == wanted:
+                    found.add(_SOCKET.unpack_from(told)[0])
                 data = data[length + 3 & ~3 :]
 
 
-def _open_sockets() -> Iterator[tuple[int, str, int]]:
-    """Yield process, descriptor (a path) and inode of all sockets that somebody has open."""
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        folder = f"/proc/{name}/fd"
-        with contextlib.suppress(OSError):  # it has just ended
-            for number in os.listdir(folder):
-                place = f"{folder}/{number}"
-                yield int(name), place, _socket_in(place)
-
-
-def _socket_in(place: str) -> int:
-    """Return the inode of the socket that a descriptor is of; -1: none."""
-    try:
-        kind, _, inode = os.readlink(place).partition(":")
-    except OSError:
-        return -1
-    return int(inode[1:-1]) if kind == "socket" else -1
+def _attributes(data: memoryview) -> dict[int, bytes]:
+    found = {}
+    while data:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        # The kernel ends a path with a zero, or not.
+        value = bytes(data[_ATTRIBUTE.size : length])
+        found[kind] = value.rstrip(b"\0") if kind == UNIX_DIAG_NAME else value
+        data = data[length + 3 & ~3 :]
+    return found

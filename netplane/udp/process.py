@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import sys
+import time
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,12 +27,14 @@ from netplane.udp.control import (
     ControlError,
     Hello,
     answer,
+    bound_name,
     decode,
     encode,
     make_socket,
 )
 from netplane.udp.path import DataPath, DeviceGoneError, open_socket
 from netplane.udp.peers import Peer, Peers, PeersError
+from netplane.udp.sockets import port_text
 
 if TYPE_CHECKING:
     from netplane.udp.sealed import SealedPath
@@ -40,6 +43,8 @@ CONNECTIONS_MAX = 16
 """Of agents; there is one, and at most a command beside it. Beyond these the one goes that has
 asked nothing for longest, so that connections which nobody uses keep no agent out."""
 CONNECT_S = 5.0
+LOOK_S = 1.0
+"""How often it looks whether agents still find its socket."""
 HAND_OVER_S = 5.0
 SOL_RAW, ICMP_FILTER = 255, 1
 LINK_NEWS = 1
@@ -57,6 +62,7 @@ class Process:
         device: an attached device.
         udp: a bound socket.
         listener: of the agents.
+        path: where they find it, absolute.
         version: what it says of itself.
         secret: the key of the older process that this one follows, where packets are sealed.
 
@@ -70,6 +76,7 @@ class Process:
         device: int,
         udp: socket.socket,
         listener: socket.socket,
+        path: str,
         *,
         version: str,
         secret: str = "",
@@ -93,6 +100,8 @@ class Process:
         self._version = version
         self._udp = udp
         self._listener = listener
+        self._socket_path = path
+        self._look_at_s = 0.0
         self._news = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -116,16 +125,16 @@ class Process:
 
     def run(self) -> None:
         """Move packets and answer until told to end. Raises OSError for a device that is lost."""
-        udp, listener, news = self._udp.fileno(), self._listener.fileno(), self._news.fileno()
+        udp, news = self._udp.fileno(), self._news.fileno()
         path = self.path
         while True:
-            for number, _ in self._poll.poll():
+            for number, _ in self._poll.poll(LOOK_S):
                 try:
                     if number == path.device:
                         path.from_device()
                     elif number == udp:
                         path.from_network()
-                    elif number == listener:
+                    elif number == self._listener.fileno():
                         self._accept()
                     elif number == news:
                         self._hear()
@@ -135,6 +144,21 @@ class Process:
                     self._attach_anew()
                 if self.is_over:
                     return
+            if time.monotonic() >= self._look_at_s:
+                self._look_at_s = time.monotonic() + LOOK_S
+                self._keep_shown()
+
+    def _keep_shown(self) -> None:
+        """Listen anew where our file is gone: who cleans /run may not know that we go on."""
+        if os.path.lexists(self._socket_path):
+            return
+        with contextlib.suppress(OSError):  # its folder is gone as well, until an agent starts
+            listener = _listen(self._socket_path)
+            _show(self._socket_path)
+            self._poll.unregister(self._listener.fileno())
+            self._listener.close()
+            self._poll.register(listener.fileno(), select.EPOLLIN)
+            self._listener = listener
 
     def _attach_anew(self) -> None:
         """Make the device again; the agent gives it address and routes."""
@@ -290,11 +314,11 @@ def begin(config: Config, path: str, *, version: str) -> Process:
         if error.errno != errno.EADDRINUSE:
             raise
         raise ControlError(
-            f"UDP port {config.port} of {config.address}: {error.strerror}; stop flanneld, or"
-            " whatever else has it"
+            f"UDP port {config.port} of {config.address}: {error.strerror};"
+            f" {port_text(config.address, config.port)}"
         ) from error
     listener = _listen(path)
-    made = Process(config, tun.attach(config.device), udp, listener, version=version)
+    made = Process(config, tun.attach(config.device), udp, listener, path, version=version)
     _show(path)
     return made
 
@@ -329,7 +353,7 @@ def take_over(config: Config, path: str, *, version: str) -> Process:
             udp.close()
             udp = open_socket(config.address, config.port)
         listener = _listen(path)
-        made = Process(config, device, udp, listener, version=version, secret=told["secret"])
+        made = Process(config, device, udp, listener, path, version=version, secret=told["secret"])
         if made.sealed is not None:
             made.sealed.restore(told["sessions"], told.get("first_epoch", 0))
         made.path.set_peers(Peers(map(Peer.parse, told["peers"])))
@@ -367,7 +391,7 @@ def _load_sealing() -> None:
 def _listen(path: str) -> socket.socket:
     """Listen where nobody looks yet; see `_show`."""
     listener = make_socket()
-    new = _hidden(path)
+    new = bound_name(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
     listener.bind(new)
@@ -377,11 +401,7 @@ def _listen(path: str) -> socket.socket:
 
 
 def _show(path: str) -> None:
-    os.rename(_hidden(path), path)
-
-
-def _hidden(path: str) -> str:
-    return f"{path}.new"
+    os.rename(bound_name(path), path)
 
 
 def main() -> None:
@@ -403,16 +423,17 @@ def main() -> None:
         given.device, given.mtu, str(IPv4Address(given.address)), given.port,
         str(IPv4Network(given.subnet)), given.sealed,
     )  # fmt: skip
+    path = os.path.abspath(given.socket)
     try:
-        made = (take_over if given.take_over else begin)(config, given.socket, version=__version__)
+        made = (take_over if given.take_over else begin)(config, path, version=__version__)
     except (OSError, ControlError) as error:
         sys.exit(f"netplane-udp: {error}")
-    path = os.path.abspath(given.socket)
     if not given.foreground:
         _leave_parent(f"{path}.log", made)
     made.run()
     if not made.is_handed_over:
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _leave_parent(log: str, made: Process) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,6 +25,7 @@ from netplane.udp.control import (
     make_socket,
 )
 from netplane.udp.owner import Owner
+from netplane.udp.process import LOOK_S
 from tests.net.namespaces import CommandError, missing
 from tests.net.overlay import until
 from tests.net.packets import Flow, mesh, ping, ping_all, throughput
@@ -151,7 +154,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(overlay: UdpOverlay) 
         first.start()
     elsewhere = UdpHost(first.host, Path(first.path).parent)
     elsewhere.path += ".other"
-    with pytest.raises(CommandError, match="Address already in use"):
+    with pytest.raises(CommandError, match=rf"already in use; process {pid}, a netplane-udp that"):
         elsewhere.start()
     assert first.pid == pid
 
@@ -210,6 +213,28 @@ def test_what_is_no_question_is_refused_and_changes_nothing(overlay: UdpOverlay)
     assert os.stat(first.path).st_mode & 0o777 == 0o600
     here, there = overlay.rig.containers
     assert ping(here, there.address) is not None
+
+
+def test_a_process_whose_file_is_gone_is_found_again(overlay: UdpOverlay) -> None:
+    # As a folder in /run goes that systemd makes for a unit, and removes with it.
+    first, _ = overlay.hosts
+    pid = first.pid
+    folder = Path(first.path).parent
+    with make_socket() as asking:
+        asking.settimeout(10)
+        asking.connect(first.path)
+        shutil.rmtree(folder)
+        time.sleep(2.5 * LOOK_S)  # nothing to wait for: it looks, and cannot do anything
+        folder.mkdir()
+        until(lambda: os.path.exists(first.path), 5, "it is there again")
+        until(lambda: os.path.exists(overlay.hosts[1].path), 5, "so is the other host's")
+        assert first.pid == pid
+        assert os.stat(first.path).st_mode & 0o777 == 0o600
+        # Who was connected before is heard as ever; and with no file it ends as well.
+        os.unlink(first.path)
+        asking.send(encode({"ask": "stop"}))
+        assert asking.recv(MESSAGE_BYTES_MAX) == b"{}"
+        assert asking.recv(MESSAGE_BYTES_MAX) == b""
 
 
 def test_stop_with_remove_leaves_nothing(overlay: UdpOverlay) -> None:

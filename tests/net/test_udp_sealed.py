@@ -19,7 +19,7 @@ from netplane.udp.sealed import FORMER_MAX
 from tests.net.namespaces import CommandError, missing
 from tests.net.overlay import NETWORK, Overlay, until
 from tests.net.packets import Flow, mesh, ping, ping_all, throughput
-from tests.net.udp import PORT, SEALED_MTU, UdpHost, UdpOverlay, ask_process
+from tests.net.udp import PORT, SEALED_MTU, UdpHost, UdpOverlay, ask_process, stop_process
 
 pytestmark = [
     pytest.mark.net,
@@ -237,6 +237,70 @@ def test_an_agent_that_ends_and_comes_back_costs_no_sealed_packet() -> None:
             until(lambda: out.sent > mark + 1000, 20, "packets are sent with the next")
             losses = out.stop(), back.stop()
         assert [loss.missing for loss in losses] == [(), ()]
+
+
+@pytest.mark.alone  # a busy machine sends fewer
+def test_a_process_whose_file_others_remove_costs_no_sealed_packet() -> None:
+    # Twice: under an agent that runs, and before one that starts, as systemd removes what is in
+    # /run of a unit that stops.
+    network = NETWORK.replace("vxlan", "netplane-udp")
+    with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
+        here, there = overlay.add_containers(1)
+        until(overlay.everybody_answers, 20, "every container answers every other")
+        agent = overlay.agents[0]
+        pid, leases = ask_process(agent.process_socket, "hello")["pid"], overlay.registered()
+        with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
+            until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
+            agent.process_socket.unlink()
+            until(agent.process_socket.exists, 5, "it is there again")
+            assert ask_process(agent.process_socket, "hello")["pid"] == pid
+            agent.terminate()
+            agent.process_socket.unlink()
+            agent.start()
+            agent.wait_ready()
+            mark = out.sent
+            until(lambda: out.sent > mark + 1000, 20, "packets are sent with the next")
+            losses = out.stop(), back.stop()
+        assert [loss.missing for loss in losses] == [(), ()]
+        assert ask_process(agent.process_socket, "hello")["pid"] == pid
+        assert overlay.registered() == leases
+        assert agent.status()["kernel"]["healed"] == {}
+
+
+def test_an_agent_that_does_not_get_a_process_leaves_the_key_that_was_told() -> None:
+    network = NETWORK.replace("vxlan", "netplane-udp")
+    with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
+        agent, leases = overlay.agents[0], overlay.registered()
+        pid = ask_process(agent.process_socket, "hello")["pid"]
+        agent.kill()
+        # One that agents cannot find, by whatever name: it goes on, and has the port.
+        agent.flags = (*agent.flags, "--run-dir", str(agent.folder / "run"))
+        agent.start()
+        until(lambda: f"process {pid}, a netplane-udp" in agent.log(), 20, "it is named")
+        assert overlay.registered() == leases
+        assert agent.is_running
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: overlay.registered() != leases, 20, "the key of the next is told")
+        agent.terminate()
+        stop_process(agent.folder / "run" / "default.udp")
+
+
+@pytest.mark.slow  # it is waited for twice, for 5 s
+def test_a_hung_process_whose_file_is_gone_is_killed_by_an_agent_that_starts() -> None:
+    network = NETWORK.replace("vxlan", "netplane-udp")
+    with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
+        overlay.add_containers(1)
+        agent, other = overlay.agents
+        pid = ask_process(agent.process_socket, "hello")["pid"]
+        others = ask_process(other.process_socket, "hello")["pid"]
+        agent.kill()
+        os.kill(pid, signal.SIGSTOP)
+        agent.process_socket.unlink()
+        agent.start()
+        until(lambda: f"process {pid} is killed" in agent.log(), 40, "it is killed")
+        until(overlay.everybody_answers, 20, "every container answers every other")
+        agent.wait_ready()
+        assert ask_process(other.process_socket, "hello")["pid"] == others
 
 
 @pytest.mark.slow  # a registry that is away for long enough to be asked seldom

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from netplane.backend import FORWARDING, BackendError, External, blackhole_of, choose
-from netplane.backend.udp import SealedUdpBackend, UdpBackend
+from netplane.backend.udp import SealedUdpBackend, UdpBackend, with_key
 from netplane.netlink.objects import Address, Route
 from netplane.subnet.config import parse_config
 from netplane.subnet.lease import Lease
@@ -115,3 +115,13 @@ def test_who_has_no_key_is_not_served_in_the_clear(peer: Lease, reason: str) -> 
     plan = backend('{"Type":"netplane-udp"}').plan(SUBNET, {PEER.subnet: peer})
     assert plan.told == ()
     assert reason in plan.refused["10.5.2.0/24"]
+
+
+def test_no_empty_key_is_told_over_one_that_was() -> None:
+    unknown = {"PublicKey": ""}
+    assert with_key(unknown, sealed("ab" * 32)) == {"PublicKey": "ab" * 32}
+    assert with_key({"PublicKey": "cd" * 32}, sealed("ab" * 32)) == {"PublicKey": "cd" * 32}
+    # What was told is none that others could use, or our lease was of another backend.
+    for before in sealed(""), sealed(None), sealed("ab"), PEER:
+        assert with_key(unknown, before) == unknown
+    assert with_key(None, sealed("ab" * 32)) is None

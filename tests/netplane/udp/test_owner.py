@@ -15,8 +15,10 @@ import pytest
 
 from netplane.udp import client
 from netplane.udp.client import Client
-from netplane.udp.control import Hello, SilentError, encode, make_socket
+from netplane.udp.control import Hello, SilentError, bound_name, encode, make_socket
 from netplane.udp.owner import Owner
+from netplane.udp.path import open_socket
+from netplane.udp.sockets import port_text
 
 pytestmark = [
     pytest.mark.root,
@@ -99,6 +101,53 @@ async def test_who_takes_no_connection_is_found_by_the_file_that_it_listens_at(
         owner = Owner.listening_at(Path(bound_to))
         owner.close()
         assert owner.pid == os.getpid()
+
+
+async def test_whose_file_is_gone_is_found_by_the_name_that_it_has_bound(
+    tmp_path: Path, mute: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    other, process = mute
+    path = tmp_path / "default.udp"
+    with make_socket() as ours:
+        ours.bind(bound_name(str(path)))
+        ours.listen()
+        os.rename(bound_name(str(path)), path)
+        path.unlink()
+        owner = Owner.listening_at(path)
+        owner.close()
+        assert owner.pid == os.getpid()
+        # Somebody else's file is there: who listens at that is meant.
+        os.rename(other, path)
+        owner = Owner.listening_at(path)
+        owner.close()
+        assert owner.pid == process.pid
+        path.unlink()
+    with pytest.raises(ProcessLookupError, match="0 processes listen"):
+        Owner.listening_at(path)
+
+
+def test_who_has_a_port_is_named() -> None:
+    # We have it, and so does a child whose command line is that of a process of ours.
+    with open_socket("127.0.0.1", 0) as udp:
+        port = udp.getsockname()[1]
+        assert port_text("127.0.0.1", port).startswith("stop ")
+        assert f"(process {os.getpid()})" in port_text("127.0.0.1", port)
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
+        " s.bind(('', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, "netplane.udp", "--socket", "/run/a.udp"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        # It has the port of all addresses, so of this one, too.
+        text = port_text("127.0.0.1", port)
+        assert text == (
+            f"process {process.pid}, a netplane-udp that agents find at /run/a.udp, has it:"
+            f" kill {process.pid}"
+        )
+        process.communicate()
+    assert port_text("127.0.0.1", port) == "stop flanneld, or whatever else has it"
 
 
 def test_of_two_who_listen_nobody_is_meant(tmp_path: Path) -> None:
