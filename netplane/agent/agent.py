@@ -43,7 +43,7 @@ from netplane.agent.spread import spread
 from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
 from netplane.agent.telling import tell_firewall, tell_key, tell_round
-from netplane.backend.vxlan import random_mac
+from netplane.backend.vxlan import random_mac, second_mac
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import ConfigError, SubnetError
 from netplane.subnet.family import Pair
@@ -207,7 +207,6 @@ class Agent:
             host_id=(
                 self.settings.host_id or state.host_id or read_machine_id() or secrets.token_hex(16)
             ),
-            vtep_mac=state.vtep_mac or random_mac(),
         )
         # On disk before others hear of it: it is what they know us by.
         if not await self.keeper.save():
@@ -342,9 +341,20 @@ class Agent:
         for one in adopted:
             log.info("taking over device %s of Flannel and its MAC %s", one.name, one.mac)
             self.keeper.change(**{"vtep_mac6" if one.is_second else "vtep_mac": one.mac})
-        if adopted:
-            await self.keeper.save()
+        await self._know_macs(config)
+        await self.keeper.save()
         return True
+
+    async def _know_macs(self, config: NetworkConfig) -> None:
+        """Remember MACs for our devices: peers have those of devices that are there already."""
+        if self.keeper.state.vtep_mac:
+            return
+        found, found6 = await self._parts.macs(config)
+        state = self.keeper.state
+        if not state.vtep_mac:
+            mac = found or random_mac()
+            other6 = "" if found6 == second_mac(mac) else found6
+            self.keeper.change(vtep_mac=mac, vtep_mac6=state.vtep_mac6 or other6)
 
     async def _go_on_with(self, config: NetworkConfig, external: ExternalInterface) -> None:
         """Have the kernel's half of this network, and take away that of another one before it."""
@@ -382,6 +392,7 @@ class Agent:
             state.revision, len(state.peers),
         )  # fmt: skip
         self.own = state.own
+        await self._know_macs(config)
         dataplane = self._adopt(config, external)
         peers = {lease.subnet: lease for lease in state.peers}
         await self._program(dataplane, state.own, peers, group, remove=False)

@@ -233,6 +233,9 @@ class Parts(Protocol):
     async def occupants(self, config: NetworkConfig, macs: tuple[str, str]) -> list[Occupant]:
         """Find out who else has the network's VNI and port, one for each family at most."""
 
+    async def macs(self, config: NetworkConfig) -> tuple[str, str]:
+        """Return those of our devices as they are in the kernel, by family; "": there is none."""
+
     async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
         """Find the interface to the other hosts. Raises InterfaceError.
 

@@ -79,7 +79,8 @@ class State:
     @property
     def macs(self) -> tuple[str, str]:
         """Of our devices, by family."""
-        return self.vtep_mac, self.vtep_mac6 or second_mac(self.vtep_mac)
+        second = second_mac(self.vtep_mac) if self.vtep_mac else ""
+        return self.vtep_mac, self.vtep_mac6 or second
 
 
 class Encoder:
@@ -110,13 +111,15 @@ def encode(state: State) -> str:
 
 
 def decode(text: str) -> State:
-    """Read the file's text. Raises ValueError for whatever is not exactly a state."""
+    """Read the file's text. Raises ValueError for whatever is not exactly a state.
+
+    But for fields that are not known here: a later version has written them, and what it is known
+    by to others is what we are.
+    """
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"not a state file of format {FORMAT}")
-    unknown = content.keys() - set(State.__slots__)
-    if unknown:
-        raise ValueError(f"unknown fields {sorted(unknown)}")
+    unknown = _take_unknown(content, State)
     own, peers = content.pop("own", None), content.pop("peers", [])
     empty = State()
     for name, value in content.items():
@@ -127,6 +130,10 @@ def decode(text: str) -> State:
             raise ValueError(f"the setting {name} is {value!r}")  # noqa: TRY004
     if not isinstance(peers, list):
         raise ValueError(f"peers is {peers!r}")  # noqa: TRY004 (one class for every wrong file)
+    for lease in (own, *peers):
+        unknown |= _take_unknown(lease, Lease)
+    if unknown:
+        log.warning("the state file has fields of a later version, left out: %s", sorted(unknown))
     state = State(
         **content,
         own=None if own is None else _to_lease(own),
@@ -139,6 +146,16 @@ def decode(text: str) -> State:
     ):
         raise ValueError(f"left is {state.left!r}, beside {state.own}")
     return state
+
+
+def _take_unknown(fields: object, kind: type[State | Lease]) -> set[str]:
+    """Take out of what is read what a kind has not; return the names."""
+    if not isinstance(fields, dict):
+        return set()  # told when it is made one
+    unknown = fields.keys() - set(kind.__slots__)
+    for name in unknown:
+        del fields[name]
+    return unknown
 
 
 def _lease_text(lease: Lease) -> str:

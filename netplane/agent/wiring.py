@@ -212,6 +212,25 @@ class RealParts:
                 )
         return there
 
+    async def macs(self, config: NetworkConfig) -> tuple[str, str]:
+        """As `Parts.macs`."""
+        try:
+            wanted = choose.vxlan(config)
+            if wanted is None:
+                return "", ""
+            async with Connection() as connection:
+                links = await Kernel(connection).vxlan_links()
+        except (BackendError, NetlinkError, NetlinkLostError):
+            return "", ""  # as above
+        # Of our names, but with another VNI or of another kind they are somebody else's.
+        found = {
+            link.name: link.mac.hex(":")
+            for link in links
+            if link.vxlan is not None and link.vxlan.vni == wanted.vni
+        }
+        mac, mac6 = found.get(wanted.link, ""), found.get(wanted.link6, "")
+        return (mac6, "") if config.network.version == VERSION6 else (mac, mac6)
+
     async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
         """As `Parts.external`."""
         return choose_interface(await read_host(), settings.iface, settings.iface_regex, kept)

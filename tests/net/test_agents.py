@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.net.namespaces import missing
-from tests.net.overlay import PREFIX, AgentProcess, Overlay, patience, until, until_on_time
+from tests.net.overlay import (
+    PREFIX,
+    AgentProcess,
+    Overlay,
+    lost_without,
+    patience,
+    until,
+    until_on_time,
+)
 from tests.net.packets import Flow, ping_all
 from tests.net.rig import Host
 from tests.net.witnesses import LINK, Ear, kernel_of, routes_of
@@ -56,6 +64,32 @@ def test_an_agent_that_ends_and_comes_back_costs_no_packet_and_touches_nothing(
     assert min(loss.per_second for loss in losses) >= 1000
     assert ear.gone() == []
     assert kernel_of(agent.host) == before
+
+
+@pytest.mark.alone  # a busy machine sends fewer
+@pytest.mark.parametrize("harm", ["lost", "cut", "later"])
+def test_an_agent_whose_state_file_is_of_no_use_costs_no_packet(
+    overlay: Overlay, harm: str
+) -> None:
+    agent = overlay.agents[0]
+    here, there, _ = overlay.rig.containers
+    before, leases = kernel_of(agent.host), overlay.registered()
+    path = agent.folder / "default.json"
+
+    def end() -> None:
+        agent.terminate()
+        text = path.read_text()
+        path.unlink()
+        if harm == "cut":
+            path.write_text(text[:-30])
+        elif harm == "later":
+            path.write_text(json.dumps({**json.loads(text), "of_a_later_version": 1}))
+
+    losses = lost_without(agent, here, there, RATE, end)
+    assert [loss.missing for loss in losses] == [(), ()]
+    assert kernel_of(agent.host) == before
+    assert overlay.registered() == leases
+    assert ("state-file" in agent.missing()) == (harm == "cut")
 
 
 def test_after_a_reboot_without_a_registry_the_remembered_network_comes_back(

@@ -16,6 +16,7 @@ from netplane.agent.errors import InterfaceError, LockedError, SettingsError
 from netplane.agent.pages import serving
 from netplane.agent.ports import FirewallReport, Occupant, Report
 from netplane.agent.state import encode, load
+from netplane.backend.vxlan import second_mac
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
 from netplane.subnet.family import Pair
@@ -515,6 +516,31 @@ async def test_two_devices_of_flannel_are_taken_over_together_or_not_at_all(
             await world.until(lambda: "kernel" in agent.board.missing)
             assert agent.board.missing["kernel"] == foreign.problem
             assert world.data == []
+
+
+@pytest.mark.parametrize("mac6", ["", "02:06:00:00:00:0f"])
+async def test_without_a_remembered_mac_it_is_that_of_our_device(world: World, mac6: str) -> None:
+    # The file is lost and the device is not: peers go on to send to its MAC.
+    mac = "02:00:00:00:00:bb"
+    world.found_macs = (mac, mac6 or second_mac(mac))
+    world.registry_is_up.set()
+    world.views.put_nowait(view(2))
+    async with running(world) as agent:
+        await world.until_ready(agent)
+        assert world.data == [{"VNI": 1, "VtepMAC": mac}]
+        state = load(world.settings.state_file)[0]
+        # The second follows from the first, unless it was Flannel's.
+        assert (state.vtep_mac, state.vtep_mac6) == (mac, mac6)
+
+
+async def test_a_remembered_mac_goes_before_that_of_a_device(world: World) -> None:
+    remember(world, 2)
+    world.found_macs = ("02:00:00:00:00:bb", "")
+    world.registry_is_up.set()
+    world.views.put_nowait(view(2))
+    async with running(world) as agent:
+        await world.until_ready(agent)
+        assert world.data == [{"VNI": 1, "VtepMAC": "02:00:00:00:00:aa"}]
 
 
 async def test_the_second_device_alone_does_not_give_the_first_its_mac(world: World) -> None:

@@ -72,6 +72,8 @@ class World:
     config: NetworkConfig = CONFIG
     head: Head = field(default_factory=lambda: Head(7, 10))
     occupied: list[Occupant] = field(default_factory=list)
+    found_macs: tuple[str, str] = ("", "")
+    """Of our devices, in the kernel."""
     who: list[Who] = field(default_factory=list)
     data: list[object] = field(default_factory=list)
     report: Report = field(default_factory=Report)
@@ -135,6 +137,9 @@ class World:
 
     async def occupants(self, config: NetworkConfig, macs: tuple[str, str]) -> list[Occupant]:
         return self.occupied
+
+    async def macs(self, config: NetworkConfig) -> tuple[str, str]:
+        return self.found_macs
 
     async def external(self, settings: Settings, kept: Sequence[Address] = ()) -> ExternalInterface:
         self.looks.append(settings.instance)
