@@ -298,10 +298,17 @@ class Registered:
         return frozenset(host.pair for host in self.hosts.values() if host.host_id in self.alive)
 
     def owner_text(self, pair: Pair) -> str:
-        """Name the owner of subnets for an operator."""
+        """Name the owner of subnets for an operator.
+
+        Who writes over a lease, as Flannel does, leaves the record of the host that had it.
+        """
         lease, host = self.at(pair), self.holder(pair)
         address = public(lease.public_ip) if lease is not None else "an unreadable lease"
-        return address if host is None else f"host {host.host_id!r}, {address}"
+        if host is None:
+            return address
+        if lease is not None and set(host.addresses).isdisjoint(lease.addresses):
+            return f"a host without an agent of netplane, {address}"
+        return f"host {host.host_id!r}, {address}"
 
 
 def life_value(session: str) -> bytes:
