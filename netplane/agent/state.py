@@ -55,7 +55,7 @@ class State:
     own: Lease | None = None
     peers: tuple[Lease, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
-    """Settings of the kernel that we changed, as they were before."""
+    """Settings of the kernel that we changed in this boot, as they were before."""
     firewall: bool = False
     """Our table, and rules of ours in chains of others, may be there."""
     doubt: str = ""
@@ -101,7 +101,8 @@ class Encoder:
             del fields["left"]  # an older agent reads what it can know
         own = "null" if state.own is None else _lease_text(state.own)
         peers = ",\n  ".join(text for _, text in self._known.values())
-        head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
+        about = {"format": FORMAT, "boot_id": read_boot_id()}
+        head = json.dumps(about | fields, indent=1).removesuffix("\n}")
         return f'{head},\n "own": {own},\n "peers": [\n  {peers}\n ]\n}}\n'
 
 
@@ -114,11 +115,14 @@ def decode(text: str) -> State:
     """Read the file's text. Raises ValueError for whatever is not exactly a state.
 
     But for fields that are not known here: a later version has written them, and what it is known
-    by to others is what we are.
+    by to others is what we are. And without settings of another boot: the kernel began anew, and
+    whoever has set one in this boot would lose it.
     """
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"not a state file of format {FORMAT}")
+    if content.pop("boot_id", "") != read_boot_id() and isinstance(content.get("sysctls"), dict):
+        content["sysctls"] = {}
     unknown = _take_unknown(content, State)
     own, peers = content.pop("own", None), content.pop("peers", [])
     empty = State()

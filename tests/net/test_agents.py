@@ -196,6 +196,24 @@ def test_cleanup_after_a_killed_agent_leaves_a_kernel_as_it_was(
     until(overlay.everybody_answers, 20, "every container answers every other")
 
 
+def test_cleanup_in_another_boot_leaves_what_others_have_set(overlay: Overlay) -> None:
+    agent = overlay.agents[0]
+    path = agent.folder / "default.json"
+    until(lambda: json.loads(path.read_text())["sysctls"] != {}, 5, "it is remembered")
+    agent.kill()
+    remembered = json.loads(path.read_text())
+    path.write_text(json.dumps({**remembered, "boot_id": "another"}))
+    agent.start()  # and finds forwarding on, as by a sysctl.d of somebody else
+    agent.wait_ready()
+    agent.terminate()
+    said = agent.host.namespace.run(
+        *(sys.executable, "-m", "netplane.cli.netplane", "ctl", "cleanup"),
+        *("--state-dir", str(agent.folder), "--run-dir", str(agent.folder)),
+    )
+    assert "0 settings set back" in said
+    assert agent.host.namespace.sysctl("ipv4.ip_forward") == "1"
+
+
 FORWARD_CHAIN = """\
 table ip filter {
 \tchain FORWARD {

@@ -90,6 +90,20 @@ def test_files_of_one_family_are_as_agents_before_ipv6_wrote_them() -> None:
     assert "left" not in text
 
 
+def test_settings_are_forgotten_with_the_boot_that_they_were_changed_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In the next one somebody else may have set them before us, and set back they would be lost.
+    text = encode(STATE)
+    assert decode(text).sysctls == STATE.sysctls
+    monkeypatch.setattr(state, "read_boot_id", lambda: "another")
+    assert decode(text) == replace(STATE, sysctls={})
+    # An agent of before did not write in which boot it was.
+    whole = json.loads(text)
+    del whole["boot_id"]
+    assert decode(json.dumps(whole)) == replace(STATE, sysctls={})
+
+
 def test_no_file_is_a_first_start(tmp_path: Path) -> None:
     assert load(tmp_path / "default.json") == (State(), "")
 
