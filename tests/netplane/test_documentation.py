@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import click
+import pytest
 
+from netplane.agent.containers.names import bridge_name, port_name
+from netplane.agent.containers.records import Key
+from netplane.backend import External, choose
 from netplane.cli.agent import agent
 from netplane.cli.ctl import ctl
+from netplane.subnet.config import parse_config
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "netplane.md").read_text()
@@ -37,3 +44,16 @@ def test_the_codes_of_readyz_on_the_page_are_those_that_there_are() -> None:
         if code
     }
     assert set(_ROW.findall(section)) == told
+
+
+@pytest.mark.parametrize("where", [r"^Name=(.*)$", r"^unmanaged-devices=(.*)$"])
+def test_every_device_of_ours_is_kept_from_programs_that_correct_devices(where: str) -> None:
+    [line] = re.findall(where, PAGE, re.MULTILINE)
+    patterns = re.split("[ ;]", line.replace("interface-name:", ""))
+    links = {bridge_name("default"), port_name("default", Key("network", "id", "eth0")), "np6.1"}
+    external = External("eth0", IPv4Interface("192.0.2.1/24"), 1500)
+    for kind in choose.OFFERED:
+        config = parse_config(b'{"Network":"10.5.0.0/16","Backend":{"Type":"%s"}}' % kind.encode())
+        links.add(choose.make(config, external=external, mac="02:00:00:00:00:01").scope.link)
+    links.discard("")  # of backends without a device
+    assert {one for one in links if not any(fnmatch(one, each) for each in patterns)} == set()
