@@ -297,9 +297,12 @@ class RealSubnets:
         self.drain = manager.drain
         self.move = manager.move
 
-    async def acquire(self, backend_data: object, backend_data6: object = None) -> View:
+    async def acquire(
+        self, backend_data: object, backend_data6: object = None, *, keep: bool = False
+    ) -> View:
         """As `Subnets.acquire`."""
-        return await self._manager.acquire(self._with_key(backend_data), backend_data6)
+        data = self._with_key(backend_data)
+        return await self._manager.acquire(data, backend_data6, keep=keep)
 
     def describe(self, backend_data: object) -> None:
         """As `Subnets.describe`."""
