@@ -25,6 +25,9 @@ from netplane.subnet.registry import (
 
 _TRIES = 10
 
+NAMED_MAX = 3
+"""Hosts that a refusal names."""
+
 
 class Written(enum.Enum):
     """What `init_network` did."""
@@ -40,7 +43,7 @@ async def init_network(
     """Write the network's configuration where there is none.
 
     One that is there is replaced as long as no host has a lease, or when neither Network nor
-    Backend changes (agents read the rest at their next start), or with `force`.
+    Backend changes and all leases fit (agents read the rest at their next start), or with `force`.
 
     Args:
         registry: Where.
@@ -60,7 +63,7 @@ async def init_network(
         if kv is not None and kv.value == value:
             return Written.SAME
         if kv is not None and registered.subnets and not force:
-            _check_replacement(kv.value, wanted, len(registered.subnets))
+            _check_replacement(kv.value, wanted, registered)
         revision = registered.mod_revision(layout.config)
         attempt = Attempt((Unchanged(layout.config, revision),), (Put(layout.config, value),))
         if await _done(registry, layout, attempt):
@@ -68,7 +71,7 @@ async def init_network(
     raise ContentionError("others change the network's configuration at the same time")
 
 
-def _check_replacement(value: bytes, wanted: NetworkConfig, leases: int) -> None:
+def _check_replacement(value: bytes, wanted: NetworkConfig, registered: Registered) -> None:
     try:
         current = parse_config(value)
     except ConfigError:
@@ -85,11 +88,25 @@ def _check_replacement(value: bytes, wanted: NetworkConfig, leases: int) -> None
         if not same
     ]
     if names:
-        raise ConfigError(
-            f"{leases} leases go by the present configuration ({value.decode()}), and "
-            f"{' and '.join(names)} cannot change under running hosts: drain them first "
-            "(`netplane ctl drain`), or repeat it with --force"
-        )
+        problem = f"{' and '.join(names)} cannot change under running hosts"
+    elif losers := list(_losers(current, wanted, registered)):
+        more = f", and {len(losers) - NAMED_MAX} more" if len(losers) > NAMED_MAX else ""
+        problem = f"hosts would lose their subnets: {', '.join(losers[:NAMED_MAX])}{more}"
+    else:
+        return
+    raise ConfigError(
+        f"{len(registered.subnets)} leases go by the present configuration ({value.decode()}), and "
+        f"{problem}: drain them first (`netplane ctl drain`), or repeat it with --force"
+    )
+
+
+def _losers(current: NetworkConfig, wanted: NetworkConfig, registered: Registered) -> Iterator[str]:
+    """Name the hosts whose subnets fit now, and would not when their agents start anew."""
+    for key, pair in registered.subnets.items():
+        reserved = registered.kvs[key].lease_id == 0
+        reason = wanted.misfit(pair, reserved=reserved)
+        if reason and not current.misfit(pair, reserved=reserved):
+            yield f"{registered.owner_text(pair)} has {pair} ({reason})"
 
 
 def _changes(current: NetworkConfig, wanted: NetworkConfig) -> Iterator[tuple[str, bool]]:

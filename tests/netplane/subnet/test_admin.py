@@ -16,6 +16,7 @@ from tests.netplane.subnet.wrapped import Wrapped
 
 VXLAN = b'{"Network":"10.7.0.0/16","Backend":{"Type":"vxlan"}}'
 SMALLER = b'{"Network":"10.7.0.0/16","SubnetLen":26,"Backend":{"Type":"vxlan"}}'
+FROM_FIRST = b'{"Network":"10.7.0.0/16","SubnetMin":"10.7.0.0","Backend":{"Type":"vxlan"}}'
 ELSEWHERE = b'{"Network":"10.8.0.0/16","Backend":{"Type":"vxlan"}}'
 OTHER_VNI = b'{"Network":"10.7.0.0/16","Backend":{"Type":"vxlan","VNI":9}}'
 SUBNET = IPv4Network("10.5.33.0/24")
@@ -71,6 +72,51 @@ async def test_init_does_not_change_network_or_backend_under_hosts(
 async def test_init_changes_the_rest_under_hosts(empty: Network) -> None:
     await init_network(empty.registry, empty.layout, VXLAN)
     await empty.join(1)
+
+    assert await init_network(empty.registry, empty.layout, FROM_FIRST) is Written.REPLACED
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (b'"SubnetLen":26', "SubnetLen is 26"),
+        (b'"SubnetMin":"10.7.250.0"', "SubnetMin is 10.7.250.0, SubnetMax 10.7.255.0"),
+        (b'"SubnetMax":"10.7.1.0"', "SubnetMin is 10.7.1.0, SubnetMax 10.7.1.0"),
+    ],
+)
+async def test_init_takes_no_subnet_of_a_host_away(
+    empty: Network, change: bytes, words: str
+) -> None:
+    # When it starts anew, it would be given another one, under its containers.
+    await init_network(empty.registry, empty.layout, VXLAN)
+    _, view = await empty.join(1)
+    assert IPv4Network("10.7.1.0/24") < subnet_of(view) < IPv4Network("10.7.250.0/24")
+    value = VXLAN.replace(b",", b"," + change + b",", 1)
+
+    loser = f"host 'host1', PublicIP 192.0.2.1 has {subnet_of(view)}"
+    with pytest.raises(ConfigError, match=rf"would lose their subnets: {loser} \({words}\): drain"):
+        await init_network(empty.registry, empty.layout, value)
+    assert await empty.value(empty.layout.config) == VXLAN
+
+    forced = await init_network(empty.registry, empty.layout, value, force=True)
+    assert forced is Written.REPLACED
+
+
+async def test_init_names_a_few_hosts_that_would_lose_theirs(empty: Network) -> None:
+    await init_network(empty.registry, empty.layout, VXLAN)
+    for number in range(1, 6):
+        await empty.join(number)
+
+    with pytest.raises(ConfigError, match="would lose") as refused:
+        await init_network(empty.registry, empty.layout, SMALLER)
+
+    assert str(refused.value).count("SubnetLen is 26") == 3
+    assert ", and 2 more: drain them first" in str(refused.value)
+
+
+async def test_init_minds_no_lease_that_does_not_fit_today(empty: Network) -> None:
+    await init_network(empty.registry, empty.layout, VXLAN)
+    await empty.client.put(empty.layout.lease(SUBNET), encode_value(ADDRESS, "vxlan"))
 
     assert await init_network(empty.registry, empty.layout, SMALLER) is Written.REPLACED
 
