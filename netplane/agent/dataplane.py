@@ -23,7 +23,14 @@ from netplane.agent.spread import spread
 from netplane.agent.udp import ProcessKeeper, key_of_running
 from netplane.backend import Backend, Planned
 from netplane.backend.udp import SealedUdpBackend, UdpBackend
-from netplane.netlink.objects import KernelObject, Sysctl, Uplink, VxlanLink
+from netplane.netlink.objects import (
+    Identity,
+    KernelObject,
+    Sysctl,
+    Uplink,
+    VxlanLink,
+    identity,
+)
 from netplane.subnet.family import Address, Subnet
 from netplane.subnet.lease import Lease
 from netplane.udp.control import Config
@@ -61,6 +68,8 @@ class RealDataplane:
         self._refused: dict[str, str] = {}
         self._report = Report()
         """The newest of the kernel's objects."""
+        self._waiting: frozenset[Identity] = frozenset()
+        """Of objects that were contested in the last round."""
         self._process: ProcessKeeper | None = None
         """That moves packets; None: the kernel does."""
         self._restarts = self._hangs = 0
@@ -240,6 +249,9 @@ class RealDataplane:
             for failure in report.failed
             if failure.item is None or self._is_hosts_own(failure.item)
         ]
+        waiting = [contest.item for contest in report.contested]
+        drift = [one for one in (*report.healed, *waiting) if identity(one) not in self._waiting]
+        self._waiting = frozenset(map(identity, waiting))
         self._report = Report(
             _kinds(chain(*(chain(one.written, one.removed) for one in reports))),
             _kinds(report.healed),
@@ -259,6 +271,7 @@ class RealDataplane:
             ),
             bool(broken) or report.cause in {"link", "address", "overrun"},
             tuple(one.milliseconds for one in reports),
+            _kinds(drift),
         )
         return self._with_process(self._report)
 
@@ -280,7 +293,9 @@ class RealDataplane:
             }
         )
         self._restarts, self._hangs = process.restarts, process.hangs
-        told = replace(self._report, written=Counter(), healed=+healed, milliseconds=())
+        told = replace(
+            self._report, written=Counter(), healed=+healed, milliseconds=(), found=+healed
+        )
         self.on_report(self._with_process(told))
 
     def _with_process(self, report: Report) -> Report:

@@ -195,6 +195,7 @@ class HostFirewall:
         self._report(
             written=Counter(firewall=report.written + report.removed),
             healed=Counter(firewall=int(report.healed)),
+            found=Counter(firewall=int(report.found)),
             problem=report.problem,
             contested=report.contested,
         )
@@ -206,10 +207,13 @@ class HostFirewall:
         self._report(
             written=Counter(forward=report.written + report.removed),
             healed=Counter(forward=int(report.healed)),
+            found=Counter(forward=int(report.found)),
             forward="; ".join(said),
         )
 
-    def _report(self, *, written: Any = (), healed: Any = (), **changes: str) -> None:
+    def _report(
+        self, *, written: Any = (), healed: Any = (), found: Any = (), **changes: str
+    ) -> None:
         if self._reporting is not None:
             self._reporting.cancel()
             self._reporting = None
@@ -218,6 +222,11 @@ class HostFirewall:
         self._steps = 0
         vteps = 0 if self._told is None else len(self._told[1])
         self._last = replace(
-            self._last, written=+counts, healed=+Counter(healed), vteps=vteps, **changes
+            self._last,
+            written=+counts,
+            healed=+Counter(healed),
+            found=+Counter(found),
+            vteps=vteps,
+            **changes,
         )
         self._on_report(self._last)

@@ -142,6 +142,7 @@ class DualDataplane:
                 _joined(one.contested for one in both),
                 _joined(one.forward for one in both),
                 max(one.vteps for one in both),
+                Counter(report.found),
             )
         )
 

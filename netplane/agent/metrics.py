@@ -9,6 +9,12 @@ from typing import Any
 
 from kvstore import __version__
 
+DRIFTS = (
+    *("address", "fdbentry", "neighbour", "route", "sysctl", "vxlanlink"),
+    *("firewall", "forward", "process", "hung-process"),
+)
+"""Kinds of what may be healed."""
+
 APPLY_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -20,6 +26,8 @@ class Counts:
         """Objects written or removed, by kind."""
         self.healed: Counter[str] = Counter()
         """Of these: those that were right before and that somebody had changed."""
+        self.found: Counter[str] = Counter()
+        """Healed, or left waiting as contested; as many as healed when nothing waits."""
         self.failed = 0
         """Objects that the kernel refused; each try counts."""
         self.applies = 0
@@ -80,13 +88,20 @@ def render(
                 for code in sorted(codes):
                     family.add_metric([code], 1)
                 yield family
-            for name, text, numbers in (
-                ("netplane_written", "Kernel objects written or removed.", counts.written),
-                ("netplane_healed", "Kernel objects that others had changed.", counts.healed),
+            for name, text, numbers, kinds in (
+                ("netplane_written", "Kernel objects written or removed.", counts.written, ()),
+                # From 0 on: `increase()` does not see a first sample that is 1.
+                ("netplane_healed", "What others had changed, put right.", counts.healed, DRIFTS),
+                (
+                    "netplane_drift_found",
+                    "The same, and what is left waiting as contested (a note).",
+                    counts.found,
+                    DRIFTS,
+                ),
             ):
                 objects = CounterMetricFamily(name, text, labels=["kind"])
-                for kind, number in sorted(numbers.items()):
-                    objects.add_metric([kind], number)
+                for kind in sorted({*kinds, *numbers}):
+                    objects.add_metric([kind], numbers[kind])
                 yield objects
             yield CounterMetricFamily(
                 "netplane_refused", "Objects that the kernel refused, each try.", counts.failed

@@ -124,6 +124,8 @@ class Report:
     """Whether the interface to the other hosts may be another by now."""
     milliseconds: tuple[float, ...] = ()
     """What each round took."""
+    found: Counter[str] = field(default_factory=Counter)
+    """Drift, by kind: healed, or left waiting as contested; what waited before counts no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ class FirewallReport:
     """What drops forwarded packets in tables of others, or keeps us from seeing to that."""
     vteps: int = 0
     """Hosts whose packets are let in."""
+    found: Counter[str] = field(default_factory=Counter)
+    """As `Report.found`."""
 
 
 @dataclass(frozen=True, slots=True)

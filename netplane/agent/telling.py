@@ -16,6 +16,7 @@ def tell_round(report: Report, board: Board, counts: Counts) -> None:
         counts.applied(milliseconds)
     counts.written.update(report.written)
     counts.healed.update(report.healed)
+    counts.found.update(report.found)
     counts.failed += len(report.failed)
     board.miss("kernel", report.broken)
     # One bad peer must not make every host of the network unready.
@@ -36,6 +37,7 @@ def tell_firewall(
     """
     counts.written.update(report.written)
     counts.healed.update(report.healed)
+    counts.found.update(report.found)
     board.miss("firewall", report.problem if masquerades else "")
     board.note("firewall", report.contested if masquerades else report.problem or report.contested)
     board.note("forward", report.forward)

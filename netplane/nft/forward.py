@@ -67,6 +67,8 @@ class ForwardReport:
     """What could not be read or written."""
     drops: tuple[str, ...] = ()
     """Chains that drop what our rules would accept, and what helps."""
+    found: bool = False
+    """Healed, or left waiting as contested; what waited before is not found again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class _Pass:
     written: int = 0
     removed: int = 0
     healed: bool = False
+    waits: bool = False
 
 
 class ForwardRules:
@@ -124,6 +127,8 @@ class ForwardRules:
         self._heals = Heals()
         self._right: set[str] = set()
         """Chains that were as they should be at the end of the last pass."""
+        self._waits = False
+        """What others changed was left as it is in the last pass."""
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
 
@@ -205,8 +210,10 @@ class ForwardRules:
             if self._names_drops:
                 drops, _ = in_the_way(chains, self._pair, wanted=self._wanted)
             problem = "; ".join(dict.fromkeys(done.problems))
+            found = (done.healed or done.waits) and not self._waits
+            self._waits = done.waits
             report = ForwardReport(
-                cause, done.written, done.removed, done.healed, problem, tuple(drops)
+                cause, done.written, done.removed, done.healed, problem, tuple(drops), found
             )
         if self._on_report is not None:
             self._on_report(report)
@@ -218,6 +225,7 @@ class ForwardRules:
         if not placing.is_done:
             key = Identity("forward", chain.name)
             if self._heals.held(key, time.monotonic()):
+                done.waits = True
                 done.problems.append(
                     f"chain {chain.name} is changed again and again by somebody, and put right"
                     f" every {self._heals.PAUSE_S:g} s only: find who does it"

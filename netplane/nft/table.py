@@ -66,6 +66,8 @@ class FirewallReport:
     milliseconds: float
     contested: str = ""
     """That somebody else keeps changing the table, and who; it is put right every 10 s only."""
+    found: bool = False
+    """Healed, or left waiting as contested; what waited before is not found again."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class _Pass:
     written: int = 0
     removed: int = 0
     healed: bool = False
+    waits: bool = False
 
 
 class KeptTable:
@@ -125,6 +128,8 @@ class KeptTable:
         """How nft shows `_shown_text` when it has just been written; see `listing`."""
         self._shown_text = ""
         self._problem = ""
+        self._waits = False
+        """What others changed was left as it is in the last pass."""
         self._retry_s = RETRY_FIRST_S
         self._heals = Heals()
         self._lock = asyncio.Lock()
@@ -287,7 +292,9 @@ class KeptTable:
                 await self._put_right(done)
 
     async def _put_right(self, done: _Pass, *, is_there: bool = True) -> None:
-        if not self._heals.held(self._key, time.monotonic()):
+        if self._heals.held(self._key, time.monotonic()):
+            done.waits = True
+        else:
             await self._write_whole(done, is_there=is_there)
             done.healed = True
 
@@ -348,6 +355,7 @@ class KeptTable:
         )
 
     def _report(self, done: _Pass) -> FirewallReport:
+        waited, self._waits = self._waits, done.waits
         report = FirewallReport(
             cause=done.cause,
             written=done.written,
@@ -356,6 +364,7 @@ class KeptTable:
             problem=self._problem,
             milliseconds=(time.perf_counter() - done.started) * 1000,
             contested=self._contested() if self._heals.any_contested else "",
+            found=(done.healed or done.waits) and not waited,
         )
         if self._on_report is not None:
             self._on_report(report)

@@ -245,6 +245,8 @@ async def test_a_writer_that_insists_is_named_and_answered_seldom(
         iptables.do("-F", "FORWARD")
         await until(lambda: bool(reports[-1].problem))
     assert "chain ip filter FORWARD is changed again and again" in reports[-1].problem
+    assert sum(report.healed for report in reports) == Heals.COUNT_MAX + 1
+    assert sum(report.found for report in reports) == Heals.COUNT_MAX + 2
     assert iptables.rules() == []
 
 

@@ -302,9 +302,11 @@ async def test_a_writer_who_insists_is_slowed_down_and_named(
             # Hosts alone do not bring it back, or who insists would only have to wait for one.
             held = await here.firewall.apply(replace(RULES, masquerade=False), vteps(2, 3))
             assert (held.written, held.healed, said(host)) == (0, False, "")
+            assert held.found
         monkeypatch.setattr(Heals, "PAUSE_S", 0.1)
         async with running(here.firewall):
             await here.until(lambda: here.heals == Heals.COUNT_MAX + 2)
+        assert sum(report.found for report in here.reports) == here.heals  # none twice
         assert await here.firewall.read() == []
 
 

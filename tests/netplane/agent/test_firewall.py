@@ -113,9 +113,12 @@ def test_one_trouble_is_told_once_and_what_others_drop_beside_it(
     wall._take_foreign(ForwardReport("desired", problem=problem, drops=("chain x drops",)))
     assert (reports[-1].problem, reports[-1].forward) == (problem, "chain x drops")
     wall._take_own(GOOD)
-    wall._take_foreign(ForwardReport("change", 2, 1, healed=True, problem="iptables failed"))
+    wall._take_foreign(
+        ForwardReport("change", 2, 1, healed=True, problem="iptables failed", found=True)
+    )
     assert (reports[-1].problem, reports[-1].forward) == ("", "iptables failed")
     assert (reports[-1].written, reports[-1].healed) == ({"forward": 3}, {"forward": 1})
+    assert reports[-1].found == {"forward": 1}
 
 
 async def test_a_look_tells_of_both(wall: HostFirewall, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,8 @@ def test_what_one_half_lacks_is_told_until_it_has_it() -> None:
 
     walls: list[FirewallReport] = []
     both.on_firewall = walls.append
-    second.on_firewall(FirewallReport(problem="no nftables", vteps=2))
+    second.on_firewall(FirewallReport(problem="no nftables", vteps=2, found=Counter(forward=1)))
+    assert walls[-1].found == {"forward": 1}
     first.on_firewall(FirewallReport(problem="no nftables", vteps=3))
     assert (walls[-1].problem, walls[-1].vteps) == ("no nftables", 3)
     first.on_firewall(FirewallReport())

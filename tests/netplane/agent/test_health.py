@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +18,7 @@ from netplane.agent.ask import ask
 from netplane.agent.errors import SettingsError
 from netplane.agent.health import Page, Server, text_page, unix_listener
 from netplane.agent.metrics import Counts, render
+from netplane.netlink.objects import KernelObject
 
 
 async def echo(query: Mapping[str, str]) -> Page:
@@ -203,7 +205,8 @@ async def test_a_port_in_use_says_what_to_change(server: Server) -> None:
 
 def test_the_metrics_page() -> None:
     counts = Counts()
-    counts.healed.update(route=3, fdb=1)
+    counts.healed.update(route=3, fdbentry=1)
+    counts.found.update(route=4)
     counts.failed = 2
     for milliseconds in (0.5, 1.0, 1.5, 9000.0):
         counts.applied(milliseconds)
@@ -217,6 +220,12 @@ def test_the_metrics_page() -> None:
     assert samples["netplane_missing", "no-lease"] == 1
     assert samples["netplane_note", "quarantined"] == 1
     assert samples["netplane_healed_total", "route"] == 3
+    assert samples["netplane_drift_found_total", "route"] == 4
+    # `increase()` does not see the first drift of a kind that has no sample before it.
+    kinds = {kind.__name__.lower() for kind in get_args(KernelObject)} - {"uplink"}
+    for kind in kinds - {"route", "fdbentry"} | {"firewall", "forward", "process", "hung-process"}:
+        assert samples["netplane_healed_total", kind] == 0
+        assert samples["netplane_drift_found_total", kind] == 0
     assert samples["netplane_refused_total",] == 2
     assert samples["netplane_apply_seconds_bucket", "0.001"] == 2
     assert samples["netplane_apply_seconds_bucket", "0.002"] == 3
