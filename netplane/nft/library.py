@@ -21,8 +21,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from netplane.netlink import decode
+from netplane.netlink.connection import READ_MAX_BYTES
+from netplane.netlink.messages import REQUEST, Request, Type
 from netplane.netlink.namespace import enter
-from netplane.nft.monitor import NETLINK_NETFILTER, opening
+from netplane.nft.monitor import NETLINK_NETFILTER, SUBSYSTEM, opening
 from netplane.nft.rules import NftError
 
 LIBRARY, PROGRAM = "libnftables.so.1", "nft"
@@ -37,6 +40,9 @@ STATELESS, HANDLE, JSON, TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 NUMERIC = 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10
 OPTIONS = {STATELESS: "-s", HANDLE: "-a", JSON: "-j", TERSE: "-t", NUMERIC: "-n"}
 """The same for the program."""
+
+# linux/netfilter/nfnetlink.h: of no family, version and resource; NFT_MSG_GETGEN
+GET_GENERATION = Request(SUBSYSTEM << 8 | 16, REQUEST, bytes(4)).encode(0)
 
 INSTALL = "install nftables (Debian: apt-get install nftables)"
 ALLOW = "run this as root, or with CAP_NET_ADMIN"
@@ -174,9 +180,13 @@ class _Library:
         with _turn:
             try:
                 # Where it cannot have one, libnftables ends the process.
-                socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
+                probe = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
             except OSError as error:
                 raise NftError(f"no netlink socket: {error.strerror}: {LOAD}") from error
+            with probe:
+                # Of what it may not list it complains on standard error, past its buffer.
+                if not _is_allowed(probe):
+                    raise NftError(f"{os.strerror(errno.EPERM)}: {ALLOW}")
             with opening:
                 before = _sockets()
                 self._context = library.nft_ctx_new(0)
@@ -268,6 +278,17 @@ def _open(name: str) -> ctypes.CDLL:
         function = getattr(library, called)
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def _is_allowed(probe: socket.socket) -> bool:
+    """Tell whether the kernel lets this thread ask for anything of nf_tables."""
+    try:
+        probe.send(GET_GENERATION)
+        data = probe.recv(READ_MAX_BYTES, socket.MSG_DONTWAIT)  # there when `send` returns
+    except OSError:
+        return True  # then libnftables is to say what is wrong
+    answer = next(decode.messages(data))
+    return answer.type != Type.ERROR or decode.outcome(answer).code != errno.EPERM
 
 
 def _sockets() -> set[int]:

@@ -199,10 +199,12 @@ class KeptTable:
         return None
 
     async def _listen(self) -> None:
+        said = ""
         while True:
             try:
                 monitor = NftMonitor(self._namespace, but_of_port=self._quiet_port())
                 with contextlib.closing(monitor):
+                    said = ""
                     self._note("start")  # what came before was not heard
                     self._on_other(Overrun())
                     while True:
@@ -210,7 +212,10 @@ class KeptTable:
                             self._hear(change)
                         await asyncio.sleep(0)  # in a storm the next read has something at once
             except OSError as error:
-                log.warning("changes of nftables cannot be heard: %s", error.strerror)
+                reason = error.strerror or str(error)
+                if reason != said:
+                    log.warning("changes of nftables cannot be heard: %s", reason)
+                    said = reason
                 await asyncio.sleep(self._interval_s)
 
     def _hear(self, change: TableChange | Overrun) -> None:

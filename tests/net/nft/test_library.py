@@ -137,6 +137,20 @@ async def test_who_may_not_is_told_what_helps(
     assert tables(host) == []
 
 
+@PROGRAM
+async def test_who_may_not_from_the_start_is_told_in_no_other_way(
+    means: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # The library writes to standard error by itself, between the lines of the log.
+    use(means, monkeypatch)
+    with contextlib.closing(Nft()) as nft:
+        await in_thread(nft, drop_capabilities)
+        for command in ("list tables", "list chains"):
+            with pytest.raises(NftError, match=r"Operation not permitted.*: run this as root"):
+                await nft.ask(command)
+    assert capfd.readouterr() == ("", "")
+
+
 async def test_a_kernel_without_nfnetlink_is_an_error_and_not_our_end(nft: Nft) -> None:
     # libnftables ends the process when it gets no socket.
     await in_thread(nft, forbid_sockets)
