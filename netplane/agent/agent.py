@@ -75,7 +75,7 @@ class Agent:
         self.settings = settings
         self.board = Board()
         # The last that is missing may come by itself, without another view.
-        self.board.on_ready = self._tell_systemd
+        self.board.on_missing = self._tell_systemd
         self.on_subnets: Callable[[], None] = lambda: None
         """Called when what containers go by, our subnets and the MTU, has become another."""
         self.has_containers: Callable[[], bool] = lambda: False
@@ -534,6 +534,10 @@ class Agent:
         )
 
     def _tell_systemd(self) -> None:
+        if not self.board.is_ready:
+            # One line: each is an assignment.
+            notify("STATUS=" + self.board.text().partition("\n")[0])
+            return
         assert self.own is not None
         notify("READY=1", f"STATUS={self.own.subnet}, {len(self.peers)} peers")
 

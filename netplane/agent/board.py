@@ -19,8 +19,8 @@ class Board:
         self.missing: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self.on_change: Callable[[], None] = lambda: None
-        self.on_ready: Callable[[], None] = lambda: None
-        """Called when nothing is missing any more."""
+        self.on_missing: Callable[[], None] = lambda: None
+        """Called when something else is missing than before, or nothing any more."""
 
     @property
     def is_ready(self) -> bool:
@@ -47,7 +47,8 @@ class Board:
             log.info("%s: no longer", code)
             if texts is self.missing and not texts:
                 log.info("ready")
-                self.on_ready()
+        if texts is self.missing:
+            self.on_missing()
         self.on_change()
 
     def text(self) -> str:

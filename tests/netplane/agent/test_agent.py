@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -58,41 +60,74 @@ async def test_the_kernel_is_not_touched_before_the_first_complete_view(world: W
     assert world.settings.subnet_file.read_text().splitlines()[1] == "FLANNEL_SUBNET=10.5.1.1/24"
 
 
-async def test_systemd_hears_ready_when_it_is_true_and_of_the_end(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
-        systemd.setblocking(False)
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+    """Be told as systemd is; calling it returns what was heard since the last call."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        async with running(world) as agent:
-            world.registry_is_up.set()
-            await world.until_last("lease")
-            with pytest.raises(BlockingIOError):
-                systemd.recv(4096)
-            world.views.put_nowait(view(2))
-            await world.until_ready(agent)
-            assert systemd.recv(4096) == b"READY=1\nSTATUS=10.5.1.0/24, 1 peers"
-        assert systemd.recv(4096) == b"STOPPING=1"
+
+        def heard() -> list[str]:
+            texts = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    texts.append(listener.recv(4096).decode())
+            return texts
+
+        yield heard
+
+
+NO_VIEW = "STATUS=no-view: the registry has not told yet who the other hosts are"
+
+
+async def test_systemd_hears_ready_when_it_is_true_and_of_the_end(
+    world: World, systemd: Callable[[], list[str]]
+) -> None:
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        await world.until_last("lease")
+        assert set(systemd()) == {NO_VIEW}
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        assert systemd() == ["READY=1\nSTATUS=10.5.1.0/24, 1 peers"]
+    assert systemd() == ["STOPPING=1"]
 
 
 async def test_systemd_hears_ready_also_when_the_last_that_was_missing_comes_by_itself(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, systemd: Callable[[], list[str]]
 ) -> None:
     # Such as a foreign device that somebody removes: no view comes of it, and systemd would kill.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
-        systemd.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        world.report = Report(broken="device flannel.1 has VNI 1 already")
-        async with running(world) as agent:
-            world.registry_is_up.set()
-            world.views.put_nowait(view(2))
-            await world.until(lambda: list(agent.board.missing) == ["kernel"])
-            with pytest.raises(BlockingIOError):
-                systemd.recv(4096)
-            agent._take_report(Report())
-            assert systemd.recv(4096) == b"READY=1\nSTATUS=10.5.1.0/24, 1 peers"
+    world.report = Report(broken="device flannel.1 has VNI 1 already")
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until(lambda: list(agent.board.missing) == ["kernel"])
+        assert systemd()[-1] == "STATUS=kernel: device flannel.1 has VNI 1 already"
+        agent._take_report(Report())
+        assert systemd() == ["READY=1\nSTATUS=10.5.1.0/24, 1 peers"]
+
+
+async def test_systemd_hears_what_is_missing_before_the_agent_is_ready_and_after(
+    world: World, systemd: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netplane.agent.agent.RETRY_FIRST_S", 0.01)
+    # Two lines would be two assignments to systemd.
+    world.refusals = [ConfigError("there is no configuration\nREADY=1")]
+    async with running(world) as agent:
+        world.registry_is_up.set()
+        world.views.put_nowait(view(2))
+        await world.until_ready(agent)
+        ready = "READY=1\nSTATUS=10.5.1.0/24, 1 peers"
+        waited = dict.fromkeys(systemd())  # a text is said again when another one behind it goes
+        assert list(waited) == [NO_VIEW, "STATUS=no-lease: there is no configuration", ready]
+
+        world.stand("our subnet belongs to host 'b' now", "")
+        await world.until(lambda: "no-subnet" in agent.board.missing)
+        assert systemd() == ["STATUS=no-subnet: our subnet belongs to host 'b' now"]
+        world.stand("", "")
+        await world.until_ready(agent)
+        assert systemd() == [ready]
 
 
 async def test_subnet_env_is_written_as_soon_as_its_place_can_be_written(
