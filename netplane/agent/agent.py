@@ -147,21 +147,34 @@ class Agent:
         self._news.set()
         return True
 
-    async def drain(self) -> str:
-        """Give lease and kernel state back and stop; return why not, or an empty text.
+    async def drain(self) -> None:
+        """Give lease and kernel state back and stop.
 
         The lease first: the others then stop to send here before we stop to take.
+
+        Raises:
+            AgentError: Nothing was given back for good.
         """
         if self._dataplane is None or self.view is None:
-            return "the agent has not joined the network yet"
+            raise AgentError(
+                "the agent has not joined the network yet", "`netplane ctl status` tells why"
+            )
         try:
             await self._subnets.drain()
         except RegistryError as error:
-            return str(error)
+            problem, remedy = str(error), "put that right, and repeat it"
+            if isinstance(error, UnavailableError):
+                # Its own text may warn of repeating it, which is safe here.
+                problem = (
+                    f"the registry {', '.join(self.settings.registry.endpoints)} does not answer"
+                )
+                remedy = "repeat it when `netplane ctl status` has no note `registry`"
+            raise AgentError(
+                f"{problem}: nothing was given back for good, the agent goes on", remedy
+            ) from error
         self._is_drained = True
         self.stop()
         await self._ended.wait()
-        return ""
 
     async def _give_kernel_back(self) -> None:
         assert self._dataplane is not None

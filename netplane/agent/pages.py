@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from netplane.agent.agent import Agent
+from netplane.agent.errors import AgentError
 from netplane.agent.health import Page, Routes, Server, json_page, text_page
 from netplane.agent.metrics import render
 from netplane.subnet.lease import Lease
@@ -74,8 +75,11 @@ def command_routes(agent: Agent) -> Routes:
         return json_page({"error": "the registry has not told anything yet"}, 409)
 
     async def drain(_query: Mapping[str, str]) -> Page:
-        problem = await agent.drain()
-        return json_page({"error": problem}, 409) if problem else json_page({})
+        try:
+            await agent.drain()
+        except AgentError as error:
+            return json_page({"error": error.problem, "remedy": error.remedy}, 409)
+        return json_page({})
 
     return {
         ("GET", "/v1/status"): show,

@@ -153,5 +153,6 @@ def ask_agent(method: str, path: str, run_dir: Path, instance: str) -> dict[str,
         ) from error
     content: dict[str, Any] = json.loads(page.body) if page.body.startswith(b"{") else {}
     if page.status != 200:
-        raise Failed(content.get("error") or page.body.decode(errors="replace").strip())
+        problem = content.get("error") or page.body.decode(errors="replace").strip()
+        raise Failed(problem, content.get("remedy", ""))
     return content

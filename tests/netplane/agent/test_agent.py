@@ -22,7 +22,7 @@ from netplane.backend.vxlan import second_mac
 from netplane.subnet.config import parse_config
 from netplane.subnet.errors import ConfigError
 from netplane.subnet.family import Pair
-from netplane.subnet.registry import Head, UnavailableError
+from netplane.subnet.registry import Head, RefusedError, UnavailableError
 from tests.netplane.agent.world import (
     CONFIG,
     CONFIG_TEXT,
@@ -600,7 +600,14 @@ async def test_drain_gives_the_lease_back_first_then_the_kernel_and_ends(world: 
         await world.until_ready(agent)
         world.refusals.append(UnavailableError("no endpoint answers"))
         refused = await call(world, "POST", "/v1/drain")
-        assert json.loads(refused.body) == {"error": "no endpoint answers"}
+        assert json.loads(refused.body) == {
+            "error": "the registry http://127.0.0.1:2379 does not answer: nothing was given back"
+            " for good, the agent goes on",
+            "remedy": "repeat it when `netplane ctl status` has no note `registry`",
+        }
+        world.refusals.append(RefusedError("permission denied"))
+        refused = await call(world, "POST", "/v1/drain")
+        assert json.loads(refused.body)["error"].startswith("permission denied: nothing was given")
         assert "cleared" not in world.happened
 
         assert (await call(world, "POST", "/v1/drain")).status == 200

@@ -25,6 +25,7 @@ from netplane.agent.state import load, save
 from netplane.cli import agent as agent_command
 from netplane.cli.flags import Duration
 from netplane.cli.netplane import main
+from netplane.subnet.registry import OutcomeUnknownError
 from tests.netplane.agent.world import World, remember, running, view
 
 
@@ -324,6 +325,13 @@ async def test_drain_and_accept_view_order_the_agent(world: World) -> None:
         world.views.put_nowait(view(2))
         await world.until_ready(agent)
         assert (await ctl(world, "accept-view")).exit_code == 0
+        world.refusals.append(OutcomeUnknownError("Deadline Exceeded (it may have been applied)"))
+        refused = await ctl(world, "drain")
+        assert refused.output == (
+            "Error: the registry http://127.0.0.1:2379 does not answer: nothing was given back for"
+            " good, the agent goes on\n"
+            "Hint: repeat it when `netplane ctl status` has no note `registry`\n"
+        )
         done = await ctl(world, "drain")
         assert done.output == "the subnet is given back, the agent has ended\n"
     assert world.happened[-1] == "cleared"
