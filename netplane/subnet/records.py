@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv6Address, IPv6Network
 
+from netplane.subnet.config import read_config
 from netplane.subnet.family import (
     Address,
     Pair,
@@ -237,6 +238,8 @@ class Registered:
             self.alive[key.removeprefix(layout.alive).decode()] = str(
                 parse_object(kv.value).get("session")
             )
+        elif key == layout.config:
+            read_config(kv.value)
 
     def drop(self, key: bytes) -> None:
         """Forget one key."""

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from netplane.subnet.config import NetworkConfig, parse_config
-from netplane.subnet.errors import ConfigError
+from netplane.subnet.config import NetworkConfig, read_config
 from netplane.subnet.family import Address, Pair, Subnet
 from netplane.subnet.lease import Lease, Peers, View, public
 from netplane.subnet.peers import Taken, settle
@@ -197,24 +196,25 @@ class ViewBuilder:
 
     def _unreadable(self, registered: Registered) -> Mapping[bytes, str]:
         found = dict(registered.junk)
-        config = registered.kvs.get(registered.layout.config)
+        key = registered.layout.config
+        config = registered.kvs.get(key)
         if self.config_value is not None:
             if config is None:
-                found[registered.layout.config] = (
+                found[key] = (
                     "the network's configuration is gone; the one read at the start stays in use"
                 )
-            elif config.value != self.config_value and not self._means_the_same(config.value):
-                found[registered.layout.config] = (
+            elif key in found:
+                found[key] = (
+                    "the network's configuration has changed, and the new one cannot be used "
+                    f"({found[key]}): correct it with `netplane ctl init --force`; do not restart "
+                    "agents before"
+                )
+            elif config.value != self.config_value and read_config(config.value) != self.config:
+                found[key] = (
                     "the network's configuration has changed; the one read at the start stays in "
                     "use until the agent is started again"
                 )
         return found
-
-    def _means_the_same(self, value: bytes) -> bool:
-        try:
-            return parse_config(value) == self.config
-        except ConfigError:
-            return False
 
     def _is_own(self, lease: Lease) -> bool:
         local = self.local

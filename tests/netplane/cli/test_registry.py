@@ -201,6 +201,9 @@ def test_a_reservation_is_kept_shown_and_released(ctl: Ctl) -> None:
     shown = ctl("leases").output.splitlines()
     assert shown[1].split()[:4] == ["10.5.72.0/24", "192.0.2.1", "vxlan", "reservation"]
     assert shown[2].startswith(f"of no use: {PREFIX}/subnets/junk: ")
+    ctl.store.put(f"{PREFIX}/config".encode(), b"junk{")
+    assert f"of no use: {PREFIX}/config: not JSON: " in ctl("leases").output
+    ctl("init", CONFIG)
     [row] = json.loads(ctl("leases", "-w", "json").output)["leases"]
     assert (row["subnet"], row["reserved"], row["host"]) == ("10.5.72.0/24", True, "")
     assert "belongs to PublicIP 192.0.2.1" in ctl("reserve", "10.5.72.0/24", "192.0.2.2").output

@@ -324,7 +324,8 @@ def test_a_lease_of_flannels_udp_fits_a_network_of_udp() -> None:
     ("value", "words"),
     [
         (None, "is gone"),
-        (b"{}", "has changed"),
+        (b"junk{", "cannot be used (not JSON"),
+        (b"{}", "cannot be used (Network is missing"),
         (b'{"Network":"10.5.0.0/16","SubnetLen":25,"Backend":{"Type":"vxlan"}}', "has changed"),
         (b'{ "network": "10.5.0.0/16", "Backend": {"type": "vxlan"} }', ""),
     ],
@@ -345,8 +346,12 @@ def test_a_changed_configuration_is_reported_and_not_half_applied(
 
     assert view.config == build.config
     assert peers(view) == ["10.5.1.0/24"]
-    assert words in view.quarantined.get(key, "")
+    said = view.quarantined.get(key, "")
+    assert words in said
     assert bool(words) == (key in view.quarantined)
+    # With a new one of no use an agent that starts anew waits for another one.
+    assert ("do not restart agents before" in said) == ("cannot be used" in words)
+    assert ("until the agent is started again" in said) == (words == "has changed")
 
 
 def test_events_that_a_listing_has_shown_change_nothing() -> None:
