@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.client.endpoint import Endpoint, Secure
 from kvstore.client.exchange import Exchange
-from kvstore.client.http2 import Connection
+from kvstore.client.http2 import CUT_OFF, Connection
 from kvstore.client.names import Name
 from kvstore.client.status import (
     DEADLINE_EXCEEDED,
@@ -36,6 +36,20 @@ _PAUSE_MAX_S = 1.0
 
 _TIMEOUT_DIGITS = 8
 _USER_AGENT = b"kvstore-python"
+
+
+def _explained(error: OSError, *, secure: bool) -> str:
+    """Say why there is no connection, and what helps where one end speaks TLS and one does not."""
+    # asyncio has no words for a server that hangs up, as one without TLS does.
+    text = str(error) or "the server hung up"
+    if not secure:
+        hint = ": does it want TLS? then write https:// before its address"
+        return text + hint if text.startswith(CUT_OFF) else text
+    if "CERTIFICATE" in text or "UNKNOWN_CA" in text:  # OpenSSL's words for what the server said
+        return f"{text}: it wants a client certificate and its key, of an authority that it knows"
+    if isinstance(error, ConnectionResetError) or "WRONG_VERSION_NUMBER" in text:
+        return f"{text}: is it without TLS? then write http:// before its address"
+    return text
 
 
 class Channel:
@@ -107,8 +121,7 @@ class Channel:
                 " of this endpoint, and is the file of the right authority given?"
             ) from error
         except OSError as error:
-            # asyncio has no words for a server that hangs up, as one without TLS does.
-            raise ConnectionError(str(error) or "the server hung up") from error
+            raise ConnectionError(_explained(error, secure=self._ssl is not None)) from error
         self._failures = 0
         if not made.is_leaving:
             self._connection = made

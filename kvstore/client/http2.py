@@ -24,6 +24,8 @@ FRAME_BYTES_MAX: Final = 64 * 1024
 PING_AFTER_S: Final = 10.0
 """Of silence while something is under way; etcd takes pings from every 5 s on."""
 PING_TIMEOUT_S: Final = 5.0
+CUT_OFF: Final = "Socket closed"
+"""How it is said that a connection was lost, in gRPC's own words."""
 
 _SETTINGS = frames.settings(
     (
@@ -195,7 +197,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End everything that is under way."""
-        text = self._lost or (f"Socket closed: {error}" if error is not None else "Socket closed")
+        text = self._lost or (f"{CUT_OFF}: {error}" if error is not None else CUT_OFF)
         self.is_leaving = True
         self._transport = None
         self._out.clear()
