@@ -131,6 +131,12 @@ def settings_of(flags: dict[str, Any]) -> Settings:
 
 def run(settings: Settings) -> int:
     """Run an agent until SIGINT or SIGTERM; return the exit code."""
+    if os.geteuid() != 0:
+        raise Failed(
+            "the agent writes routes, so it needs root",
+            "run it as root; `netplane ctl hosts` and `netplane ctl leases` look at the registry"
+            " without",
+        )
     from netplane.agent.memory import hold, settle
 
     hold()
@@ -148,11 +154,6 @@ def run(settings: Settings) -> int:
             loop.add_signal_handler(number, agent.stop)
         await agent.run(serving_host(agent))
 
-    if os.geteuid() != 0:
-        raise click.ClickException(
-            "the agent writes routes, so it needs root; `netplane ctl hosts` and `netplane ctl"
-            " leases` look at the registry without"
-        )
     try:
         with asyncio.Runner(loop_factory=_fast_loop()) as runner:
             runner.run(serve())

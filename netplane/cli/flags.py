@@ -57,12 +57,18 @@ def failed(error: AgentError) -> Failed:
     return Failed(error.problem, error.remedy)
 
 
+def _is_off(arg: str) -> bool:
+    """Tell whether an argument says that something is off which is not offered anyway."""
+    flag, _, value = arg.partition("=")
+    return "=" in arg and flag.lstrip("-") in NOT_OFFERED and value.lower() in _OFF
+
+
 class Command(click.Command):
     """Takes flags as Go programs do, and explains those of Flannel that are missing."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, as `click.Command` does."""
-        args = [f"-{arg}" if _GO_STYLE.fullmatch(arg) else arg for arg in args]
+        args = [f"-{arg}" if _GO_STYLE.fullmatch(arg) else arg for arg in args if not _is_off(arg)]
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -269,6 +275,8 @@ interface_options = options(
     option(
         "--iface",
         multiple=True,
+        # A unit's --iface=${IFACE} may be empty, as the variable FLANNELD_IFACE may.
+        callback=lambda _ctx, _param, names: tuple(filter(None, names)),
         metavar="NAME|ADDRESS",
         help="Interface to the other hosts; repeated: the first that is there.  "
         "[default: that of the default route]",

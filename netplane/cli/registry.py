@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 @click.option("--ipv6-network", metavar="CIDR", help="The same for IPv6; may be both.")
 @click.option(
     "--backend",
-    type=click.Choice(choose.OFFERED),
+    metavar=f"[{'|'.join(choose.OFFERED)}]",
     help="With these: how packets travel between hosts.  [default: vxlan]",
 )
 @click.option(

@@ -145,6 +145,23 @@ def test_flannels_environment_and_gos_dashes_mean_the_same(settings: list[Settin
     assert made.public_ip == IPv4Address("192.0.2.1")
 
 
+def test_an_interface_without_a_name_is_that_of_the_default_route(
+    settings: list[Settings],
+) -> None:
+    # As a unit has it: --iface=${IFACE}, with a variable that is not set.
+    assert invoke("agent", "--iface=").exit_code == 0
+    assert invoke("agent", FLANNELD_IFACE="").exit_code == 0
+    assert invoke("agent", "--iface", "", "--iface", "eth1").exit_code == 0
+    assert [made.iface for made in settings] == [(), (), ("eth1",)]
+
+
+def test_who_is_not_root_is_told_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    done = invoke("agent")
+    assert done.exit_code == 1
+    assert "Error: the agent writes routes, so it needs root\nHint: run it as root" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -185,9 +202,11 @@ def test_a_variable_that_cannot_be_honoured_is_refused(settings: list[Settings])
     assert done.exit_code == 2
     said = "FLANNELD_KUBE_SUBNET_MGR in the environment sets Flannel's flag --kube-subnet-mgr"
     assert said in done.output
-    # What is off cannot disappoint.
+    # What is off cannot disappoint, and a flag no more than a variable.
     for off in ("", "0", "f", "false", "False"):
         assert invoke("agent", FLANNELD_KUBE_SUBNET_MGR=off).exit_code == 0
+        for flag in ("--kube-subnet-mgr", "-kube-subnet-mgr", "-v"):
+            assert invoke("agent", f"{flag}={off}").exit_code == 0
 
 
 def test_a_variable_of_nobodys_is_named(

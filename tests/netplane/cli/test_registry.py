@@ -188,7 +188,10 @@ def test_reserve_refuses_what_is_no_subnet_or_address(
 
 def test_init_writes_for_flannel_what_only_flannel_serves(ctl: Ctl) -> None:
     text = '{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}'
-    assert "--force writes it for Flannel" in ctl("init", text).output
+    refused = ctl("init", text).output
+    assert "'ipip', which is not offered: it has one header less than vxlan" in refused
+    assert "--force writes it for Flannel" in refused
+    assert ctl("init", "--network", "10.5.0.0/16", "--backend", "ipip").output == refused
     assert ctl("init", text, "--force").exit_code == 0
     assert ctl.value("config") == text.encode()
 
