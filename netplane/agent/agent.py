@@ -16,7 +16,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from netplane.agent import subnet_env
@@ -44,6 +44,7 @@ from netplane.agent.state import StateKeeper, load, read_machine_id
 from netplane.agent.tasks import end
 from netplane.agent.telling import tell_firewall, tell_key, tell_round
 from netplane.backend.vxlan import random_mac, second_mac
+from netplane.netlink.objects import Sysctl
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.errors import ConfigError, SubnetError
 from netplane.subnet.family import Pair
@@ -125,6 +126,11 @@ class Agent:
     def mtu(self) -> int:
         """What containers may send in one packet; 0: not known yet."""
         return 0 if self._dataplane is None else self._dataplane.mtu
+
+    @property
+    def kept_sysctls(self) -> Sequence[Sysctl]:
+        """Settings that are kept for the network; none before the first view."""
+        return () if self._dataplane is None else self._dataplane.kept_sysctls
 
     @property
     def is_drained(self) -> bool:

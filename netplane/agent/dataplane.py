@@ -85,6 +85,11 @@ class RealDataplane:
         """As `Dataplane.sysctls`."""
         return self._before if self._made is None else self._made.previous_sysctls
 
+    @property
+    def kept_sysctls(self) -> Sequence[Sysctl]:
+        """As `Dataplane.kept_sysctls`."""
+        return () if self._made is None else self._made.kept_sysctls
+
     def lease_data(self) -> object:
         """As `Dataplane.lease_data`."""
         if not isinstance(self._backend, SealedUdpBackend):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from netplane.agent.ports import Dataplane, FirewallLook, FirewallReport, Report
+from netplane.netlink.objects import Sysctl
 from netplane.subnet.family import Subnet
 from netplane.subnet.lease import Lease, Peers
 
@@ -44,6 +45,12 @@ class DualDataplane:
         """As `Dataplane.sysctls`."""
         first, second = self._planes
         return first.sysctls | second.sysctls
+
+    @property
+    def kept_sysctls(self) -> Sequence[Sysctl]:
+        """As `Dataplane.kept_sysctls`."""
+        first, second = self._planes
+        return (*first.kept_sysctls, *second.kept_sysctls)
 
     def lease_data(self) -> object:
         """As `Dataplane.lease_data`."""

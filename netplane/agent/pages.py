@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,8 @@ from netplane.agent.agent import Agent
 from netplane.agent.errors import AgentError
 from netplane.agent.health import Page, Routes, Server, json_page, text_page
 from netplane.agent.metrics import render
+from netplane.agent.remembered import remembered_config
+from netplane.netlink.objects import Sysctl
 from netplane.subnet.lease import Lease
 
 
@@ -107,7 +109,7 @@ def gauges(agent: Agent) -> dict[str, float]:
 def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
     """Return everything that `netplane ctl status` shows; `dropped` as of `Agent.dropped`."""
     view, external, state = agent.view, agent.external, agent.keeper.state
-    settings = agent.settings
+    settings, config = agent.settings, remembered_config(state)
     return {
         "ready": agent.board.is_ready,
         "missing": agent.board.missing,
@@ -122,7 +124,11 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
             "address6": str(external.address6) if external.address6 is not None else None,
             "mtu": external.mtu,
         },
-        "network": {"config": state.config, "mac": state.macs[0], "mac6": state.macs[1]},
+        "network": {
+            "config": state.config,
+            "mac": state.macs[0],
+            **({"mac6": state.macs[1]} if config is not None and config.second else {}),
+        },
         "own": None if agent.own is None else show_lease(agent.own),
         "peers": [show_lease(lease) for _, lease in sorted(agent.peers.items())],
         "registry": None
@@ -140,7 +146,7 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
             "rounds": agent.counts.applies,
             "written": dict(agent.counts.written),
             "healed": dict(agent.counts.healed),
-            "settings": agent.keeper.state.sysctls,
+            "settings": show_settings(agent.kept_sysctls, state.sysctls),
             "refused": dict(agent.report.failed),
         },
         "firewall": {
@@ -153,6 +159,15 @@ def status(agent: Agent, dropped: int | None) -> dict[str, Any]:
             "dropped": dropped,
         },
     }
+
+
+def show_settings(kept: Sequence[Sysctl], before: Mapping[str, str]) -> dict[str, Any]:
+    """Return the kernel's settings as JSON shows them: what they are kept as, and were before."""
+    shown: dict[str, dict[str, str]] = {name: {"was": before[name]} for name in sorted(before)}
+    for one in kept:
+        value = f"{one.value} or {one.also}" if one.also else one.value
+        shown.setdefault(one.name, {})["value"] = value
+    return shown
 
 
 def show_lease(lease: Lease) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from netplane.agent.interface import ExternalInterface
 from netplane.agent.settings import Settings
+from netplane.netlink.objects import Sysctl
 from netplane.subnet.config import NetworkConfig
 from netplane.subnet.family import Address, Pair, Subnet
 from netplane.subnet.lease import Lease, View
@@ -181,6 +182,10 @@ class Dataplane(Protocol):
     @property
     def sysctls(self) -> dict[str, str]:
         """Settings that we changed, as they were before: to be remembered."""
+
+    @property
+    def kept_sysctls(self) -> Sequence[Sysctl]:
+        """Settings that are kept, also those that were right before and those of our own device."""
 
     def lease_data(self) -> object:
         """Return what our lease tells the others about us."""

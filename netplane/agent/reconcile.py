@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import takewhile
 from types import TracebackType
@@ -46,6 +46,7 @@ from netplane.netlink.objects import (
     Identity,
     KernelObject,
     Route,
+    Sysctl,
     identity,
 )
 
@@ -128,6 +129,11 @@ class Reconciler:
     def previous_sysctls(self) -> dict[str, str]:
         """What each setting was before we first changed it, for `clear`."""
         return self._sysctls.previous
+
+    @property
+    def kept_sysctls(self) -> Sequence[Sysctl]:
+        """What settings are kept as."""
+        return () if self._desired is None else self._desired.sysctls
 
     def close(self) -> None:
         """Give the sockets back. The kernel stays as it is: traffic goes on without us."""

@@ -80,8 +80,8 @@ def write_status(status: dict[str, Any]) -> None:
         ("kernel", _kernel(status["kernel"])),
         ("firewall", _firewall(status["firewall"], by_process=status.get("process") is not None)),
         *(
-            ("changed", f"{name} (was {value}; cleanup sets it back)")
-            for name, value in sorted(status["kernel"]["settings"].items())
+            ("setting", f"{name}{_setting(found)}")
+            for name, found in sorted(status["kernel"]["settings"].items())
         ),
         ("peers", str(len(status["peers"]))),
     ]
@@ -144,6 +144,11 @@ def _refusal(peer: dict[str, Any], refused: dict[str, str]) -> str:
 def _kernel(kernel: dict[str, Any]) -> str:
     healed = sum(kernel["healed"].values())
     return f"{sum(kernel['written'].values())} objects written, {healed} of them healed"
+
+
+def _setting(found: dict[str, str]) -> str:
+    value = f" = {found['value']}" if "value" in found else ""
+    return value + (f" (was {found['was']}; cleanup sets it back)" if "was" in found else "")
 
 
 def _firewall(firewall: dict[str, Any], *, by_process: bool) -> str:

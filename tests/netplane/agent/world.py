@@ -26,6 +26,7 @@ from netplane.agent.ports import (
 )
 from netplane.agent.settings import Settings
 from netplane.agent.state import State, encode
+from netplane.netlink.objects import Sysctl
 from netplane.subnet.config import NetworkConfig, parse_config
 from netplane.subnet.family import Address
 from netplane.subnet.lease import Lease, View
@@ -46,6 +47,7 @@ def lease(number: int) -> Lease:
 
 
 OWN = lease(1)
+KEPT = (Sysctl("ipv4/conf/np.1/rp_filter", "2"), Sysctl("ipv4/ip_forward", "1"))
 
 
 def peers(*numbers: int) -> dict[IPv4Network, Lease]:
@@ -209,6 +211,7 @@ class FakeDataplane:
         self.scopes = frozenset[Hashable]((one.network, config.vni) for one in config.ranges)
         self.mac, self.mac6 = macs
         self.sysctls = dict(sysctls)
+        self.kept_sysctls: tuple[Sysctl, ...] = ()
         self.on_report: Callable[[Report], None] = lambda report: None
         self.on_firewall: Callable[[FirewallReport], None] = lambda report: None
 
@@ -220,6 +223,7 @@ class FakeDataplane:
 
     async def apply(self, own: Lease, wanted: Peers, *, remove: bool) -> None:
         self.sysctls.setdefault("ipv4/ip_forward", "0")
+        self.kept_sysctls = KEPT
         names = ",".join(str(subnet) for subnet in sorted(wanted)) or "nobody"
         self.on_report(self.world.report)
         self.on_firewall(self.world.wall)

@@ -249,10 +249,19 @@ async def test_status_for_people_and_for_programs(world: World) -> None:
         ["10.5.2.0/24", "192.0.2.2", "vxlan", "routed"],
         ["10.5.3.0/24", "192.0.2.3", "vxlan", "routed"],
     ]
+    # All that are kept, and not only those that were others before.
+    assert [line for line in lines if line.startswith("setting")] == [
+        "setting    ipv4/conf/np.1/rp_filter = 2",
+        "setting    ipv4/ip_forward = 1 (was 0; cleanup sets it back)",
+    ]
     found: dict[str, Any] = json.loads(programs.output)
     assert found["ready"] is True
+    assert "mac6" not in found["network"]  # nobody has it: this network has IPv4 only
     assert [peer["subnet"] for peer in found["peers"]] == ["10.5.2.0/24", "10.5.3.0/24"]
-    assert found["kernel"]["settings"] == {"ipv4/ip_forward": "0"}
+    assert found["kernel"]["settings"] == {
+        "ipv4/conf/np.1/rp_filter": {"value": "2"},
+        "ipv4/ip_forward": {"value": "1", "was": "0"},
+    }
 
 
 async def test_nobody_is_said_to_be_kept_out_where_the_firewall_lets_nobody_in(
