@@ -44,8 +44,8 @@ class SubnetTakenError(SubnetError):
     def __init__(self, pair: Pair, owner: str) -> None:
         super().__init__(
             f"our subnet {pair} belongs to {owner} now; containers keep their addresses, new "
-            "ones are refused: remove the containers of this host and let the agent take another "
-            "subnet, or drain the other host"
+            "ones are refused: remove the containers of this host and start the agent anew, or "
+            "drain the other host"
         )
         self.subnet: Subnet = pair.first
         self.owner = owner
@@ -56,8 +56,9 @@ class SubnetMisfitError(SubnetError):
 
     def __init__(self, pair: Pair, reason: str) -> None:
         super().__init__(
-            f"our subnet {pair} cannot be kept: {reason}; remove the containers of this host, or "
-            "set the network's configuration back with `netplane ctl init --force`"
+            f"our subnet {pair} cannot be kept: {reason}; remove the containers of this host and "
+            "start the agent anew, or set the network's configuration back with `netplane ctl init "
+            "--force`"
         )
         self.subnet: Subnet = pair.first
 

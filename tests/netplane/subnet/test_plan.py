@@ -215,6 +215,8 @@ def test_the_subnet_of_our_containers_is_never_stolen(is_ours_by_record: bool) -
     # Our own record says nothing of who has written over our lease, as Flannel does.
     who = "a host without an agent of netplane" if is_ours_by_record else "host 'thief'"
     assert caught.value.owner == f"{who}, PublicIP 192.0.2.9"
+    # As long as it runs, an agent takes no other one.
+    assert "start the agent anew" in str(caught.value)
 
 
 def test_a_subnet_inside_that_of_our_containers_counts_as_taken() -> None:
@@ -256,7 +258,7 @@ def test_a_garbled_value_of_somebody_else_is_his() -> None:
 def test_a_configuration_that_excludes_our_containers_is_an_error() -> None:
     store = Store({"Network": "10.5.0.0/16", "SubnetLen": 26})
 
-    with pytest.raises(SubnetMisfitError, match="SubnetLen is 26"):
+    with pytest.raises(SubnetMisfitError, match=r"SubnetLen is 26; .* start the agent anew"):
         planned(store, wish=Wish(net(9), keep=True))
 
 
