@@ -34,7 +34,8 @@ from tests.net.witnesses import LINK, PROTOCOL, Ear, kernel_of, objects_of
 REPORT = ROOT / "build" / "net-demo.json"
 KEPT = ROOT / "build" / "net-demo-kept.json"
 HEAL_MAX_S = 2.0
-KEEP = b"k"
+KEEP, END = b"k", b"e"
+"""The first that the launcher says to who is inside counts."""
 REPORTED = "report: "
 
 
@@ -221,11 +222,12 @@ def inside(life: int, *, keep: bool) -> int:
 
 
 def _end_with(life: int) -> None:
-    """End this process, and with it all namespaces, when the launcher is gone without a word."""
+    """End this process, and with it all namespaces, when the launcher says so or is gone."""
 
     def watch() -> None:
         if os.read(life, 1) != KEEP:
-            shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
+            # Not `tempfile.gettempdir()`: that is /tmp when the folder is gone already.
+            shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -237,11 +239,23 @@ def launch(*, keep: bool) -> int:
     if reason is not None:
         print(f"net-demo: {reason}", file=sys.stderr)
         return 2
+    REPORT.parent.mkdir(exist_ok=True)
     if _kept() is not None:
         print("net-demo: it is up already; `make net-demo-down` first", file=sys.stderr)
         return 2
-    folder = tempfile.mkdtemp(prefix="net-demo-")
     life_in, life_out = os.pipe()
+    signals: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        # No exception: that of a second signal would break off the removal that the first has led
+        # to. `make` passes on what a whole group gets. The pipe has us at its other end, too, so
+        # that it is never a broken one.
+        signals.append(number)
+        os.write(life_out, END)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    folder = tempfile.mkdtemp(prefix="net-demo-")
     command = [
         *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
         *(sys.executable, "-m", "tests.net.demo", "--inside", str(life_in)),
@@ -260,34 +274,29 @@ def launch(*, keep: bool) -> int:
         # Ctrl-C is for the launcher; who is inside ends with it.
         start_new_session=True,
     )
-    os.close(life_in)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
     stays = False
     try:
         text = _relay(process)
         report = json.loads(text) if text else {"ok": False, "failed": ["the set-up"]}
-        REPORT.parent.mkdir(exist_ok=True)
-        if keep and text:
+        if keep and text and not signals:
             names = _outer_pids(process.pid, report["namespaces"])
             kept = {"pid": process.pid, "started": _started(process.pid), "folder": folder}
             KEPT.write_text(json.dumps(kept | {"namespaces": names}))
             os.write(life_out, KEEP)
-            stays = True
+            stays = not signals
             print("It stays up until `make net-demo-down`. To look around:")
             for name, pid in names.items():
                 print(f"  {name:<12} nsenter --net --target {pid}")
             print("and in the namespace of a host, here of the first:")
             print(f"  .venv/bin/netplane ctl status --run-dir {report['folder']}/host-0")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     finally:
         if not stays:
             _end(process.pid)
             process.wait()
-            os.close(life_out)
             shutil.rmtree(folder, ignore_errors=True)
+    if signals and not stays:
+        print("interrupted", file=sys.stderr)
+        return 128 + signals[0]
     for name in ("namespaces", "folder"):
         report.pop(name, None)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
