@@ -81,7 +81,7 @@ micro: setup ## microbenchmarks of the hot parts, in microseconds per operation
 	@$(PY) -m pytest -q -s bench/micro $(ARGS)
 
 net-demo: setup ## an overlay across three simulated hosts, broken and healed (root); KEEP=1 leaves it up
-	@$(PY) -m tests.net.demo $(if $(filter-out 0,$(KEEP)),--keep)
+	@$(PY) -m tests.net.demo $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 net-demo-down: setup ## end what net-demo KEEP=1 left up
 	@$(PY) -m tests.net.demo --down

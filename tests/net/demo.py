@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import queue
@@ -240,6 +241,9 @@ def launch(*, keep: bool) -> int:
         print(f"net-demo: {reason}", file=sys.stderr)
         return 2
     REPORT.parent.mkdir(exist_ok=True)
+    if keep and not _is_first_to_keep():
+        print("net-demo: another is about to stay up", file=sys.stderr)
+        return 2
     if _kept() is not None:
         print("net-demo: it is up already; `make net-demo-down` first", file=sys.stderr)
         return 2
@@ -315,6 +319,15 @@ def down() -> int:
         print("net-demo: ended")
     KEPT.unlink(missing_ok=True)
     return 0
+
+
+def _is_first_to_keep() -> bool:
+    """Tell whether nobody else is about to keep one; that holds until this process ends."""
+    try:
+        fcntl.flock(os.open(REPORT.parent, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _kept() -> dict[str, Any] | None:

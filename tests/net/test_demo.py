@@ -128,6 +128,28 @@ def test_an_interrupted_demo_leaves_nothing(
     assert process.returncode != 0
 
 
+def test_of_two_that_are_to_stay_up_the_second_is_refused(folder: Path) -> None:
+    with start(folder, "--keep") as process:
+        assert process.stdout is not None
+        assert "three hosts" in process.stdout.readline()
+        again = subprocess.run(
+            [*COMMAND, "--keep"], cwd=ROOT, env=environment(folder),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        process.terminate()
+        process.communicate(timeout=30)
+    assert again.returncode == 2
+    assert "another is about to stay up" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "stays"), [("1", True), ("yes", True), ("", False), ("0", False), ("no", False)]
+)
+def test_make_keeps_a_demo_only_when_asked(said: str, *, stays: bool) -> None:
+    commands = run("make", "-C", str(ROOT), "--dry-run", "net-demo", f"KEEP={said}")
+    assert ("--keep" in commands) is stays
+
+
 def test_a_demo_in_which_something_does_not_heal_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
