@@ -42,12 +42,15 @@ async def test_signs_of_life_never_change_the_peers(network: Network) -> None:
     async with running(manager):
         view = await view_where(manager, view, lambda view: view.peers)
         await network.die(2)
-        await network.join(3)
+        third, listed = await network.join(3)
         later = await manager.next_view(view)
 
     # The next view is that of the third host; there was none without the second.
     assert {str(lease.public_ip) for lease in later.peers.values()} == {"192.0.2.2", "192.0.2.3"}
     assert "host2" not in manager.registered.alive
+    # Nor does a host leave it out that comes later, and lists everything.
+    assert {str(lease.public_ip) for lease in listed.peers.values()} == {"192.0.2.1", "192.0.2.2"}
+    assert "host2" not in third.registered.alive
 
 
 async def test_leases_are_renewed_well_before_they_end(network: Network) -> None:
