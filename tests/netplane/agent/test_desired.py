@@ -74,6 +74,13 @@ def test_what_is_desired_from_now_on_is_as_if_it_were_read_anew(data: st.DataObj
             )
 
 
+def test_the_interface_is_told_to_listen_to_routers_before_forwarding_is_on() -> None:
+    # In the other order the host would lose the default route that a router gave it.
+    forwarding = Sysctl("ipv6/conf/all/forwarding", "1")
+    listens = Sysctl("ipv6/conf/eth0/accept_ra", "2", also="0")
+    assert Desired(frozenset({forwarding, listens})).sysctls == [listens, forwarding]
+
+
 def test_the_route_comes_last_and_goes_first() -> None:
     # Else packets would be sent to where nothing answers, and the kernel would ask for the MAC.
     assert steps(PEER, frozenset()) == [("add", NEIGHBOUR), ("add", FDB), ("add", ROUTE)]
