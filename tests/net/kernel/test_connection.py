@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.net, pytest.mark.root]
 
 SILENT = 0
 """Flags of a request that the kernel carries out and does not acknowledge."""
+USUAL_BUFFER_BYTES = 212_992
+"""The kernel's net.core.rmem_default, half of which it asks for as it doubles what is asked."""
 
 
 def neighbours(host: Host, *lasts: int) -> list[messages.Request]:
@@ -85,6 +87,19 @@ async def test_answers_that_overflow_the_buffer_are_told_as_lost(host: Host) -> 
         # What is asked next has its own answer.
         assert len(host.routes()) == SEND_MAX
         assert (await Kernel(connection).link("lo") or pytest.fail("no lo")).name == "lo"
+
+
+async def test_the_answers_to_one_send_fit_a_buffer_of_the_usual_size(host: Host) -> None:
+    # Which is what a process has that may not ask for a larger one. Each refusal is told.
+    nowhere = 4_000_000
+    requests = [
+        messages.add(Route("eth0", bytes([10, 9, *divmod(number, 256)]), 32, b""), nowhere)
+        for number in range(1500)
+    ]
+    async with Connection(host.path) as connection:
+        connection._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, USUAL_BUFFER_BYTES // 2)
+        codes = {outcome.code for outcome in await connection.perform(requests)}
+    assert codes == {errno.ENODEV}
 
 
 async def test_one_caller_at_a_time_has_the_socket(host: Host) -> None:
