@@ -105,15 +105,17 @@ def elements(verb: str, table: str, name: str, members: Iterable[object]) -> str
 
 
 def _underlay(rules: Rules) -> list[str]:
-    # Before connections are tracked, so who floods us from outside fills no table.
-    # Over whatever interface: a container of this host sends over its bridge. Behind a UDP header
-    # the network identifier is at bit 32 of vxlan's.
+    # Of all that comes to this host, by whatever kind of address, and over whatever interface: a
+    # container of ours sends over its bridge. What is dropped fills no table of connections.
     family = family_of(rules.network)
-    to_a_host = f"{family} saddr {rules.network} {family} daddr != {rules.network}"
     overlay = f"udp dport {rules.vxlan_port}"
+    lines = []
     if rules.vni:
-        overlay += f" @th,96,24 {rules.vni}"
-    ends = f"counter name {UNKNOWN_VTEPS} drop"
+        # Behind a UDP header the number is at bit 32 of vxlan's. Where it cannot be read, as IPv6
+        # puts fragments together only after this, the rule does not match.
+        lines.append((f"{overlay} @th,96,24 != {rules.vni} accept", "of another overlay"))
+    drop = f"{overlay} {family} saddr != @{VTEPS} counter name {UNKNOWN_VTEPS} drop"
+    lines.append((drop, "from no host of the overlay"))
     addresses = "ipv6_addr" if family == "ip6" else "ipv4_addr"
     return [
         f'counter {UNKNOWN_VTEPS} {{\n  comment "dropped: overlay packets from no host of it"\n}}',
@@ -121,34 +123,34 @@ def _underlay(rules: Rules) -> list[str]:
         chain(
             UNDERLAY,
             "overlay packets are taken from its hosts only",
-            "type filter hook prerouting priority raw; policy accept;",
-            [
-                (
-                    f"{overlay} fib daddr type local {family} saddr != @{VTEPS} {ends}",
-                    "from no host of the overlay",
-                ),
-                # On its way it would get this host's address, which the others let in. Between
-                # containers there may be an overlay as well.
-                (
-                    f"{overlay} {to_a_host} {ends}",
-                    "from a container to a host",
-                ),
-            ],
+            "type filter hook input priority raw; policy accept;",
+            lines,
         ),
     ]
 
 
 def _forward(rules: Rules) -> list[str]:
     family = family_of(rules.network)
+    lines = []
+    if rules.vxlan_port:
+        # On its way it would get this host's address, which the others let in; for that fragments
+        # are put together before. Between containers there may be an overlay as well.
+        overlay = f"udp dport {rules.vxlan_port}"
+        if rules.vni:
+            overlay += f" @th,96,24 {rules.vni}"
+        to_a_host = f"{family} saddr {rules.network} {family} daddr != {rules.network}"
+        drop = f"{overlay} {to_a_host} counter name {UNKNOWN_VTEPS} drop"
+        lines.append((drop, "from a container to a host"))
+    lines += [
+        (f"{family} saddr {rules.network} accept", "from containers"),
+        (f"{family} daddr {rules.network} accept", "to containers"),
+    ]
     return [
         chain(
             FORWARD,
             "a drop in a chain of another table counts all the same",
             "type filter hook forward priority filter - 10; policy accept;",
-            [
-                (f"{family} saddr {rules.network} accept", "from containers"),
-                (f"{family} daddr {rules.network} accept", "to containers"),
-            ],
+            lines,
         )
     ]
 

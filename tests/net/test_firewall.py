@@ -170,8 +170,11 @@ def test_containers_cannot_speak_as_a_host_of_the_overlay(overlay: Overlay) -> N
     # To their own host they come over its bridge, and to others with their host's address: as it
     # hides theirs, they would be taken for it.
     here, there = pair(overlay)
-    for agent, target, forged in zip(
-        overlay.agents, (here, there), (there.address, "10.5.250.9"), strict=True
+    first, second = overlay.agents
+    for agent, to, target, forged in (
+        (first, first.host.address, here, there.address),
+        (first, str(first.subnet.broadcast_address), here, there.address),
+        (second, second.host.address, there, "10.5.250.9"),
     ):
         [mac] = [mac for subnet, mac, _ in overlay.peers() if subnet == agent.subnet]
         packet = overlay_packet(forged, target, mac)
@@ -182,7 +185,8 @@ def test_containers_cannot_speak_as_a_host_of_the_overlay(overlay: Overlay) -> N
         ):
             receiver.bind((target.address, PROBE_PORT))
             receiver.settimeout(0.3)
-            sender.sendto(packet, (agent.host.address, VXLAN_PORT))
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sender.sendto(packet, (to, VXLAN_PORT))
             with pytest.raises(TimeoutError):
                 receiver.recv(100)
         assert [dropped(one) for one in overlay.agents] == [before[0] + 1, before[1]]

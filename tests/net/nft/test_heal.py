@@ -60,7 +60,7 @@ CHANGES = {
 
 def disturb(host: Host, command: str) -> None:
     listing = host.run("nft", "--handle", "list", "chain", "ip", "netplane", "forward")
-    [handle] = [line.split()[-1] for line in listing.splitlines() if "ip saddr" in line]
+    [handle] = [line.split()[-1] for line in listing.splitlines() if "from containers" in line]
     host.run("nft", command.replace("HANDLE", handle))
 
 

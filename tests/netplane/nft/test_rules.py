@@ -43,11 +43,17 @@ def test_masquerading_is_what_flannel_does_with_iptables() -> None:
 
 
 def test_overlay_packets_are_told_from_others_by_port_and_number() -> None:
+    said = text(replace(RULES, vni=257))
     drop = "counter name unknown-vteps drop"
-    assert chain(text(replace(RULES, vni=257)), "underlay") == [
-        f"udp dport 8472 @th,96,24 257 fib daddr type local ip saddr != @vteps {drop}",
-        f"udp dport 8472 @th,96,24 257 ip saddr 10.5.0.0/16 ip daddr != 10.5.0.0/16 {drop}",
+    assert chain(said, "underlay") == [
+        "udp dport 8472 @th,96,24 != 257 accept",
+        f"udp dport 8472 ip saddr != @vteps {drop}",
     ]
+    assert chain(said, "forward")[0] == (
+        f"udp dport 8472 @th,96,24 257 ip saddr 10.5.0.0/16 ip daddr != 10.5.0.0/16 {drop}"
+    )
+    # Of any number.
+    assert chain(text(RULES), "underlay") == [f"udp dport 8472 ip saddr != @vteps {drop}"]
 
 
 def test_the_same_is_said_of_ipv6() -> None:
@@ -55,9 +61,12 @@ def test_the_same_is_said_of_ipv6() -> None:
     said = text(replace(RULES, network=IPv6Network(network), subnet=IPv6Network(subnet), vni=257))
     drop = "counter name unknown-vteps drop"
     assert chain(said, "underlay") == [
-        f"udp dport 8472 @th,96,24 257 fib daddr type local ip6 saddr != @vteps {drop}",
-        f"udp dport 8472 @th,96,24 257 ip6 saddr {network} ip6 daddr != {network} {drop}",
+        "udp dport 8472 @th,96,24 != 257 accept",
+        f"udp dport 8472 ip6 saddr != @vteps {drop}",
     ]
+    assert chain(said, "forward")[0] == (
+        f"udp dport 8472 @th,96,24 257 ip6 saddr {network} ip6 daddr != {network} {drop}"
+    )
     assert "type ipv6_addr" in said
     assert chain(said, "postrouting") == [
         "meta mark & 0x4000 == 0x4000 return",
