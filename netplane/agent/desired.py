@@ -65,10 +65,11 @@ class Desired:
         assert len(links) <= 1, "one reconciler keeps one link"
         self.link = links[0] if links else None
         # Forwarding last: the moment it is on, the default route of router advertisements goes
-        # from every interface that was not told before to go on listening to them.
+        # from every interface that was not told before to go on listening to them. That of single
+        # links after that of all, which changes theirs.
         self.sysctls = sorted(
             (item for item in others if isinstance(item, Sysctl)),
-            key=lambda item: ("forward" in item.name, item),
+            key=lambda item: ("forward" in item.name, "/conf/" in item.name, item),
         )
         self.uplink = next((item for item in others if isinstance(item, Uplink)), None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from netplane.agent.report import Failure, PassLog
 from netplane.netlink import sysctl
@@ -28,7 +29,8 @@ class Sysctls:
 
     def keep(self, desired: Sequence[Sysctl], done: PassLog, *, remove: bool) -> None:
         """Write what is wrong; with `remove` set back what is not desired any more."""
-        for item, value in self.wrong(desired):
+        # Each is read when those before it are written: they may have changed it.
+        for item, value in chain.from_iterable(self.wrong([item]) for item in desired):
             if done.must_wait(item):
                 continue
             if value is None:

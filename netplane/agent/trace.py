@@ -16,7 +16,7 @@ from netplane.agent.inspection import (
     reading,
     routes_to,
 )
-from netplane.backend import FORWARDING, FORWARDING6, choose
+from netplane.backend import FORWARDING, FORWARDING6, choose, forwarding_over
 from netplane.backend.vxlan import VxlanBackend
 from netplane.netlink import sysctl
 from netplane.netlink.decode import Link
@@ -103,11 +103,17 @@ class _Trace:
             self._add("source", State.WRONG, text)
         else:
             self._add("source", State.OK, f"{source} is behind {route.link}")
-        forwarding = FORWARDING6 if source.version == VERSION6 else FORWARDING
-        if sysctl.read([forwarding.name]).get(forwarding.name) == forwarding.value:
-            self._add("forwarding", State.OK, str(forwarding))
+        settings = [FORWARDING]
+        if source.version == VERSION6:
+            settings = [FORWARDING6]
+        elif route is not None and route.link:
+            settings.append(forwarding_over(route.link))
+        there = sysctl.read([item.name for item in settings])
+        off = [item.name for item in settings if there.get(item.name) != item.value]
+        if off:
+            self._add("forwarding", State.WRONG, f"sysctl net/{off[0]} is 0")
         else:
-            self._add("forwarding", State.WRONG, f"sysctl net/{forwarding.name} is 0")
+            self._add("forwarding", State.OK, str(settings[0]))
         return True
 
     def _is_towards_container(self, route: Route) -> bool:

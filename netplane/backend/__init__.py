@@ -100,10 +100,24 @@ def blackhole_of(subnet: Subnet) -> Route:
     return Route("", packed, length, b"", metric=LAST, kind=BLACKHOLE)
 
 
-def forwarding_of(network: Subnet, external: External) -> frozenset[Sysctl]:
-    """Return the settings that every backend needs for networks of this family."""
+def forwarding_over(link: str) -> Sysctl:
+    """Return the setting that packets of IPv4 need to go on from a link that they came in over.
+
+    FORWARDING sets it of all links, but only when it changes itself. IPv6 has none that counts.
+    """
+    return Sysctl(f"ipv4/conf/{link}/forwarding", "1")
+
+
+def forwarding_of(network: Subnet, external: External, *links: str) -> frozenset[Sysctl]:
+    """Return the settings that every backend needs for networks of this family.
+
+    Args:
+        network: or a subnet of it.
+        external: the interface to the other hosts.
+        links: over which their packets for containers come in.
+    """
     if network.version != VERSION6:
-        return frozenset({FORWARDING})
+        return frozenset({FORWARDING, *map(forwarding_over, links)})
     # A host that forwards listens to no router, and forgets the default route that it has of one,
     # unless it is told to by 2. Where 0 is set, nobody has listened before either.
     listens = Sysctl(f"ipv6/conf/{external.name}/accept_ra", "2", also="0")

@@ -100,7 +100,7 @@ class HostGwBackend:
     def _own(self, subnet: Subnet) -> Planned:
         """Return what is planned without peers."""
         objects: set[KernelObject] = {
-            *forwarding_of(subnet, self._external),
+            *forwarding_of(subnet, self._external, self._external.name),
             Uplink(self._external.name, self._external.address.ip.packed),
         }
         if self._blackhole:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 
 from netplane.backend import (
-    FORWARDING,
     BackendError,
     External,
     Objects,
@@ -18,6 +17,7 @@ from netplane.backend import (
     Scope,
     ToldPeer,
     blackhole_of,
+    forwarding_of,
     other_backend,
 )
 from netplane.netlink.objects import Address, KernelObject, Route
@@ -72,6 +72,7 @@ class UdpBackend:
         packed, length = network.network_address.packed, network.prefixlen
         self.scope = Scope(self.link, external.name, ((packed, length),))
         self._network = network
+        self._external = external
         self._blackhole = blackhole
 
     def lease_data(self) -> None:
@@ -84,7 +85,7 @@ class UdpBackend:
         """
         packed, length = self._network.network_address.packed, self._network.prefixlen
         objects: set[KernelObject] = {
-            FORWARDING,
+            *forwarding_of(subnet, self._external, self.link),
             Address(self.link, subnet.network_address.packed, 32),
             Route(self.link, packed, length, b""),
         }

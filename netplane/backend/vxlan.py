@@ -197,6 +197,7 @@ class VxlanBackend:
         )
         self._external = external
         self._blackhole = blackhole
+        direct = [external.name] if config.direct_routing else []
         self._last = _Plan(None, Peers({}), {}, Planned(Objects(), {}), set())
         self._own: frozenset[KernelObject] = frozenset(
             {
@@ -211,7 +212,7 @@ class VxlanBackend:
                     learning=config.learning,
                     gbp=config.gbp,
                 ),
-                *forwarding_of(network, external),
+                *forwarding_of(network, external, self.link, *direct),
                 *_settings(network, self.link),
             }
         )

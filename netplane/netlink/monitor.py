@@ -31,8 +31,8 @@ GROUPS = (1, 3, 5, 7, 24)
 GROUPS6 = (1, 3, 9, 11, 25)
 """The same of IPv6."""
 
-LINKS_AND_ADDRESSES = (1, 5, 9)
-"""For who keeps nothing else: a thousand peers are three thousand notifications of the others."""
+WITHOUT_PEERS = (1, 5, 9, 24)
+"""Links, addresses, settings: of the others a thousand peers are three thousand notifications."""
 
 BUFFER_BYTES = 16 * 1024 * 1024
 SO_ATTACH_FILTER = 26

@@ -7,6 +7,7 @@ from netplane.agent.containers.devices import (
     AF_UNSPEC,
     Bridge,
     failing,
+    forwards,
     item_of,
 )
 from netplane.agent.containers.records import Record
@@ -36,6 +37,8 @@ def _outside(host: Blocking, wanted: Bridge, record: Record) -> list[str]:
     found = []
     if not bridge.up:
         found.append(f"the bridge {wanted.name} is down")
+    if not forwards(wanted):
+        found.append(f"the bridge {wanted.name} forwards nothing of IPv4")
     there = host.addresses(AF_UNSPEC, bridge.index, bridge.name)
     found += [f"{one} is missing" for one in sorted(wanted.missing(set(there)))]
     if port is None:

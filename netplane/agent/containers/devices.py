@@ -26,6 +26,7 @@ from netplane.agent.containers.names import (
     read_alias,
 )
 from netplane.agent.containers.records import Key, Record
+from netplane.backend import forwarding_over
 from netplane.cni import plugin
 from netplane.netlink import containers as requests
 from netplane.netlink import messages, sysctl
@@ -36,7 +37,7 @@ from netplane.netlink.kernel import GONE
 from netplane.netlink.messages import IPV6_BYTES
 from netplane.netlink.namespace import inside
 from netplane.netlink.objects import Address, Route
-from netplane.subnet.family import VERSION6, Interface
+from netplane.subnet.family import VERSION4, VERSION6, Interface
 
 log = logging.getLogger("netplane.containers")
 
@@ -74,6 +75,11 @@ class Bridge:
     def addresses(self) -> frozenset[Address]:
         """The gateways as the kernel has them."""
         return frozenset(item_of(self.name, one) for one in self.gateways)
+
+    @property
+    def has_ipv4(self) -> bool:
+        """Whether there is IPv4 for containers."""
+        return any(one.version == VERSION4 for one in self.gateways)
 
     @property
     def has_ipv6(self) -> bool:
@@ -271,6 +277,9 @@ def keep_bridge(host: Blocking, wanted: Bridge) -> int:
         host.do(requests.set_link(link.index, wanted.mac, wanted.mtu))
     if wanted.has_ipv6:
         allow_ipv6(wanted.name)
+    if not forwards(wanted):
+        forwarding = forwarding_over(wanted.name)
+        sysctl.write(forwarding.name, forwarding.value)
     found = _addresses(host, link)
     changes = [messages.add(one, link.index) for one in wanted.missing(found)]
     changes += [messages.remove(one, link.index) for one in wanted.surplus(found)]
@@ -295,6 +304,12 @@ def allow_localnet(bridge: str, *, allowed: bool = True) -> None:
     with failing(f"cannot set {name}"):
         if sysctl.read([name]).get(name, value) != value:
             sysctl.write(name, value)
+
+
+def forwards(wanted: Bridge) -> bool:
+    """Tell whether packets of containers go on from the bridge, if it is there. Raises OSError."""
+    name, value, _ = forwarding_over(wanted.name)
+    return not wanted.has_ipv4 or sysctl.read([name]).get(name, value) == value
 
 
 def is_right(link: Link, wanted: Bridge) -> bool:
@@ -323,6 +338,8 @@ def keep(wanted: Bridge, records: Mapping[Key, Record]) -> Kept:
     with failing(f"cannot keep {wanted.name}"), Blocking() as host:
         before = host.link(wanted.name)
         there = set() if before is None else _addresses(host, before)
+        if not forwards(wanted):
+            healed.append(str(forwarding_over(wanted.name)))
         index = keep_bridge(host, wanted)
         if before is None or not is_right(before, wanted):
             healed.append(f"link {wanted.name}")

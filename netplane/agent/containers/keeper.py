@@ -10,7 +10,14 @@ from netplane.agent.board import Board
 from netplane.agent.containers.errors import CniError
 from netplane.agent.containers.service import Containers
 from netplane.netlink.heals import Heals
-from netplane.netlink.monitor import Change, LinkChange, Monitor, ObjectChange, Overrun
+from netplane.netlink.monitor import (
+    Change,
+    LinkChange,
+    Monitor,
+    ObjectChange,
+    Overrun,
+    SettingsChange,
+)
 from netplane.netlink.objects import Identity
 
 log = logging.getLogger("netplane.containers")
@@ -64,8 +71,8 @@ class Keeper:
                 return self._containers.is_link_drift(link, removed=removed)
             case ObjectChange(item, removed, _):
                 return self._containers.is_item_drift(item, removed=removed)
-            case _:
-                return False
+            case SettingsChange():
+                return self._containers.is_settings_drift()
 
     async def _keep(self) -> None:
         while True:

@@ -414,6 +414,10 @@ class Containers:
             return item in wanted.addresses or (wanted.has_ipv6 and devices.is_link_local(item))
         return bool(wanted.surplus({item}))
 
+    def is_settings_drift(self) -> bool:
+        """Tell whether the settings of the bridge call for a round."""
+        return self._wanted is not None and not devices.forwards(self._wanted)
+
     def _bridge(self, mtu: int, *more: family.Interface) -> devices.Bridge:
         """Return the bridge as it should be, with what is to be attached."""
         records, subnets = self.store.records.values(), self._situation().subnets

@@ -22,7 +22,7 @@ from netplane.agent.settings import cni_socket_path, containers_path
 from netplane.agent.state import read_boot_id
 from netplane.agent.tasks import end
 from netplane.cni import plugin
-from netplane.netlink.monitor import LINKS_AND_ADDRESSES, Monitor
+from netplane.netlink.monitor import WITHOUT_PEERS, Monitor
 
 
 @contextlib.asynccontextmanager
@@ -60,7 +60,7 @@ async def serving_containers(agent: Agent) -> AsyncIterator[None]:
     server = Server(containers.perform, undo)
     # Before it is read what there is, or a change right behind that is not told.
     with (
-        contextlib.closing(Monitor(groups=LINKS_AND_ADDRESSES)) as monitor,
+        contextlib.closing(Monitor(groups=WITHOUT_PEERS)) as monitor,
         contextlib.closing(containers),
         contextlib.closing(published),
     ):

@@ -77,6 +77,27 @@ def test_a_container_has_what_its_result_says_and_reaches_those_of_other_hosts(
     assert runtime.noted() == {"near"}
 
 
+def test_the_bridge_forwards_where_new_links_are_not_to(runtimes: list[Runtime]) -> None:
+    runtime, other = runtimes
+    host = runtime.host.namespace
+    box, far = runtime.box("box").add(), other.box("far").add()
+    host.sysctl("ipv4/conf/default/forwarding", "0")
+    try:
+        for harm in (
+            "ip link del npb-default",
+            "sysctl -qw net/ipv4/conf/npb-default/forwarding=0",
+        ):
+            runtime.agent.pause()
+            try:
+                host.run(*harm.split())
+                assert ping(box, far.address, timeout_s=0.1) is None
+            finally:
+                runtime.agent.resume()
+            until(lambda: ping(box, far.address) is not None, 10, "it forwards")
+    finally:
+        host.sysctl("ipv4/conf/default/forwarding", "1")
+
+
 def test_a_container_is_deleted_after_its_namespace(runtime: Runtime) -> None:
     box = runtime.box("box").add()
     box.namespace.close()

@@ -378,12 +378,27 @@ async def test_clearing_leaves_the_host_as_it_was(host: Host) -> None:
         )
         assert host.sysctl("ipv4/ip_forward") == "1"
         previous = here.previous_sysctls
+        assert previous == {"ipv4/ip_forward": "0"}  # others followed by themselves
     # Another process, that knows from the state file what there was.
     async with host.reconciler(previous_sysctls=previous) as later:
         clean(await later.apply(host.plan(peers(2, 3)).objects))
         clean(await later.clear())
     assert all_of_it() == before
     assert host.sysctl("ipv4/ip_forward") == "0"
+
+
+async def test_packets_go_on_from_links_that_are_not_to_forward(host: Host) -> None:
+    # It is on, so it is not changed, and changes no link; those that are made are not to either.
+    wanted = {"ip_forward": "1", "conf/default/forwarding": "0", "conf/eth0/forwarding": "0"}
+    for name, value in wanted.items():
+        host.sysctl(f"ipv4/{name}", value)
+    async with host.reconciler() as here:
+        direct = VxlanConfig(direct_routing=True)
+        clean(await here.apply(host.plan(peers(2, 3), config=direct).objects))
+        for link in ("np.1", "eth0"):
+            assert host.sysctl(f"ipv4/conf/{link}/forwarding") == "1"
+        clean(await here.apply(host.plan(peers(2, 3)).objects))
+        assert {name: host.sysctl(f"ipv4/{name}") for name in wanted} == wanted
 
 
 async def test_who_is_cancelled_while_writing_looks_again(

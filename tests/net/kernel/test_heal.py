@@ -82,6 +82,9 @@ DRIFTS = {
         "bridge fdb add 02:77:77:77:77:77 dev np.1 dst 10.77.0.77",
     ],
     "forwarding is switched off": ["tee /proc/sys/net/ipv4/ip_forward"],
+    "forwarding from the device is switched off": [
+        "tee /proc/sys/net/ipv4/conf/np.1/forwarding",
+    ],
     "a filter is switched on": ["tee /proc/sys/net/ipv4/conf/np.1/rp_filter"],
 }  # fmt: skip
 
@@ -122,7 +125,10 @@ def state(host: Host) -> dict[str, Any]:
         "routes": host.routes(),
         "neighbours": host.neighbours(),
         "fdb": host.fdb(),
-        "settings": [host.sysctl(name) for name in ("ipv4/ip_forward", "ipv4/conf/np.1/rp_filter")],
+        "settings": [
+            host.sysctl(f"ipv4/{name}")
+            for name in ("ip_forward", "conf/np.1/forwarding", "conf/np.1/rp_filter")
+        ],
     }
 
 
@@ -156,7 +162,7 @@ async def watched(host: Host, **options: Any) -> AsyncIterator[Watched]:
 
 def disturb(host: Host, name: str) -> None:
     for command in DRIFTS[name]:
-        host.run(*command.split(), text="0" if "ip_forward" in command else "1")
+        host.run(*command.split(), text="0" if "forward" in command else "1")
 
 
 @pytest.mark.parametrize("name", DRIFTS)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netplane.backend import FORWARDING, External, blackhole_of
+from netplane.backend import FORWARDING, External, blackhole_of, forwarding_over
 from netplane.backend.host_gw import HostGwBackend
 from netplane.netlink.objects import Route, Uplink
 from netplane.subnet.lease import Lease, encode_value
@@ -17,7 +17,11 @@ from netplane.subnet.lease import Lease, encode_value
 NETWORK = IPv4Network("10.5.0.0/16")
 SUBNET = IPv4Network("10.5.1.0/24")
 PEER = Lease(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"), "host-gw", create_revision=5)
-OWN = {FORWARDING, Uplink("eth0", IPv4Address("192.0.2.1").packed)}
+OWN = {
+    FORWARDING,
+    forwarding_over("eth0"),
+    Uplink("eth0", IPv4Address("192.0.2.1").packed),
+}
 
 
 def backend(

@@ -7,7 +7,14 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from netplane.backend import FORWARDING, BackendError, External, blackhole_of, choose
+from netplane.backend import (
+    FORWARDING,
+    BackendError,
+    External,
+    blackhole_of,
+    choose,
+    forwarding_over,
+)
 from netplane.backend.udp import SealedUdpBackend, UdpBackend, with_key
 from netplane.netlink.objects import Address, Route
 from netplane.subnet.config import parse_config
@@ -31,6 +38,7 @@ def test_one_route_serves_all_peers_and_the_process_knows_which_is_where() -> No
     plan = backend().plan(SUBNET, {PEER.subnet: PEER})
     assert plan.objects == {
         FORWARDING,
+        forwarding_over("npu.8285"),
         Address("npu.8285", bytes([10, 5, 1, 0]), 32),
         Route("npu.8285", bytes([10, 5, 0, 0]), 16, b""),
     }

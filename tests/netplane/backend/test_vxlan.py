@@ -59,6 +59,7 @@ def test_a_peer_is_three_objects_beside_our_own() -> None:
         link,
         Address("np.1", packed("10.5.1.0"), 32),
         Sysctl("ipv4/ip_forward", "1"),
+        Sysctl("ipv4/conf/np.1/forwarding", "1"),
         Sysctl("ipv4/conf/np.1/rp_filter", "2"),
         Neighbour("np.1", gateway, mac),
         FdbEntry("np.1", mac, packed("192.0.2.2")),
