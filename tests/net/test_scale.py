@@ -26,11 +26,12 @@ pytestmark = [
 ]
 AGENTS = 100
 CALLS_MAX = 6
+"""On average: the registry counts them of all agents together."""
 EXEC_TO_MESH_S, EXEC_TO_MESH_PYTHONS = 40, 7
 """Nearly all of it is Python that starts: 16 to 18 s on a machine that is itself, 33 to 42 on one
 where as many Pythons that only import asyncio took 8 s. So the bound there is in these."""
-BARRIER_TO_MESH_S = 10
-"""Wanted are 5, which the table at the end tells; twice that is wrong on whatever machine."""
+BARRIER_TO_MESH_S, BARRIER_TO_MESH_PYTHONS = 5, 1.25
+"""2.3 s where as many Pythons took 3.3 s, 3.8 s where other work made that 18 s."""
 PSS_MAX_BYTES = 80 << 20
 NETWORK = IPv4Network("10.128.0.0/9")
 CONFIG = '{"Network":"10.128.0.0/9","SubnetMax":"10.191.255.0","Backend":{"Type":"vxlan"}}'
@@ -75,7 +76,7 @@ def test_a_hundred_agents_that_start_together_are_one_network(
         assert all(agent.is_running for agent in fleet.agents)
         assert sum(joining.values()) <= CALLS_MAX * AGENTS, calls
         assert meshed_s - begun_s <= max(EXEC_TO_MESH_S, EXEC_TO_MESH_PYTHONS * bare_s), rows
-        assert meshed_s - opened_s <= BARRIER_TO_MESH_S, rows
+        assert meshed_s - opened_s <= max(BARRIER_TO_MESH_S, BARRIER_TO_MESH_PYTHONS * bare_s), rows
         assert max(sizes) <= PSS_MAX_BYTES
 
         # What they say is one thing; what `ip` sees and whether packets pass another.
