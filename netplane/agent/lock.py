@@ -44,7 +44,7 @@ class InstanceLock:
             raise LockedError(
                 f"the agent of this instance runs already (process {holder or 'unknown'}, "
                 f"lock {self._path})",
-                "stop it, or give this one --instance NAME",
+                "stop it, or name another with --instance",
             ) from error
         except OSError as error:
             self.close()
