@@ -103,6 +103,10 @@ def is_named_by_check(runtime: Runtime, version: int, damage: Damage) -> None:
 def is_put_right(runtimes: list[Runtime], version: int, damage: Damage) -> None:
     """Assert that a damage on the first host is seen, and then gone."""
     runtime, other = runtimes
+    # Who changes as much in a minute as these tests together is answered every ten seconds only.
+    runtime.agent.terminate()
+    runtime.agent.start()
+    runtime.agent.wait_ready()
     boxes = runtime.box("box").add(), runtime.box("near").add(), other.box("far").add()
     before = state(runtime)
     # Paused, so that it can be seen that it was broken.
