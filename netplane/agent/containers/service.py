@@ -36,8 +36,8 @@ from netplane.subnet import family
 
 log = logging.getLogger("netplane.containers")
 
-THREADS = 4
-"""The kernel makes one device after the other; more would only wait."""
+THREADS = 16
+"""The kernel makes one device after the other, but many that go can wait for it side by side."""
 
 Result = TypeVar("Result")
 
