@@ -190,6 +190,47 @@ def test_a_registry_that_lost_its_memory_costs_no_packet(
     assert None not in ping_all([(here, there.address), (there, here.address)])
 
 
+def test_another_network_of_a_registry_that_lost_its_memory_waits_for_an_operator() -> None:
+    # Also for an agent that starts: it must not take everything away and call that ready.
+    with Overlay(2, flags=HOUR, network=NETWORK) as overlay:
+        here, there = overlay.add_containers(1)
+        until(overlay.everybody_answers, 20, "every container answers every other")
+        agent, other = overlay.agents
+        before = kernel_of(agent.host)
+        with (
+            Ear(agent.host) as ear,
+            Flow(here, there, RATE) as out,
+            Flow(there, here, RATE) as back,
+        ):
+            flows = out, back
+            until(lambda: min(flow.received for flow in flows) > 500, 20, "packets arrive")
+            agent.terminate()
+            be_another(overlay, lambda: None)
+            overlay.members.restart(0)
+            overlay.ctl("init", NETWORK.replace('"vxlan"', '"vxlan","VNI":7'))
+            agent.start()
+            until(agent.socket.exists, 20, "it answers")
+            until(lambda: "Its network is another" in agent.missing(), 60, "it has noticed")
+            # It is kept, too: by what is remembered, as soon as the registry has had its time.
+            until(lambda: agent.status()["own"] is not None, 20, "it is programmed")
+            agent.host.namespace.run("ip", "route", "flush", "proto", "181")
+            until(lambda: kernel_of(agent.host) == before, 10, "it is put right")
+            mark = [flow.sent for flow in flows]
+            until(
+                lambda: all(one.sent > sent + 500 for one, sent in zip(flows, mark, strict=True)),
+                30, "packets are sent",
+            )  # fmt: skip
+            losses = [flow.stop() for flow in flows]
+        assert losses[1].missing == ()
+        assert {told.kind for told in ear.gone()} == {"route"}
+        # An operator says that it is as it should be.
+        agent.ctl("accept-view")
+        agent.wait_ready()
+        assert agent.host.namespace.json("ip", "-j", "link", "show", "np.7")
+        assert "np.1" not in agent.host.namespace.run("ip", "link")
+        assert "np.1" in other.host.namespace.run("ip", "link")
+
+
 def test_changes_that_a_compaction_hides_are_not_missed(
     mixed: tuple[Overlay, FlannelHost],
 ) -> None:
