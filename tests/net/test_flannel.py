@@ -15,7 +15,7 @@ from netplane.subnet.family import Subnet
 from tests.net.handmade import mac_of, make_device, make_overlay, subnet_of
 from tests.net.namespaces import missing
 from tests.net.overlay import DUAL, HOST_GW, NETWORK, AgentProcess, HostMembers, until
-from tests.net.packets import Flow
+from tests.net.packets import Flow, ping_all
 from tests.net.rig import Host, Rig
 from tests.net.routed import address_of, refused
 
@@ -252,12 +252,18 @@ def link(host: Host, name: str) -> dict[str, Any] | None:
 def taken_over(flannel: FlannelHosts) -> list[AgentProcess]:
     """Start an agent on every host, which may cost no packet, and end it."""
     here, there = (host.containers[0] for host in flannel.hosts)
-    flows = [Flow(here, there), Flow(there, here)]
-    if here.address6:
-        flows += [
-            Flow(one, other, address=other.address6)
-            for one, other in ((here, there), (there, here))
-        ]
+    ends = [
+        (one, other, address)
+        for one, other in ((here, there), (there, here))
+        for address in (other.address, other.address6)
+        if address
+    ]
+    # What was made a moment ago asks for neighbours, and may lose the first packets by that.
+    until(
+        lambda: None not in ping_all([(one, address) for one, _, address in ends]),
+        20, "each answers the other",
+    )  # fmt: skip
+    flows = [Flow(one, other, address=address) for one, other, address in ends]
     until(lambda: all(flow.received > 500 for flow in flows), 20, "packets arrive")
     agents = []
     try:
