@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import logging
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from netplane.netlink.heals import Heals
 from netplane.netlink.kernel import UNKNOWN, Refusal
 from netplane.netlink.namespace import inside
 from netplane.netlink.objects import Identity, KernelObject, Route, identity
+from netplane.udp.sockets import sockets_of
 
 LINES_MAX = 5
 """Of one kind in the log, in one pass."""
@@ -150,28 +149,21 @@ def writer_name(port: int, namespace: str | None) -> str:
     """
     if not port:
         return ""
-    process = Path(f"/proc/{port}")
     try:
-        held = set(_descriptors(process))
-        if not held.isdisjoint(inside(namespace, lambda: _sockets(port))):
-            return f"process {port} ({(process / 'comm').read_text().strip()})"
+        held = {inode for _, inode in sockets_of(port)}
+        if not held.isdisjoint(inside(namespace, lambda: _inodes(port))):
+            return f"process {port} ({Path(f'/proc/{port}/comm').read_text().strip()})"
     except OSError:
         pass  # it has ended, or is not ours to see
     return f"netlink port id {port}"
 
 
-def _descriptors(process: Path) -> Iterator[str]:
-    for descriptor in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            yield os.readlink(descriptor)
-
-
-def _sockets(port: int) -> list[str]:
-    """Return the sockets with a port in this thread's network namespace, as descriptors of them."""
+def _inodes(port: int) -> list[int]:
+    """Return the sockets with a port in this thread's network namespace."""
     lines = Path("/proc/thread-self/net/netlink").read_text().splitlines()
     rows = (line.split() for line in lines[1:])
     return [
-        f"socket:[{inode}]"
+        int(inode)
         for _, protocol, has, *_, inode in rows
         if (protocol, has) == (str(NETLINK_ROUTE), str(port))
     ]

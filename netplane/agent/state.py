@@ -25,6 +25,7 @@ from netplane.subnet.family import (
     parse_address,
     parse_subnet,
 )
+from netplane.subnet.jsontext import loads
 from netplane.subnet.lease import Lease
 
 log = logging.getLogger("netplane.state")
@@ -118,7 +119,7 @@ def decode(text: str) -> State:
     by to others is what we are. And without settings of another boot: the kernel began anew, and
     whoever has set one in this boot would lose it.
     """
-    content = json.loads(text)
+    content = loads(text)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"not a state file of format {FORMAT}")
     if content.pop("boot_id", "") != read_boot_id() and isinstance(content.get("sysctls"), dict):
@@ -225,7 +226,7 @@ def load(path: Path) -> tuple[State, str]:
         return State(), _set_aside(path, error)
     try:
         return decode(text), ""
-    except (ValueError, RecursionError) as error:  # the latter: nested too deep
+    except ValueError as error:
         return State(), _set_aside(path, error)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 
 class FormatError(ValueError):
@@ -22,11 +23,9 @@ def parse_object(data: bytes) -> dict[str, object]:
     if len(data) > _SIZE_MAX:
         raise FormatError(f"{len(data)} bytes; at most {_SIZE_MAX} are read")
     try:
-        found = _loads(data.decode())
+        found = loads(data.decode())
     except UnicodeDecodeError as error:
         raise FormatError("not UTF-8 text") from error
-    except RecursionError as error:
-        raise FormatError("not JSON: nested too deeply") from error
     except ValueError as error:
         raise FormatError(f"not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -54,10 +53,16 @@ def _refuse(constant: str) -> object:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def _loads(text: str) -> object:
-    """Return what `json.loads` would, which makes a decoder for each text when it is told more."""
-    # It has words for a byte order mark, and a decoder has none.
-    return json.loads(text) if text.startswith("\ufeff") else _DECODER.decode(text)
+def loads(text: str) -> Any:
+    """Return what `json.loads` would, which makes a decoder for each text when it is told more.
+
+    Raises ValueError, also for what is nested too deeply.
+    """
+    try:
+        # It has words for a byte order mark, and a decoder has none.
+        return json.loads(text) if text.startswith("\ufeff") else _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _kind(value: object) -> str:

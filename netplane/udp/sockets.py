@@ -13,13 +13,20 @@ from pathlib import Path
 def open_sockets() -> Iterator[tuple[int, str, int]]:
     """Yield process, descriptor (a path) and inode of all sockets that somebody has open."""
     for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        folder = f"/proc/{name}/fd"
-        with contextlib.suppress(OSError):  # it has just ended
-            for number in os.listdir(folder):
-                place = f"{folder}/{number}"
-                yield int(name), place, socket_in(place)
+        if name.isdecimal():
+            for place, inode in sockets_of(int(name)):
+                yield int(name), place, inode
+
+
+def sockets_of(pid: int) -> Iterator[tuple[str, int]]:
+    """Yield descriptor (a path) and inode of the sockets of a process that we may look at."""
+    folder = f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):  # it has just ended
+        for number in os.listdir(folder):
+            place = f"{folder}/{number}"
+            inode = socket_in(place)
+            if inode >= 0:
+                yield place, inode
 
 
 def socket_in(place: str) -> int:

@@ -193,15 +193,14 @@ def valid_attachments(call: Call) -> set[Key]:
     listed = call.config.get("cni.dev/valid-attachments")
     if listed is None:
         return set()
-    try:
-        # To take what is none for an empty list would take all networks away.
-        found = {Key(call.network, str(one["containerID"]), str(one["ifname"])) for one in listed}
-    except (TypeError, KeyError):
-        found = None
-    if found is None or not isinstance(listed, list):
-        text = "cni.dev/valid-attachments is no list of attachments"
+    # To take what is none for an empty list would take all networks away.
+    text = "cni.dev/valid-attachments is no list of attachments"
+    if not isinstance(listed, list):
         raise CniError(plugin.CONFIG, text, f"{listed!r}")
-    return found
+    try:
+        return {Key(call.network, str(one["containerID"]), str(one["ifname"])) for one in listed}
+    except (TypeError, KeyError) as error:
+        raise CniError(plugin.CONFIG, text, f"{listed!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from netplane.nft.portmap import Portmaps, PortTakenError
 from netplane.nft.rules import NftError, family_of
 from netplane.nft.table import FirewallReport, KeptTable
 from netplane.subnet.family import VERSION4, VERSION6, Address, Interface, Subnet
+from netplane.udp.sockets import open_sockets
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 FAMILIES = {VERSION4: socket.AF_INET, VERSION6: socket.AF_INET6}
@@ -249,22 +249,23 @@ def _holder(port: PortMapping, version: int, container: str) -> str | None:
     id as an argument: `podman network reload` and `connect` add a container that runs.
     """
     sockets = _sockets(port, version)
+    processes: dict[int, bool] = {}
+    for pid, _, inode in open_sockets():
+        if inode in sockets:
+            processes[pid] = processes.get(pid, False) or sockets[inode]
     found: dict[str, bool] = {}
-    for process in Path("/proc").glob("[0-9]*"):
+    for pid, listens in processes.items():
+        process = Path(f"/proc/{pid}")
         # Others end while they are looked at.
         with contextlib.suppress(OSError):
-            theirs = sockets.keys() & set(_descriptors(process))
-            if not theirs:
-                continue
             if container.encode() in (process / "cmdline").read_bytes().split(b"\0"):
                 return None
-            name = f"{(process / 'comm').read_text().strip()} (process {process.name})"
-            found[name] = any(sockets[one] for one in theirs)
+            found[f"{(process / 'comm').read_text().strip()} (process {pid})"] = listens
     return max(found, key=lambda name: found[name], default="a program that cannot be found")
 
 
-def _sockets(port: PortMapping, version: int) -> dict[str, bool]:
-    """Return the sockets at a port, as descriptors link to them, and whether each listens.
+def _sockets(port: PortMapping, version: int) -> dict[int, bool]:
+    """Return the inodes of the sockets at a port, and whether each listens.
 
     Others have been accepted by one that does, or have called from this port by chance.
     """
@@ -277,11 +278,5 @@ def _sockets(port: PortMapping, version: int) -> dict[str, bool]:
             lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
             for row in map(str.split, lines):
                 if int(row[1].rpartition(":")[2], 16) == port.host_port:
-                    found[f"socket:[{row[9]}]"] = row[3] == listens
+                    found[int(row[9])] = row[3] == listens
     return found
-
-
-def _descriptors(process: Path) -> Iterator[str]:
-    for one in os.scandir(process / "fd"):
-        with contextlib.suppress(OSError):
-            yield os.readlink(one.path)

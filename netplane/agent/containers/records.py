@@ -26,6 +26,7 @@ from netplane.subnet.family import (
     parse_address,
     parse_interface,
 )
+from netplane.subnet.jsontext import loads
 
 log = logging.getLogger("netplane.containers")
 
@@ -123,7 +124,7 @@ class Store:
             records, last, boot = decode(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return ""
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             bad = self.path.with_name(self.path.name + ".bad")
             try:
                 os.replace(self.path, bad)
@@ -220,7 +221,7 @@ def decode(text: str) -> tuple[list[Record], dict[int, Address], str]:
     Raises:
         ValueError: It is not one of ours, or of another format.
     """
-    content = json.loads(text)
+    content = loads(text)
     try:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -33,6 +32,7 @@ from netplane.netlink.decode import Link
 from netplane.netlink.namespace import is_network
 from netplane.netlink.objects import Address
 from netplane.subnet import family
+from netplane.subnet.jsontext import loads
 
 log = logging.getLogger("netplane.containers")
 
@@ -493,6 +493,6 @@ def _files(folder: Path) -> list[Path]:
 def _buried(path: Path) -> Key | None:
     """Return which attachment is to go; None: the plugin writes no such file. Raises OSError."""
     try:
-        return decode_key(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return decode_key(loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError):
         return None
