@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Network
 
@@ -136,6 +136,15 @@ def be_another(overlay: Overlay, rejoin: Callable[[], None]) -> None:
     overlay.members.flags = ("--initial-cluster-token", "another")
 
 
+def send_on(flows: Sequence[Flow]) -> None:
+    """Return when each has sent some hundred packets more."""
+    mark = [flow.sent for flow in flows]
+    until(
+        lambda: all(flow.sent > sent + 500 for flow, sent in zip(flows, mark, strict=True)),
+        30, "packets are sent",
+    )  # fmt: skip
+
+
 def has_noticed(agent: AgentProcess) -> bool:
     """Tell whether an agent says that the registry lost its memory, or believes it."""
     return "registry-regressed" in agent.missing() or str(SUBNET) not in routes_of(agent.host)
@@ -169,11 +178,7 @@ def test_a_registry_that_lost_its_memory_costs_no_packet(
         # The agents find it, and put their own leases back.
         until(lambda: len(overlay.registered()) == 2, 60, "the agents' leases are back")
         until(lambda: all(map(has_noticed, overlay.agents)), 60, "all agents have noticed")
-        mark = [flow.sent for flow in flows]
-        until(
-            lambda: all(flow.sent > sent + 500 for flow, sent in zip(flows, mark, strict=True)),
-            30, "packets are sent",
-        )  # fmt: skip
+        send_on(flows)
         losses = [flow.stop() for flow in flows]
     assert [loss.missing for loss in losses] == [()] * 4
     assert ear.gone() == []
@@ -215,11 +220,7 @@ def test_another_network_of_a_registry_that_lost_its_memory_waits_for_an_operato
             until(lambda: agent.status()["own"] is not None, 20, "it is programmed")
             agent.host.namespace.run("ip", "route", "flush", "proto", "181")
             until(lambda: kernel_of(agent.host) == before, 10, "it is put right")
-            mark = [flow.sent for flow in flows]
-            until(
-                lambda: all(one.sent > sent + 500 for one, sent in zip(flows, mark, strict=True)),
-                30, "packets are sent",
-            )  # fmt: skip
+            send_on(flows)
             losses = [flow.stop() for flow in flows]
         assert losses[1].missing == ()
         assert {told.kind for told in ear.gone()} == {"route"}

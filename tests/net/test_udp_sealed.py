@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -221,50 +222,55 @@ def test_agents_publish_keys_and_a_killed_process_gets_a_new_one() -> None:
         assert not [value for value in told if before["key"] in value]
 
 
-@pytest.mark.alone  # a busy machine sends fewer
-def test_an_agent_that_ends_and_comes_back_costs_no_sealed_packet() -> None:
+@pytest.fixture
+def sealed() -> Iterator[Overlay]:
+    """Two hosts, and a container behind each; every packet between these is sealed."""
     network = NETWORK.replace("vxlan", "netplane-udp")
     with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
-        here, there = overlay.add_containers(1)
+        overlay.add_containers(1)
         until(overlay.everybody_answers, 20, "every container answers every other")
-        agent = overlay.agents[0]
-        with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
-            until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
-            agent.kill()
-            agent.start()
-            agent.wait_ready()
-            mark = out.sent
-            until(lambda: out.sent > mark + 1000, 20, "packets are sent with the next")
-            losses = out.stop(), back.stop()
-        assert [loss.missing for loss in losses] == [(), ()]
+        yield overlay
+
+
+@contextmanager
+def under_packets(overlay: Overlay) -> Iterator[None]:
+    """Send packets both ways meanwhile and for a while after it: none may be lost."""
+    here, there = overlay.rig.containers
+    with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
+        until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
+        yield
+        mark = out.sent
+        until(lambda: out.sent > mark + 1000, 20, "packets are sent with the next")
+        losses = out.stop(), back.stop()
+    assert [loss.missing for loss in losses] == [(), ()]
 
 
 @pytest.mark.alone  # a busy machine sends fewer
-def test_a_process_whose_file_others_remove_costs_no_sealed_packet() -> None:
+def test_an_agent_that_ends_and_comes_back_costs_no_sealed_packet(sealed: Overlay) -> None:
+    agent = sealed.agents[0]
+    with under_packets(sealed):
+        agent.kill()
+        agent.start()
+        agent.wait_ready()
+
+
+@pytest.mark.alone  # a busy machine sends fewer
+def test_a_process_whose_file_others_remove_costs_no_sealed_packet(sealed: Overlay) -> None:
     # Twice: under an agent that runs, and before one that starts, as systemd removes what is in
     # /run of a unit that stops.
-    network = NETWORK.replace("vxlan", "netplane-udp")
-    with Overlay(2, flags=("--heal-interval", "1h"), network=network) as overlay:
-        here, there = overlay.add_containers(1)
-        until(overlay.everybody_answers, 20, "every container answers every other")
-        agent = overlay.agents[0]
-        pid, leases = ask_process(agent.process_socket, "hello")["pid"], overlay.registered()
-        with Flow(here, there, RATE) as out, Flow(there, here, RATE) as back:
-            until(lambda: min(out.received, back.received) > 500, 20, "packets arrive")
-            agent.process_socket.unlink()
-            until(agent.process_socket.exists, 5, "it is there again")
-            assert ask_process(agent.process_socket, "hello")["pid"] == pid
-            agent.terminate()
-            agent.process_socket.unlink()
-            agent.start()
-            agent.wait_ready()
-            mark = out.sent
-            until(lambda: out.sent > mark + 1000, 20, "packets are sent with the next")
-            losses = out.stop(), back.stop()
-        assert [loss.missing for loss in losses] == [(), ()]
+    agent = sealed.agents[0]
+    pid, leases = ask_process(agent.process_socket, "hello")["pid"], sealed.registered()
+    with under_packets(sealed):
+        agent.process_socket.unlink()
+        until(agent.process_socket.exists, 5, "it is there again")
         assert ask_process(agent.process_socket, "hello")["pid"] == pid
-        assert overlay.registered() == leases
-        assert agent.status()["kernel"]["healed"] == {}
+        agent.terminate()
+        agent.process_socket.unlink()
+        agent.start()
+        agent.wait_ready()
+    assert ask_process(agent.process_socket, "hello")["pid"] == pid
+    assert sealed.registered() == leases
+    assert agent.status()["kernel"]["healed"] == {}
 
 
 def test_an_agent_that_does_not_get_a_process_leaves_the_key_that_was_told() -> None:

@@ -29,6 +29,16 @@ async def empty(network: Network) -> Network:
     return network
 
 
+async def is_refused(network: Network, value: bytes, words: str) -> None:
+    """Assert that a configuration is not written over VXLAN, for a reason, but with force."""
+    with pytest.raises(ConfigError, match=words):
+        await init_network(network.registry, network.layout, value)
+    assert await network.value(network.layout.config) == VXLAN
+
+    forced = await init_network(network.registry, network.layout, value, force=True)
+    assert forced is Written.REPLACED
+
+
 async def test_init_writes_where_there_is_nothing(empty: Network) -> None:
     written = await init_network(empty.registry, empty.layout, VXLAN)
 
@@ -61,12 +71,7 @@ async def test_init_does_not_change_network_or_backend_under_hosts(
     await init_network(empty.registry, empty.layout, VXLAN)
     await empty.join(1)
 
-    with pytest.raises(ConfigError, match=f"1 leases go by .* and {words} cannot change"):
-        await init_network(empty.registry, empty.layout, value)
-    assert await empty.value(empty.layout.config) == VXLAN
-
-    forced = await init_network(empty.registry, empty.layout, value, force=True)
-    assert forced is Written.REPLACED
+    await is_refused(empty, value, f"1 leases go by .* and {words} cannot change")
 
 
 async def test_init_changes_the_rest_under_hosts(empty: Network) -> None:
@@ -94,12 +99,7 @@ async def test_init_takes_no_subnet_of_a_host_away(
     value = VXLAN.replace(b",", b"," + change + b",", 1)
 
     loser = f"host 'host1', PublicIP 192.0.2.1 has {subnet_of(view)}"
-    with pytest.raises(ConfigError, match=rf"would lose their subnets: {loser} \({words}\): drain"):
-        await init_network(empty.registry, empty.layout, value)
-    assert await empty.value(empty.layout.config) == VXLAN
-
-    forced = await init_network(empty.registry, empty.layout, value, force=True)
-    assert forced is Written.REPLACED
+    await is_refused(empty, value, rf"would lose their subnets: {loser} \({words}\): drain")
 
 
 async def test_init_names_a_few_hosts_that_would_lose_theirs(empty: Network) -> None:
