@@ -96,6 +96,7 @@ def test_a_file_from_before_there_was_ipv6_is_read(tmp_path: Path) -> None:
         "",
         "{",
         "[]",
+        "[" * 100_000,
         '{"format": 2}',
         '{"format": 1, "boot": "b", "last": null, "records": [5]}',
         '{"format": 1, "boot": "b", "last": "x", "records": []}',
